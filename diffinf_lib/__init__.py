@@ -1,0 +1,36 @@
+"""diffinf: influence functions for diffusion models. Everything public is here: `import diffinf_lib as di`."""
+
+import os
+
+# Data and models come from disk or from the sources named in `data`; never let a library look elsewhere unasked.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from diffinf_lib import artifacts
+from diffinf_lib.artifacts import Bundle, load_bundle, show_versions, write_bundle
+from diffinf_lib.curvature import CurvatureConfig
+from diffinf_lib.data import Dataset, DatasetConfig, ImageSet, load_dataset
+from diffinf_lib.diffusion import (
+    DEFAULT_SCHEDULE,
+    DrawConfig,
+    Draws,
+    NoiseSchedule,
+    example_draws,
+    noisy_images,
+    per_draw_loss,
+    predict_noise,
+)
+from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, DiffinfError, DownloadError
+from diffinf_lib.measurements import MeasurementConfig, measure
+from diffinf_lib.models import UNetConfig, build_unet, count_parameters, load_unet, save_unet
+from diffinf_lib.presets import PRESETS, Preset, get_preset, with_options
+from diffinf_lib.sampling import SamplingConfig, sample, sample_trajectories
+from diffinf_lib.stages import (
+    full_model,
+    generated_queries,
+    ground_truth_bundle,
+    ground_truth_shard,
+    open_run,
+    query_sets,
+    subset_masks,
+)
+from diffinf_lib.training import TrainingConfig, TrainingResult, train

@@ -1,0 +1,99 @@
+"""Bundles: what a run leaves for the book, small enough to commit.
+
+A bundle is a folder under `book/results/` with `metrics.json` (numbers to print), `arrays.npz` (what figures and scores
+are computed from) and `manifest.json` (configuration, seeds, versions, commit, digests of the other two).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffinf_lib.artifacts.files import (
+    ensure_writable,
+    file_digest,
+    json_digest,
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+)
+from diffinf_lib.artifacts.manifest import environment, plain
+from diffinf_lib.artifacts.paths import results_root
+from diffinf_lib.errors import ArtifactError, require
+
+_CONTENTS = ("arrays.npz", "metrics.json")
+SIZE_LIMIT = 1_000_000
+"""Bundles are committed; one larger than this many bytes is refused."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle read back: its arrays, its metrics, and where they came from."""
+
+    name: str
+    arrays: dict[str, np.ndarray]
+    metrics: dict[str, Any]
+    manifest: dict[str, Any]
+
+    @property
+    def provenance(self) -> str:
+        """One line for the page: which bundle, made when it was at which commit, on what, with which versions."""
+        made = self.manifest["environment"]
+        return (
+            f"{self.name} · commit {made['git_commit']} · configuration {self.manifest['configuration_digest'][:12]} · "
+            f"{made['device']}, {made['threads']} thread(s) · torch {made['versions']['torch']}, "
+            f"diffusers {made['versions']['diffusers']}"
+        )
+
+
+def write_bundle(
+    name: str,
+    arrays: Mapping[str, np.ndarray],
+    metrics: Mapping[str, Any],
+    configuration: Any,
+    *,
+    made_in: dict[str, Any] | None = None,
+    root: Path | str | None = None,
+) -> Path:
+    """Write a bundle and return its folder.
+
+    Args:
+        configuration: everything the arrays depend on, seeds included.
+        made_in: the environment of the computation, when it was not this process.
+        root: folder of bundles; default `book/results/`.
+    """
+    folder = ensure_writable(Path(root or results_root()) / name)
+    write_arrays(folder / "arrays.npz", **arrays)
+    write_json(folder / "metrics.json", plain(metrics))
+    size = sum((folder / file).stat().st_size for file in _CONTENTS)
+    require(size < SIZE_LIMIT, f"bundle {name}: {size} bytes; keep it under {SIZE_LIMIT} by leaving arrays out")
+    manifest = {
+        "bundle": name,
+        "configuration": plain(configuration),
+        "configuration_digest": json_digest(plain(configuration)),
+        "environment": made_in or environment(),
+        "files": {file: file_digest(folder / file) for file in _CONTENTS},
+    }
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def load_bundle(name: str, *, root: Path | str | None = None) -> Bundle:
+    """Read a bundle by name.
+
+    Raises:
+        ArtifactError: there is none of that name, or a file is not the one its manifest tells of.
+    """
+    folder = Path(root or results_root()) / name
+    if not (folder / "manifest.json").exists():
+        known = sorted(path.parent.name for path in folder.parent.glob("*/manifest.json"))
+        raise ArtifactError(f"bundle={name!r}: none of that name; there are: {', '.join(known) or 'none'}")
+    manifest = read_json(folder / "manifest.json")
+    for file in _CONTENTS:
+        found = file_digest(folder / file) if (folder / file).exists() else "missing"
+        require(found == manifest["files"][file], f"{folder / file}: not the file its manifest tells of; "
+                "restore it from the repository or make the bundle again", ArtifactError)  # fmt: skip
+    return Bundle(name, read_arrays(folder / "arrays.npz"), read_json(folder / "metrics.json"), manifest)

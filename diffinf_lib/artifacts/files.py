@@ -1,0 +1,160 @@
+"""Files: written whole or not at all, read whole or refused.
+
+A file appears under its name only once it is complete and on the disk, so a run killed at any moment leaves either the
+old file, the new one, or none. Reading checks the file's own structure and turns damage into an `ArtifactError`.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from diffinf_lib.errors import ArtifactError, ConfigurationError
+
+
+def file_digest(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON, in hexadecimal: equal values, equal digests."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def ensure_writable(folder: Path | str) -> Path:
+    """Make `folder` and check that a file can be written there.
+
+    Raises:
+        ConfigurationError: the folder cannot be made or written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(f"out={folder}: cannot write there ({reason}); give a folder you may write to") from None
+    return folder
+
+
+@contextmanager
+def atomic_write(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success sync it to the disk and move it into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ArtifactError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file; run the stage that writes it first") from None
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise ArtifactError(f"{path}: not a JSON file, it is damaged; delete it and run the command again") from None
+
+
+def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Any = None) -> None:
+    """Write tensors, and `metadata` as JSON beside them, to one safetensors file, atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = None if metadata is None else {"diffinf": json.dumps(metadata, sort_keys=True)}
+    with atomic_write(path) as temporary:
+        safetensors.torch.save_file(contiguous, temporary, metadata=header)
+
+
+def read_tensors(path: Path | str) -> dict[str, Tensor]:
+    """Read every tensor of a safetensors file.
+
+    Raises:
+        ArtifactError: the file is missing, truncated or not safetensors.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+
+
+def read_tensor_metadata(path: Path | str) -> Any:
+    """Read what `write_tensors` was given as `metadata`, or None."""
+    with _opened(path) as file:
+        header = (file.metadata() or {}).get("diffinf")
+    return None if header is None else json.loads(header)
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file; run the stage that writes it first") from None
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path}: damaged or not safetensors ({reason}); delete it and run again") from None
+
+
+def write_arrays(path: Path | str, **arrays: np.ndarray) -> None:
+    """Write named arrays to one compressed npz file, atomically; equal arrays give equal bytes."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_arrays(path: Path | str) -> dict[str, np.ndarray]:
+    """Read every array of an npz file; pickled objects are refused.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file; run the stage that writes it first") from None
+    except Exception as error:  # zipfile, zlib and numpy each raise their own kinds for a damaged archive
+        raise ArtifactError(f"{path}: damaged or not npz ({type(error).__name__}); delete it and run again") from None
+
+
+def tensor_digest(*tensors: Tensor) -> str:
+    """SHA-256 over the bytes, shapes and types of tensors, in hexadecimal."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

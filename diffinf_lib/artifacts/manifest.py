@@ -1,0 +1,169 @@
+"""Manifests: what a stage of a run was asked for, what it left, and how it came about.
+
+A stage is a folder with a `manifest.json`. The manifest is written twice: when the stage begins (so that a run killed
+half-way is known by its configuration) and when it is finished (with the digest of every file).
+"""
+
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffinf_lib.artifacts.files import ensure_writable, file_digest, json_digest, read_json, write_json
+from diffinf_lib.artifacts.paths import project_root
+from diffinf_lib.errors import ArtifactError, require
+
+MANIFEST = "manifest.json"
+PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "safetensors")
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and paths as what JSON gives back, so that written and read configurations compare equal."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def differences(found: Any, asked: Any, prefix: str = "") -> list[str]:
+    """Where two plain configurations differ, one short sentence a leaf."""
+    if isinstance(found, dict) and isinstance(asked, dict):
+        return [
+            line
+            for key in sorted(found.keys() | asked.keys())
+            for line in differences(found.get(key), asked.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if found == asked else [f"{prefix} is {found} there, {asked} asked"]
+
+
+def check_same(found: Any, asked: Any, where: Path | str) -> None:
+    """Refuse to go on with something that another configuration made.
+
+    Raises:
+        ArtifactError: `found` and `asked` differ; the message names the first differences.
+    """
+    lines = differences(found, plain(asked))
+    more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+    require(not lines, f"{where}: made by another configuration: {'; '.join(lines[:3])}{more}; "
+            "give another folder, or --force to redo it", ArtifactError)  # fmt: skip
+
+
+def git_commit() -> str:
+    """The commit of the checkout, with `+` when files differ from it, or `unknown`."""
+    try:
+        command = ["git", "-C", str(project_root()), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def environment() -> dict[str, Any]:
+    """What a number depends on besides its configuration: versions, device, threads, commit."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "versions": versions,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "git_commit": git_commit(),
+    }
+
+
+def _peak_memory_bytes() -> dict[str, int]:
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if torch.cuda.is_available():
+        peak["device"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    """Digest of every file below `folder`; hidden files are half-written ones of a killed run."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
+
+
+def is_finished(folder: Path | str, configuration: Any) -> bool:
+    """Whether the stage in `folder` is complete and its files are those it was finished with.
+
+    Damaged or missing files are named in a warning, and the stage counts as unfinished.
+
+    Raises:
+        ArtifactError: the folder holds a stage of another configuration.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).exists():
+        return False
+    manifest = read_json(folder / MANIFEST)
+    check_same(manifest.get("configuration"), configuration, folder)
+    if not manifest.get("finished"):
+        return False
+    found = _file_digests(folder)
+    damaged = sorted(name for name, digest in manifest["files"].items() if found.get(name) != digest)
+    if damaged:
+        warnings.warn(f"{folder}: {', '.join(damaged[:3])} missing or damaged; the stage is redone", stacklevel=2)
+        for name in damaged:
+            (folder / name).unlink(missing_ok=True)
+    return not damaged
+
+
+@contextmanager
+def stage(folder: Path | str, configuration: Any, *, name: str, force: bool = False) -> Iterator[bool]:
+    """Run a stage once: `with stage(...) as needed: if needed: ...`.
+
+    Yields False when the stage is already finished with this very configuration. Otherwise yields True, and when the
+    body ends without an error, records the digests of the files it left. A body that was killed is simply entered
+    again by the next call; it may find its own checkpoints in the folder.
+
+    Args:
+        configuration: everything the files depend on (dataclasses and plain values).
+        force: delete what another configuration left, and redo.
+
+    Raises:
+        ArtifactError: the folder holds a stage of another configuration.
+        ConfigurationError: the folder cannot be written.
+    """
+    folder = ensure_writable(folder)
+    if force:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    if is_finished(folder, configuration):
+        yield False
+        return
+    resumed = (folder / MANIFEST).exists()
+    record = {"stage": name, "configuration": plain(configuration), "finished": False}
+    record["configuration_digest"] = json_digest(record["configuration"])
+    write_json(folder / MANIFEST, record)
+    started = time.monotonic()
+    yield True
+    for leftover in folder.rglob(".*.part"):
+        leftover.unlink()
+    measured = {"wall_seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": _peak_memory_bytes()}
+    record |= {"finished": True, "files": _file_digests(folder), "environment": environment()}
+    record["measured"] = measured | {"resumed": resumed, "processors": os.cpu_count()}
+    write_json(folder / MANIFEST, record)
+
+
+def show_versions() -> None:
+    """Print what this process runs on: versions, device, threads, commit."""
+    made = environment()
+    print(" · ".join(f"{package} {number}" for package, number in made["versions"].items()))
+    print(f"{made['platform']} · {made['device']} · {made['threads']} thread(s) · commit {made['git_commit']}")

@@ -1,0 +1,28 @@
+"""Paths: where data, runs and results lie. No other module joins these folders by hand."""
+
+import os
+from pathlib import Path
+
+
+def project_root() -> Path:
+    """The checkout this library was imported from."""
+    return Path(__file__).resolve().parents[2]
+
+
+def _from_environment(variable: str, default: Path) -> Path:
+    return Path(os.environ[variable]).expanduser() if os.environ.get(variable) else default
+
+
+def data_root() -> Path:
+    """Datasets: `$DIFFINF_DATA`, or `data/` in the checkout."""
+    return _from_environment("DIFFINF_DATA", project_root() / "data")
+
+
+def runs_root() -> Path:
+    """Run folders: `$DIFFINF_RUNS`, or `runs/` in the checkout."""
+    return _from_environment("DIFFINF_RUNS", project_root() / "runs")
+
+
+def results_root() -> Path:
+    """Bundles shipped with the book: `book/results/` in the checkout."""
+    return project_root() / "book" / "results"

@@ -1,0 +1,235 @@
+"""The command line: `diffinf COMMAND …`. Bad input is one line on standard error and exit code 2."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffinf_lib.errors import ConfigurationError, DiffinfError, require
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code: 0, or 2 for bad input, or 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except DiffinfError as error:
+        print(f"diffinf: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("diffinf: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="diffinf", description="Data attribution for diffusion models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        added.set_defaults(command=function)
+        return added
+
+    presets = command("presets", _presets, "list the presets, or print one")
+    presets.add_argument("name", nargs="?", help="a preset's name")
+
+    for name, function, summary in [
+        ("model", _model, "train a preset's model on all training images, and draw its generated queries"),
+        ("ground-truth", _ground_truth, "retrain on random subsets and measure the queries; one shard or all"),
+        ("bundle", _bundle, "collect a finished ground truth into a bundle"),
+        ("scores", _scores, "fit the curvature and score every training image for every query"),
+        ("lds", _lds, "compare the scores with a ground truth"),
+    ]:
+        added = command(name, function, summary)
+        _add_run_options(added)
+        if name in ("ground-truth", "bundle"):
+            added.add_argument("--subsets", type=int, help="number of subsets; default: the preset's")
+            added.add_argument("--seeds", type=int, help="trainings of each subset; default: the preset's")
+        if name == "ground-truth":
+            added.add_argument("--shard", type=int, default=0, help="this shard (from 0)")
+            added.add_argument("--shards", type=int, default=1, help="of so many shards")
+        if name == "bundle":
+            added.add_argument("--name", help="the bundle's name; default: PRESET-ground-truth")
+            added.add_argument("--results", type=Path, help="folder of bundles; default: book/results")
+        if name in ("scores", "lds"):
+            added.add_argument("--damping", type=float, action="append", help="λ; may be given several times")
+            added.add_argument("--queries", default="held-out", help="held-out or generated")
+        if name == "lds":
+            added.add_argument("--ground-truth", help="a bundle's name; default: PRESET-ground-truth")
+            added.add_argument("--subsets", type=int, help="use the first so many subsets only")
+
+    launch = command("launch", _launch, "run an experiment template with papermill; the executed notebook is its log")
+    launch.add_argument("template", help="e.g. e02_ground_truth")
+    launch.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    launch.add_argument("--log", type=Path, help="the executed notebook; default: in the run folder's logs/")
+
+    reproduce = command("reproduce", _reproduce, "the whole ground truth: model, retrained models, bundle")
+    reproduce.add_argument("preset", help="a preset's name")
+    reproduce.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="shards side by side; default: cores")
+    reproduce.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
+                           help="passed to the templates, e.g. subsets=8")  # fmt: skip
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preset", help="a preset's name; `diffinf presets` lists them")
+    parser.add_argument("--run", type=Path, help="run folder; default: runs/PRESET")
+    parser.add_argument("--dataset", help="another dataset for the preset, e.g. folder:PATH")
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", dest="options",
+                        help="replace a preset's option, e.g. training.steps=300")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument("--force", action="store_true", help="redo this stage, whatever is there")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _open(options: argparse.Namespace) -> Any:
+    import torch
+
+    import diffinf_lib as di
+
+    if options.threads is not None:
+        require(options.threads > 0, f"threads={options.threads}: give a positive number")
+        torch.set_num_threads(options.threads)
+    preset = di.with_options(di.get_preset(options.preset), _pairs(options.options))
+    if options.dataset:
+        preset = replace(preset, dataset=replace(preset.dataset, name=options.dataset, classes=None))
+    return di.open_run(
+        preset, options.run, seed=options.seed, device=options.device, progress=not options.quiet, force=options.force
+    )
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for text, (name, equals, _) in zip(texts, pairs, strict=True):
+        require(bool(name and equals), f"option {text!r}: give OPTION=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+def _presets(options: argparse.Namespace) -> None:
+    import json
+
+    import diffinf_lib as di
+
+    if options.name:
+        print(json.dumps(di.artifacts.plain(di.get_preset(options.name)), indent=2))
+        return
+    for preset in di.PRESETS.values():
+        print(f"{preset.name:20} {preset.summary}")
+
+
+def _model(options: argparse.Namespace) -> None:
+    import diffinf_lib as di
+
+    run = _open(options)
+    if options.force:
+        run.discard("model")
+        run.discard("samples")
+    di.full_model(run)
+    di.generated_queries(run)
+    print(run.path("model"))
+
+
+def _ground_truth(options: argparse.Namespace) -> None:
+    import diffinf_lib as di
+
+    run = _open(options)
+    if options.force:
+        run.discard("retrained")
+        run.discard("measurements")
+    di.full_model(run)
+    counts = {"subsets": options.subsets, "seeds": options.seeds}
+    for subset, seed in di.ground_truth_shard(run, **counts, shard=options.shard, shards=options.shards):
+        if not options.quiet:
+            print(f"subset {subset}, seed {seed}", flush=True)
+    print(run.path("measurements"))
+
+
+def _bundle(options: argparse.Namespace) -> None:
+    import diffinf_lib as di
+
+    run = _open(options)
+    print(di.ground_truth_bundle(run, options.name, subsets=options.subsets, seeds=options.seeds, root=options.results))
+
+
+def _scores(options: argparse.Namespace) -> None:
+    import diffinf_lib as di
+
+    run = _open(options)
+    if options.force:
+        for stage in ("curvature", "gradients", "scores"):
+            run.discard(stage)
+    di.influence_scores(run, options.queries, damping=options.damping)
+    print(run.path("scores"))
+
+
+def _lds(options: argparse.Namespace) -> None:
+    import diffinf_lib as di
+
+    run = _open(options)
+    truth = di.load_ground_truth(options.ground_truth or f"{run.preset.name}-ground-truth", options.queries)
+    if options.subsets is not None:
+        truth = truth.first_subsets(options.subsets)
+    for damping, result in di.lds_of_run(run, truth, options.queries, damping=options.damping).items():
+        print(f"damping {damping:g}: LDS {result}")
+
+
+def _launch(options: argparse.Namespace) -> None:
+    from diffinf_lib.experiments import check_parameters, launch, parse_parameters
+
+    parameters = parse_parameters(options.parameter)
+    check_parameters(options.template, parameters)
+    print(launch(options.template, parameters, log=options.log or _default_log(options.template, parameters)))
+
+
+def _default_log(template: str, parameters: dict[str, Any]) -> Path:
+    import diffinf_lib as di
+
+    preset = di.get_preset(str(parameters.get("preset", "digits")))
+    folder = Path(parameters.get("run") or di.artifacts.runs_root() / preset.name.replace(":", "-"))
+    shard = f"-{parameters['shard']}-of-{parameters.get('shards', 1)}" if "shard" in parameters else ""
+    return folder / "logs" / f"{template}{shard}.ipynb"
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    import diffinf_lib as di
+    from diffinf_lib.experiments import check_parameters, parse_parameters
+
+    di.get_preset(options.preset)
+    require(options.workers > 0, f"workers={options.workers}: give a positive number")
+    parameters = parse_parameters(options.parameter)
+    check_parameters("e02_ground_truth", parameters)
+    common = [f"preset={options.preset}", *options.parameter]
+    _run_side_by_side([["e01_model", *_known(common, "e01_model")]])
+    shards = [["e02_ground_truth", *common, f"shard={i}", f"shards={options.workers}"] for i in range(options.workers)]
+    _run_side_by_side(shards)
+    _run_side_by_side([["e03_bundle", *_known(common, "e03_bundle")]])
+
+
+def _known(pairs: list[str], template: str) -> list[str]:
+    """The parameters that this template has; the others belong to its neighbours."""
+    import papermill
+
+    from diffinf_lib.experiments import template_path
+
+    names = papermill.inspect_notebook(str(template_path(template)))
+    return [pair for pair in pairs if pair.partition("=")[0] in names]
+
+
+def _run_side_by_side(launches: list[list[str]]) -> None:
+    """Each launch in a process of its own; all are waited for, and the first failure is reported."""
+    prefix = [sys.executable, "-m", "diffinf_lib", "launch"]
+    threads = {"OMP_NUM_THREADS": "1"} if len(launches) > 1 else {}
+    processes = [
+        subprocess.Popen([*prefix, name, *(word for pair in pairs for word in ("-p", pair))], env=os.environ | threads)
+        for name, *pairs in launches
+    ]
+    failed = [arguments for arguments, process in zip(launches, processes, strict=True) if process.wait() != 0]
+    if failed:
+        raise ConfigurationError(f"{failed[0][0]} stopped early, see above; the same command goes on from here")

@@ -1,0 +1,21 @@
+"""Diffusion: the noise schedule, the draws and the loss."""
+
+from diffinf_lib.diffusion.draws import DrawBatch, DrawConfig, Draws, example_draws, iterate_draws
+from diffinf_lib.diffusion.loss import Network, per_draw_loss, per_example_loss, predict_noise
+from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images, signal_to_noise
+
+__all__ = [
+    "DEFAULT_SCHEDULE",
+    "DrawBatch",
+    "DrawConfig",
+    "Draws",
+    "Network",
+    "NoiseSchedule",
+    "example_draws",
+    "iterate_draws",
+    "noisy_images",
+    "per_draw_loss",
+    "per_example_loss",
+    "predict_noise",
+    "signal_to_noise",
+]

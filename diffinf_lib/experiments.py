@@ -1,0 +1,86 @@
+"""Experiments: papermill templates, their parameters checked before anything runs, the executed notebook kept as the log."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+from diffinf_lib import errors
+from diffinf_lib.artifacts import ensure_writable, project_root
+from diffinf_lib.errors import ConfigurationError, DiffinfError, require
+
+
+def templates_root() -> Path:
+    """Where the templates lie: `notebooks/experiments/`."""
+    return project_root() / "notebooks" / "experiments"
+
+
+def template_path(name: str) -> Path:
+    """The notebook of a template.
+
+    Raises:
+        ConfigurationError: no template of that name; the message lists the names.
+    """
+    path = templates_root() / f"{name}.ipynb"
+    known = sorted(path.stem for path in templates_root().glob("e*.ipynb"))
+    require(path.exists(), f"template={name!r}: no such experiment; give one of {', '.join(known) or 'none found'}")
+    return path
+
+
+def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse parameters that a template does not have; papermill itself only warns about them.
+
+    Raises:
+        ConfigurationError: an unknown parameter; the message lists those there are.
+    """
+    known = papermill.inspect_notebook(str(template_path(name)))
+    for parameter in parameters:
+        require(parameter in known, f"parameter={parameter!r}: {name} has none of that name; give one of {', '.join(known)}")
+
+
+def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progress: bool = True) -> Path:
+    """Run a template with papermill and return the executed notebook.
+
+    The log is written while the template runs, so a run that failed or was killed leaves what it had said so far.
+
+    Args:
+        log: where the executed notebook goes.
+
+    Raises:
+        DiffinfError: a parameter is unknown, or the template refused its input.
+    """
+    check_parameters(name, parameters)
+    log = Path(log)
+    ensure_writable(log.parent)
+    try:
+        papermill.execute_notebook(
+            str(template_path(name)), str(log), parameters=dict(parameters), kernel_name="python3",
+            progress_bar=progress, log_output=False, cwd=str(templates_root()),
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        kind = getattr(errors, error.ename, None)
+        if isinstance(kind, type) and issubclass(kind, DiffinfError):
+            raise kind(error.evalue) from None
+        raise
+    return log
+
+
+def parse_parameters(pairs: list[str]) -> dict[str, Any]:
+    """`["shard=0", "preset=digits"]` as a dictionary; values are read as JSON where they are JSON, else as text.
+
+    Raises:
+        ConfigurationError: a pair without `=`.
+    """
+    parameters: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (name and equals):
+            raise ConfigurationError(f"parameter {pair!r}: give NAME=VALUE")
+        try:
+            parameters[name] = json.loads(text)
+        except json.JSONDecodeError:
+            parameters[name] = text
+    return parameters

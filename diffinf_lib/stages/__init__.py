@@ -1,0 +1,40 @@
+"""Stages: the steps of a run, each a folder that is made once and then read.
+
+    runs/<preset>/config.json
+                  model/  samples/  retrained/k000-r0/  measurements/k000-r0/
+                  curvature/  gradients/  scores/  lds/  logs/
+
+Any stage can be killed and asked for again; it goes on and ends with the same files.
+"""
+
+from diffinf_lib.stages.ground_truth import (
+    collected_measurements,
+    ground_truth_bundle,
+    ground_truth_shard,
+    retrained_measurements,
+    retrained_model,
+    shard_of,
+    subset_mask,
+    subset_masks,
+)
+from diffinf_lib.stages.model import QUERY_SETS, as_queries, full_model, generated_queries, queries, query_sets
+from diffinf_lib.stages.run import Run, open_run
+
+__all__ = [
+    "QUERY_SETS",
+    "Run",
+    "as_queries",
+    "collected_measurements",
+    "full_model",
+    "generated_queries",
+    "ground_truth_bundle",
+    "ground_truth_shard",
+    "open_run",
+    "queries",
+    "query_sets",
+    "retrained_measurements",
+    "retrained_model",
+    "shard_of",
+    "subset_mask",
+    "subset_masks",
+]

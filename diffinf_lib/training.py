@@ -1,0 +1,297 @@
+"""Training: a diffusion model from images, the same bits whether or not the run was interrupted.
+
+Everything random in step s (which images, which draws, flips, dropout) is a function of (seed, s), so a checkpoint needs
+no generator state and the step after a resume is the step that would have been.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffinf_lib.artifacts.files import (
+    ensure_writable,
+    read_arrays,
+    read_tensor_metadata,
+    read_tensors,
+    tensor_digest,
+    write_arrays,
+    write_tensors,
+)
+from diffinf_lib.artifacts.manifest import check_same, plain, stage
+from diffinf_lib.data import ImageSet
+from diffinf_lib.diffusion import DEFAULT_SCHEDULE, NoiseSchedule, per_draw_loss
+from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.models import load_unet, save_unet
+from diffinf_lib.randomness import keyed_generator, keyed_seed
+
+CHECKPOINT = "checkpoint.safetensors"
+LOSSES = "losses.npz"
+WEIGHTS = "unet"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained; the defaults are the paper's for CIFAR (reference settings of Mlodozeniec et al. 2025).
+
+    Attributes:
+        warmup_fraction: share of the steps over which the learning rate rises linearly from 0.
+        lr_schedule: after the warm-up, `cosine` to zero or `constant`.
+        weight_decay: AdamW's decoupled decay.
+        max_grad_norm: gradients are clipped to this norm.
+        ema_max_decay, ema_power: weights are averaged with decay min(max, 1 − (1 + s)^−power) at step s.
+        checkpoint_every: steps between checkpoints from which a killed run goes on.
+        keep_ema_at: steps whose averaged weights are kept beside the final ones, for attribution along the run.
+        precision: `float32`; `tf32` (float32 with TF32 matrix products, on a GPU); or `bfloat16` autocast (matrix
+            products in bfloat16, weights in float32).
+        compile: run the network through `torch.compile`.
+    """
+
+    steps: int = 32_000
+    batch_size: int = 128
+    learning_rate: float = 1e-4
+    warmup_fraction: float = 0.1
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = 1e-6
+    max_grad_norm: float = 1.0
+    ema_max_decay: float = 0.9999
+    ema_power: float = 0.75
+    horizontal_flip: bool = True
+    checkpoint_every: int = 1_000
+    keep_ema_at: tuple[int, ...] = field(default=())
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "max_grad_norm", "checkpoint_every"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, f"{name}={value}: give a positive number")
+        require(0 <= self.warmup_fraction <= 1, f"warmup_fraction={self.warmup_fraction}: give a share from 0 to 1")
+        require(self.lr_schedule in ("cosine", "constant"), f"lr_schedule={self.lr_schedule!r}: give cosine or constant")
+        require(self.precision in ("float32", "tf32", "bfloat16"), f"precision={self.precision!r}: give float32, tf32 "
+                "or bfloat16")  # fmt: skip
+        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}: give a number >= 0")
+        for step in self.keep_ema_at:
+            require(0 < step <= self.steps, f"keep_ema_at={step}: give steps from 1 to {self.steps}")
+
+
+@dataclass
+class TrainingResult:
+    """A trained model: `model` holds the averaged (EMA) weights in eval mode; `losses` is one batch loss a step."""
+
+    model: UNet2DModel
+    losses: np.ndarray
+
+
+def learning_rate_factor(step: int, config: TrainingConfig) -> float:
+    """The share of the full learning rate used in `step` (counted from 0)."""
+    warmup = int(config.warmup_fraction * config.steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.lr_schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
+
+
+def batch_indices(step: int, count: int, batch_size: int, seed: int) -> Tensor:
+    """The positions of the images of one step, `[B]`: consecutive pieces of one shuffle per epoch."""
+    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
+    epochs, places = positions // count, positions % count
+    shuffles = {int(e): torch.randperm(count, generator=keyed_generator("shuffle", seed, int(e))) for e in epochs.unique()}
+    return torch.stack([shuffles[int(epoch)][place] for epoch, place in zip(epochs, places, strict=True)])
+
+
+class _Trainer:
+    """The state of one training run: network, average, optimizer, step."""
+
+    def __init__(self, model: UNet2DModel, images: ImageSet, config: TrainingConfig, schedule: NoiseSchedule, seed: int):
+        self.model, self.images, self.config, self.schedule, self.seed = model, images, config, schedule, seed
+        self.device = next(model.parameters()).device
+        self.pixels = images.images.to(self.device)
+        self.parameters = list(model.parameters())
+        fused = {"fused": True} if self.device.type in ("cuda", "cpu") else {}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, **fused
+        )
+        self.ema = EMAModel(
+            self.parameters, decay=config.ema_max_decay, use_ema_warmup=True, power=config.ema_power, foreach=True
+        )
+        self.network = torch.compile(model) if config.compile else model
+        self.losses: list[Tensor] = []
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    def advance(self) -> None:
+        """One optimizer step."""
+        step, config = self.step, self.config
+        index = batch_indices(step, len(self.images), config.batch_size, self.seed).to(self.device)
+        batch = self.pixels[index]
+        generator = keyed_generator("training", self.seed, step)
+        timesteps = torch.randint(self.schedule.timesteps, (len(batch),), generator=generator).to(self.device)
+        noise = torch.randn(batch.shape, generator=generator).to(self.device)
+        if config.horizontal_flip:
+            flip = (torch.rand(len(batch), generator=generator) < 0.5).to(self.device)
+            batch = torch.where(flip.view(-1, 1, 1, 1), batch.flip(-1), batch)
+        torch.manual_seed(keyed_seed("dropout", self.seed, step))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            loss = per_draw_loss(self.network, batch, timesteps, noise, self.schedule).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(step, config)
+        self.optimizer.step()
+        self.ema.step(self.parameters)
+        self.losses.append(loss.detach())
+
+    def averaged_model(self) -> UNet2DModel:
+        """A copy of the network with the averaged weights, in eval mode."""
+        average = UNet2DModel.from_config(self.model.config).to(self.device)
+        self.ema.copy_to(average.parameters())
+        return average.eval()
+
+    def save(self, path: Path, identity: Any) -> None:
+        tensors = {"losses": torch.stack(self.losses)}
+        for index, parameter in enumerate(self.parameters):
+            tensors[f"parameter.{index}"] = parameter
+            tensors[f"average.{index}"] = self.ema.shadow_params[index]
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{index}"] = value
+        write_tensors(path, tensors, metadata=identity)
+
+    def load(self, path: Path, identity: Any) -> None:
+        check_same(read_tensor_metadata(path), identity, path)
+        tensors = {name: tensor.to(self.device) for name, tensor in read_tensors(path).items()}
+        self.losses = list(tensors["losses"])
+        self.ema.optimization_step = self.step
+        with torch.no_grad():
+            for index, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"parameter.{index}"])
+                self.ema.shadow_params[index].copy_(tensors[f"average.{index}"])
+                keys = ("exp_avg", "exp_avg_sq", "step")
+                self.optimizer.state[parameter] = {key: tensors[f"optimizer.{key}.{index}"] for key in keys}
+
+
+def training_identity(
+    model: UNet2DModel, images: ImageSet, config: TrainingConfig, schedule: NoiseSchedule, seed: int
+) -> dict[str, Any]:
+    """Everything the trained weights depend on, as plain values."""
+    return {
+        "training": plain(config),
+        "schedule": plain(schedule),
+        "seed": seed,
+        "initial_weights": tensor_digest(*model.state_dict().values()),
+        "images": tensor_digest(images.images, images.ids),
+    }
+
+
+def train(
+    model: UNet2DModel,
+    images: ImageSet,
+    config: TrainingConfig,
+    *,
+    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    seed: int = 0,
+    out: Path | str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    force: bool = False,
+) -> TrainingResult:
+    """Train `model` by the noise-prediction loss (Ho et al. 2020, algorithm 1) and return its averaged weights.
+
+    The model passed in is the starting point and is left at the last raw weights; without `out` nothing is written.
+    With `out`, the folder gets `unet/` (averaged weights), `losses.npz`, `ema/step-…/` for each step of `keep_ema_at`,
+    and a manifest. A finished folder is read back instead of trained again; a killed run goes on from its last
+    checkpoint and ends with the same bits.
+
+    Args:
+        out: folder of this stage.
+        device: where to train; default: where the model is.
+        force: redo even if the folder holds something else.
+
+    Raises:
+        ArtifactError: `out` holds a run of another configuration.
+        ConfigurationError: no images, or `out` cannot be written.
+    """
+    require(len(images) > 0, "training needs at least one image; the set given is empty")
+    identity = training_identity(model, images, config, schedule, seed)
+    if out is None:
+        with _deterministic(config.precision):
+            return _run(model, images, config, schedule, seed, None, identity, device, progress)
+    folder = ensure_writable(out)
+    with stage(folder, identity, name="model", force=force) as needed, _deterministic(config.precision):
+        if needed:
+            _run(model, images, config, schedule, seed, folder, identity, device, progress)
+    return load_training(folder, device)
+
+
+def load_training(folder: Path | str, device: torch.device | str | None = None) -> TrainingResult:
+    """Read what `train` left in a folder."""
+    return TrainingResult(load_unet(Path(folder) / WEIGHTS).to(device or "cpu"), read_arrays(Path(folder) / LOSSES)["losses"])
+
+
+@contextmanager
+def _deterministic(precision: str) -> Iterator[None]:
+    """Deterministic convolutions at the asked precision; the caller's random state and flags are left as they were."""
+    before = torch.get_float32_matmul_precision()
+    tf32 = precision == "tf32"
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
+    with torch.random.fork_rng(), flags:
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def _run(
+    model: UNet2DModel,
+    images: ImageSet,
+    config: TrainingConfig,
+    schedule: NoiseSchedule,
+    seed: int,
+    folder: Path | None,
+    identity: Any,
+    device: torch.device | str | None,
+    progress: bool,
+) -> TrainingResult:
+    trainer = _Trainer(model.to(device or next(model.parameters()).device).train(), images, config, schedule, seed)
+    checkpoint = folder / CHECKPOINT if folder else None
+    if checkpoint and checkpoint.exists():
+        trainer.load(checkpoint, identity)
+    bar = tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", disable=not progress)
+    while trainer.step < config.steps:
+        trainer.advance()
+        _after_step(trainer, folder, identity, bar)
+    bar.close()
+    result = TrainingResult(trainer.averaged_model(), torch.stack(trainer.losses).float().cpu().numpy())
+    if folder and checkpoint:
+        save_unet(result.model, folder / WEIGHTS)
+        write_arrays(folder / LOSSES, losses=result.losses)
+        checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def _after_step(trainer: _Trainer, folder: Path | None, identity: Any, bar: Any) -> None:
+    step, config = trainer.step, trainer.config
+    bar.update()
+    if step % 50 == 0:
+        recent = torch.stack(trainer.losses[-50:]).mean().item()
+        bar.set_postfix(loss=f"{recent:.4f}")
+        if not math.isfinite(recent):
+            raise ConfigurationError(f"loss={recent} at step {step}: lower learning_rate={config.learning_rate}")
+    if folder and step in config.keep_ema_at:
+        save_unet(trainer.averaged_model(), folder / "ema" / f"step-{step:06d}")
+    if folder and step % config.checkpoint_every == 0 and step < config.steps:
+        trainer.save(folder / CHECKPOINT, identity)

@@ -1,0 +1,46 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Experiment 2: the ground truth, one shard
+# Retrains the model on random subsets of the training images and measures every query with each. Shards share nothing
+# but the run folder: start as many as there are cores or GPUs. Stages: `retrained`, `measurements`.
+
+# %% tags=["parameters"]
+preset = "digits"  # a preset's name
+run = ""  # the run folder; empty: runs/<preset>
+options = {}  # preset options to replace
+seed = 0  # of the full model, the subsets and the measurement's draws
+subsets = 0  # number of subsets M; 0: the preset's
+seeds = 0  # trainings of each subset, K; 0: the preset's
+shard = 0  # this shard …
+shards = 1  # … of so many
+threads = 1  # CPU threads
+
+# %%
+import time
+
+import torch
+
+import diffinf_lib as di
+
+torch.set_num_threads(threads)
+di.show_versions()
+opened = di.open_run(di.with_options(di.get_preset(preset), options), run or None, seed=seed, progress=False)
+opened.preset.subsets
+
+# %%
+started = time.monotonic()
+for subset, training_seed in di.ground_truth_shard(
+    opened, subsets=subsets or None, seeds=seeds or None, shard=shard, shards=shards
+):
+    print(f"{time.monotonic() - started:7.0f} s  subset {subset}, seed {training_seed}", flush=True)

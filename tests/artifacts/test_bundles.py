@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+
+from diffinf_lib.artifacts import load_bundle, write_bundle
+from diffinf_lib.errors import ArtifactError, ConfigurationError
+
+
+def test_a_bundle_comes_back_with_its_provenance(tmp_path):
+    write_bundle("one", {"x": np.arange(3)}, {"lds": 0.5}, {"seed": 0}, root=tmp_path)
+    bundle = load_bundle("one", root=tmp_path)
+    assert bundle.arrays["x"].tolist() == [0, 1, 2]
+    assert bundle.metrics == {"lds": 0.5}
+    assert bundle.manifest["configuration_digest"][:12] in bundle.provenance
+
+
+def test_a_changed_file_is_refused(tmp_path):
+    folder = write_bundle("one", {"x": np.arange(3)}, {"lds": 0.5}, {}, root=tmp_path)
+    (folder / "metrics.json").write_text('{"lds": 0.9}\n')
+    with pytest.raises(ArtifactError, match=r"metrics\.json: not the file"):
+        load_bundle("one", root=tmp_path)
+
+
+def test_an_unknown_name_lists_the_known_ones(tmp_path):
+    write_bundle("one", {}, {}, {}, root=tmp_path)
+    with pytest.raises(ArtifactError, match="there are: one"):
+        load_bundle("two", root=tmp_path)
+
+
+def test_a_large_bundle_is_refused(tmp_path):
+    noise = np.random.default_rng(0).random(200_000)
+    with pytest.raises(ConfigurationError, match="bundle big"):
+        write_bundle("big", {"noise": noise}, {}, {}, root=tmp_path)

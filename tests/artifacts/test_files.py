@@ -1,0 +1,89 @@
+import os
+import stat
+
+import numpy as np
+import pytest
+import torch
+
+from diffinf_lib.artifacts import (
+    atomic_write,
+    ensure_writable,
+    read_arrays,
+    read_json,
+    read_tensor_metadata,
+    read_tensors,
+    tensor_digest,
+    write_arrays,
+    write_json,
+    write_tensors,
+)
+from diffinf_lib.errors import ArtifactError, ConfigurationError
+
+
+def test_tensors_and_metadata_come_back(tmp_path):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(3, dtype=torch.int64)}
+    write_tensors(tmp_path / "x.safetensors", tensors, metadata={"step": 3})
+    back = read_tensors(tmp_path / "x.safetensors")
+    assert {name: tensor.tolist() for name, tensor in back.items()} == {n: t.tolist() for n, t in tensors.items()}
+    assert read_tensor_metadata(tmp_path / "x.safetensors") == {"step": 3}
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, 1)
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
+
+
+@pytest.mark.parametrize("keep", [0, 4, 40, -1])
+def test_truncated_safetensors_are_refused(tmp_path, keep):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.zeros(100)})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ArtifactError, match=r"x\.safetensors: damaged"):
+        read_tensors(path)
+
+
+def test_truncated_npz_and_json_are_refused(tmp_path):
+    write_arrays(tmp_path / "x.npz", a=np.arange(1000.0))
+    (tmp_path / "x.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:-30])
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_arrays(tmp_path / "x.npz")
+    (tmp_path / "x.json").write_text('{"a": 1')
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_json(tmp_path / "x.json")
+
+
+def test_pickled_arrays_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ArtifactError):
+        read_arrays(tmp_path / "x.npz")
+
+
+def test_equal_arrays_give_equal_bytes(tmp_path):
+    for name in ("x.npz", "y.npz"):
+        write_arrays(tmp_path / name, a=np.arange(5), b=np.eye(2))
+    assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "y.npz").read_bytes()
+
+
+def test_digest_sees_values_shape_and_type():
+    zeros = torch.zeros(4)
+    variants = [zeros, zeros.double(), zeros.reshape(2, 2), torch.ones(4)]
+    assert len({tensor_digest(tensor) for tensor in variants}) == len(variants)
+    assert tensor_digest(zeros) == tensor_digest(zeros.clone())
+
+
+def test_a_file_in_the_way_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ConfigurationError, match="cannot write there"):
+        ensure_writable(tmp_path / "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_read_only_folder_is_refused(tmp_path):
+    tmp_path.chmod(stat.S_IREAD | stat.S_IEXEC)
+    with pytest.raises(ConfigurationError, match="cannot write there"):
+        ensure_writable(tmp_path)

@@ -1,0 +1,57 @@
+import pytest
+
+from diffinf_lib.artifacts import is_finished, read_json, stage
+from diffinf_lib.artifacts.manifest import differences
+from diffinf_lib.errors import ArtifactError
+
+
+def make(folder, configuration, text="result", force=False):
+    with stage(folder, configuration, name="test", force=force) as needed:
+        if needed:
+            (folder / "value.txt").write_text(text)
+    return needed
+
+
+def test_a_finished_stage_is_skipped(tmp_path):
+    assert make(tmp_path / "s", {"a": 1})
+    assert not make(tmp_path / "s", {"a": 1}, text="other")
+    assert (tmp_path / "s" / "value.txt").read_text() == "result"
+
+
+def test_an_interrupted_stage_is_entered_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt), stage(tmp_path / "s", {"a": 1}, name="test"):
+        raise KeyboardInterrupt
+    assert make(tmp_path / "s", {"a": 1})
+    assert read_json(tmp_path / "s" / "manifest.json")["measured"]["resumed"]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_configuration_is_refused_by_name(tmp_path, finished):
+    if finished:
+        make(tmp_path / "s", {"training": {"steps": 100}, "seed": 0})
+    else:
+        with pytest.raises(KeyboardInterrupt), stage(tmp_path / "s", {"training": {"steps": 100}, "seed": 0}, name="t"):
+            raise KeyboardInterrupt
+    with pytest.raises(ArtifactError, match=r"training\.steps is 100 there, 200 asked"):
+        make(tmp_path / "s", {"training": {"steps": 200}, "seed": 0})
+    assert make(tmp_path / "s", {"training": {"steps": 200}, "seed": 0}, force=True)
+
+
+def test_a_damaged_file_is_named_and_redone(tmp_path):
+    make(tmp_path / "s", {})
+    (tmp_path / "s" / "value.txt").write_text("resulT")
+    with pytest.warns(UserWarning, match=r"value\.txt missing or damaged"):
+        assert make(tmp_path / "s", {})
+    assert (tmp_path / "s" / "value.txt").read_text() == "result"
+
+
+def test_a_damaged_manifest_is_refused(tmp_path):
+    make(tmp_path / "s", {})
+    (tmp_path / "s" / "manifest.json").write_text("{")
+    with pytest.raises(ArtifactError, match="damaged"):
+        is_finished(tmp_path / "s", {})
+
+
+def test_differences_name_the_path():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c is 2 there, 3 asked"]
+    assert differences({"a": 1}, {"a": 1, "b": 2}) == ["b is None there, 2 asked"]

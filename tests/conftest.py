@@ -1,0 +1,19 @@
+"""Shared settings of the tests: explicit threads, no network, a scratch place for runs."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["DIFFINF_OFFLINE"] = "1"
+
+import matplotlib
+import pytest
+import torch
+
+matplotlib.use("Agg")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _scratch_runs(tmp_path, monkeypatch):
+    """Nothing a test makes lands in the checkout."""
+    monkeypatch.setenv("DIFFINF_RUNS", str(tmp_path / "runs"))

@@ -1,0 +1,58 @@
+from dataclasses import replace
+
+import pytest
+
+from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.presets import PRESETS, get_preset, with_options
+
+
+def test_flavours_differ_where_the_text_and_the_code_do():
+    written, run = get_preset("cifar2"), get_preset("cifar2", flavour="as-run")
+    assert (written.training.weight_decay, run.training.weight_decay) == (1e-6, 1e-2)
+    assert (written.training.ema_max_decay, run.training.ema_max_decay) == (0.9999, 0.999)
+    assert (written.dataset.stratified, run.dataset.stratified) == (True, False)
+    assert run == get_preset("cifar2:as-run") and written == get_preset("cifar2:as-written")
+    assert run.gradient_draws.noise == "independent" and run.gradient_draws.timesteps == "uniform"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_names_and_hashes(name):
+    preset = get_preset(name)
+    assert preset.name == name and preset.summary
+    assert hash(preset) == hash(replace(preset))
+
+
+def test_retraining_changes_the_steps_only():
+    preset = get_preset("cifar10")
+    assert preset.retraining() == replace(preset.training, steps=80_000)
+
+
+def test_options_are_read_as_the_field_s_type():
+    preset = with_options(
+        get_preset("digits"),
+        {"training.steps": "30", "damping": "1e-6", "training.horizontal_flip": "true", "training.keep_ema_at": "5,10",
+         "unet.attention_head_dim": "none", "gradient_draws.count": 4, "dataset.name": "folder:x"},
+    )  # fmt: skip
+    assert preset.training.steps == 30 and preset.damping == 1e-6 and preset.training.horizontal_flip
+    assert preset.training.keep_ema_at == (5, 10) and preset.unet.attention_head_dim is None
+    assert preset.gradient_draws.count == 4 and preset.dataset.name == "folder:x"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"training.step": "3"}, "no 'step' there; give one of steps, batch_size"),
+        ({"damping.value": "3"}, "'damping' has no parts"),
+        ({"training.steps": "many"}, "training.steps='many': give a value of type int"),
+        ({"training.horizontal_flip": "maybe"}, "give true or false"),
+        ({"training.steps": "-3"}, "steps=-3"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        with_options(get_preset("digits"), options)
+
+
+def test_an_unknown_preset_lists_the_names():
+    with pytest.raises(ConfigurationError, match="preset='mnist': no such preset; give one of smoke, digits"):
+        get_preset("mnist")

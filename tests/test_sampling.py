@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from diffinf_lib.diffusion import NoiseSchedule
+from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.models import build_unet
+from diffinf_lib.presets import get_preset
+from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.sampling import sample, sample_trajectories
+
+MODEL = build_unet(get_preset("smoke").unet)
+SHAPE = (1, 8, 8)
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+def test_a_sample_depends_on_its_seed_only(method):
+    together = sample(MODEL, [4, 5, 6], SHAPE, method=method, steps=6)
+    alone = torch.cat([sample(MODEL, [seed], SHAPE, method=method, steps=6) for seed in (4, 5, 6)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    batches = sample(MODEL, [6, 5, 4], SHAPE, method=method, steps=6, batch_size=2).flip(0)
+    torch.testing.assert_close(together, batches, rtol=1e-5, atol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_a_trajectory_goes_from_noise_to_the_sample():
+    states = sample_trajectories(MODEL, 2, SHAPE, steps=5)
+    assert states.shape == (2, 6, *SHAPE)
+    noise = torch.randn(SHAPE, generator=keyed_generator("sample", 0))
+    assert torch.equal(states[0, 0], noise)
+    torch.testing.assert_close(states[:, -1], sample(MODEL, 2, SHAPE, steps=5))
+    assert torch.equal(sample_trajectories(MODEL, 2, SHAPE, steps=5, keep=(0, 3)), states[:, [0, 3]])
+
+
+class Gaussian(torch.nn.Module):
+    """The optimal denoiser for data N(0, v): ε_θ = √(1−ᾱ) x_t / (ᾱ v + 1 − ᾱ); samples must have variance v."""
+
+    def __init__(self, variance, schedule):
+        super().__init__()
+        self.variance, self.schedule = variance, schedule
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, noisy, timesteps):
+        kept = self.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return (1 - kept).sqrt() * noisy / (kept * self.variance + 1 - kept)
+
+
+@pytest.mark.parametrize(("method", "steps"), [("ddpm", 1000), ("ddim", 100)])
+def test_the_sampler_recovers_a_known_distribution(method, steps):
+    model = Gaussian(0.04, NoiseSchedule())
+    samples = sample(model, 8, (1, 16, 16), method=method, steps=steps)
+    # 2,048 values: the standard error of the variance is about 3%
+    assert abs(samples.var().item() / 0.04 - 1) < 0.12
+    assert abs(samples.mean().item()) < 0.02
+
+
+def test_bad_requests_are_refused():
+    with pytest.raises(ConfigurationError, match="seeds"):
+        sample(MODEL, 0, SHAPE)
+    with pytest.raises(ConfigurationError, match="steps=1001"):
+        sample(MODEL, 1, SHAPE, steps=1001)
+    with pytest.raises(ConfigurationError, match="method"):
+        sample(MODEL, 1, SHAPE, method="euler")

@@ -1,0 +1,145 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from diffinf_lib.artifacts import file_digest
+from diffinf_lib.data import load_dataset
+from diffinf_lib.errors import ArtifactError, ConfigurationError
+from diffinf_lib.models import build_unet, load_unet
+from diffinf_lib.presets import get_preset
+from diffinf_lib.training import TrainingConfig, _Trainer, batch_indices, learning_rate_factor, train
+
+PRESET = get_preset("smoke")
+IMAGES = load_dataset(PRESET.dataset).train
+
+
+def fresh(seed=0, **changes):
+    return build_unet(replace(PRESET.unet, **changes), seed=seed)
+
+
+def test_every_image_is_seen_once_an_epoch():
+    steps = [batch_indices(step, 10, 4, seed=0) for step in range(5)]
+    first, second = torch.cat(steps)[:10], torch.cat(steps)[10:20]
+    assert torch.equal(first.sort().values, torch.arange(10)) and torch.equal(second.sort().values, torch.arange(10))
+    assert not torch.equal(first, second)
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    assert torch.bincount(batch_indices(0, 3, 8, seed=0), minlength=3).tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    config = TrainingConfig(steps=100, warmup_fraction=0.1)
+    factors = [learning_rate_factor(step, config) for step in range(100)]
+    np.testing.assert_allclose(factors[:10], np.arange(1, 11) / 10)
+    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    np.testing.assert_allclose(factors[55], 0.5)
+    assert factors[-1] < 1e-3
+    assert learning_rate_factor(99, replace(config, lr_schedule="constant")) == 1.0
+
+
+def test_the_average_follows_the_warm_up_formula():
+    """shadow ← d·shadow + (1 − d)·weights with d = min(max, 1 − (1 + s)^−power), s counted from 0 (diffusers)."""
+    config = replace(PRESET.training, ema_max_decay=0.8, ema_power=0.75)
+    trainer = _Trainer(fresh().train(), IMAGES, config, PRESET.schedule, 0)
+    shadow = trainer.parameters[0].detach().clone()
+    decays = []
+    for step in range(12):
+        trainer.advance()
+        decay = min(0.8, 1 - (1 + step) ** -0.75) if step > 0 else 0.0
+        shadow = decay * shadow + (1 - decay) * trainer.parameters[0].detach()
+        decays.append(decay)
+    torch.testing.assert_close(trainer.ema.shadow_params[0], shadow)
+    assert decays[-1] == 0.8 and decays[1] < 0.5
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_checkpoint_goes_on_bit_for_bit(tmp_path, dropout):
+    config = replace(PRESET.training, horizontal_flip=True)
+    whole = _Trainer(fresh(dropout=dropout).train(), IMAGES, config, PRESET.schedule, 3)
+    for _ in range(9):
+        whole.advance()
+    half = _Trainer(fresh(dropout=dropout).train(), IMAGES, config, PRESET.schedule, 3)
+    for _ in range(4):
+        half.advance()
+    half.save(tmp_path / "c.safetensors", {"a": 1})
+    resumed = _Trainer(fresh(seed=7, dropout=dropout).train(), IMAGES, config, PRESET.schedule, 3)
+    torch.randn(50)
+    resumed.load(tmp_path / "c.safetensors", {"a": 1})
+    while resumed.step < 9:
+        resumed.advance()
+    for name in ("parameters", "losses"):
+        assert all(torch.equal(a, b) for a, b in zip(getattr(whole, name), getattr(resumed, name), strict=True)), name
+    assert all(torch.equal(a, b) for a, b in zip(whole.ema.shadow_params, resumed.ema.shadow_params, strict=True))
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    trainer = _Trainer(fresh().train(), IMAGES, PRESET.training, PRESET.schedule, 0)
+    trainer.advance()
+    trainer.save(tmp_path / "c.safetensors", {"seed": 0})
+    with pytest.raises(ArtifactError, match="seed is 0 there, 1 asked"):
+        trainer.load(tmp_path / "c.safetensors", {"seed": 1})
+
+
+def test_training_lowers_the_loss():
+    config = replace(PRESET.training, steps=150, learning_rate=3e-3)
+    losses = train(fresh(), IMAGES, config, progress=False).losses
+    assert losses[-30:].mean() < 0.5 * losses[:10].mean()
+
+
+def test_a_folder_holds_the_run_and_is_read_back(tmp_path):
+    config = replace(PRESET.training, keep_ema_at=(5, 12))
+    first = train(fresh(), IMAGES, config, out=tmp_path / "m", progress=False)
+    assert {p.name for p in (tmp_path / "m" / "ema").iterdir()} == {"step-000005", "step-000012"}
+    early, late = (load_unet(tmp_path / "m" / "ema" / name) for name in ("step-000005", "step-000012"))
+    assert not torch.equal(next(early.parameters()), next(late.parameters()))
+    digest = file_digest(tmp_path / "m" / "losses.npz")
+    second = train(fresh(), IMAGES, config, out=tmp_path / "m", progress=False)
+    assert file_digest(tmp_path / "m" / "losses.npz") == digest
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
+    with pytest.raises(ArtifactError, match="seed is 0 there, 1 asked"):
+        train(fresh(), IMAGES, config, seed=1, out=tmp_path / "m", progress=False)
+
+
+def test_training_with_and_without_a_folder_agree(tmp_path):
+    inside = train(fresh(), IMAGES, PRESET.training, out=tmp_path / "m", progress=False)
+    outside = train(fresh(), IMAGES, PRESET.training, progress=False)
+    assert np.array_equal(inside.losses, outside.losses)
+    assert all(torch.equal(a, b) for a, b in zip(inside.model.parameters(), outside.model.parameters(), strict=True))
+
+
+def test_the_caller_s_random_state_is_left_alone():
+    torch.manual_seed(0)
+    expected = torch.randn(3)
+    torch.manual_seed(0)
+    train(fresh(), IMAGES, replace(PRESET.training, steps=2), progress=False)
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_bfloat16_trains_too():
+    losses = train(fresh(), IMAGES, replace(PRESET.training, steps=3, precision="bfloat16"), progress=False).losses
+    reference = train(fresh(), IMAGES, replace(PRESET.training, steps=3), progress=False).losses
+    assert not np.array_equal(losses, reference)
+    np.testing.assert_allclose(losses, reference, rtol=0.05)
+
+
+def test_a_diverging_run_is_named():
+    with pytest.raises(ConfigurationError, match="lower learning_rate"):
+        train(fresh(), IMAGES, replace(PRESET.training, steps=60, learning_rate=1e30), progress=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"steps": 0}, {"batch_size": -1}, {"learning_rate": float("nan")}, {"warmup_fraction": 2}, {"weight_decay": -1},
+     {"lr_schedule": "step"}, {"precision": "half"}, {"keep_ema_at": (21,)}],
+)  # fmt: skip
+def test_bad_settings_are_refused(changes):
+    with pytest.raises(ConfigurationError, match=next(iter(changes))):
+        replace(PRESET.training, **changes)
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(ConfigurationError, match="at least one image"):
+        train(fresh(), IMAGES.subset(torch.zeros(len(IMAGES), dtype=torch.bool)), PRESET.training, progress=False)
