@@ -55,7 +55,7 @@ def load_unet(source: Path | str) -> UNet2DModel:
     if weights.exists():
         read_tensors(weights)
     try:
-        return UNet2DModel.from_pretrained(str(source), use_safetensors=True).eval()
+        return UNet2DModel.from_pretrained(str(source), use_safetensors=True, low_cpu_mem_usage=False).eval()
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         message = f"{source}: no UNet2DModel with safetensors weights there ({reason}); give a model folder or hub id"

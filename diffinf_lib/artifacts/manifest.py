@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,9 @@ def check_same(found: Any, asked: Any, where: Path | str) -> None:
             "give another folder, or --force to redo it", ArtifactError)  # fmt: skip
 
 
+@lru_cache
 def git_commit() -> str:
-    """The commit of the checkout, with `+` when files differ from it, or `unknown`."""
+    """The commit of the checkout this process started from, with `+` when files differed from it, or `unknown`."""
     try:
         command = ["git", "-C", str(project_root()), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
