@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from diffinf_lib.artifacts.files import ensure_writable, file_digest, json_digest, read_json, write_json
 from diffinf_lib.artifacts.paths import project_root
@@ -133,7 +134,8 @@ def stage(folder: Path | str, configuration: Any, *, name: str, force: bool = Fa
 
     Yields False when the stage is already finished with this very configuration. Otherwise yields True, and when the
     body ends without an error, records the digests of the files it left. A body that was killed is simply entered
-    again by the next call; it may find its own checkpoints in the folder.
+    again by the next call; it may find its own checkpoints in the folder. Of two processes that ask for the same stage,
+    one makes it and the other waits.
 
     Args:
         configuration: everything the files depend on (dataclasses and plain values).
@@ -144,12 +146,18 @@ def stage(folder: Path | str, configuration: Any, *, name: str, force: bool = Fa
         ConfigurationError: the folder cannot be written.
     """
     folder = ensure_writable(folder)
-    if force:
-        shutil.rmtree(folder)
-        folder.mkdir()
-    if is_finished(folder, configuration):
-        yield False
-        return
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if force:
+            shutil.rmtree(folder)
+            folder.mkdir()
+        if is_finished(folder, configuration):
+            yield False
+            return
+        yield from _recorded(folder, configuration, name)
+
+
+def _recorded(folder: Path, configuration: Any, name: str) -> Iterator[bool]:
+    """Yield True once, with a manifest written before and another after."""
     resumed = (folder / MANIFEST).exists()
     record = {"stage": name, "configuration": plain(configuration), "finished": False}
     record["configuration_digest"] = json_digest(record["configuration"])

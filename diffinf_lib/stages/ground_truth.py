@@ -67,7 +67,7 @@ def retrained_model(run: Run, subset: int, seed: int) -> UNet2DModel:
 
 def retrained_measurements(run: Run, subset: int, seed: int) -> dict[str, Tensor]:
     """The measurements of one retrained model, per query set `[Q]`."""
-    model = retrained_model(run, subset, seed)
+    model, sets = retrained_model(run, subset, seed), query_sets(run)
     trained = read_json(run.path("retrained", _unit(subset, seed), "manifest.json"))["configuration_digest"]
     identity = {
         "measurement": run.preset.measurement,
@@ -79,7 +79,7 @@ def retrained_measurements(run: Run, subset: int, seed: int) -> dict[str, Tensor
     file = run.path("measurements", _unit(subset, seed), "values.npz")
     with stage(file.parent, identity, name="measurements") as needed:
         if needed:
-            write_arrays(file, **{name: _measured(run, model, images) for name, images in query_sets(run).items()})
+            write_arrays(file, **{name: _measured(run, model, images) for name, images in sets.items()})
     return {name: torch.from_numpy(values) for name, values in read_arrays(file).items()}
 
 

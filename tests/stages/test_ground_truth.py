@@ -1,0 +1,60 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import diffinf_lib as di
+from diffinf_lib.errors import ArtifactError, ConfigurationError
+from diffinf_lib.stages import QUERY_SETS, retrained_measurements, shard_of, subset_mask
+
+PRESET = di.get_preset("smoke")
+
+
+def test_a_subset_keeps_its_share_and_depends_on_its_index_only():
+    masks = torch.stack([subset_mask(300, 0.5, index) for index in range(20)])
+    assert masks.sum(1).tolist() == [150] * 20
+    assert len({tuple(mask.tolist()) for mask in masks}) == 20
+    # each image is kept in about half of many subsets: binomial, standard deviation 5%
+    kept = torch.stack([subset_mask(300, 0.5, index) for index in range(100)]).double().mean(0)
+    assert (kept - 0.5).abs().max() < 0.25
+
+
+def test_shards_part_the_work():
+    parts = [shard_of(5, 3, shard, 4) for shard in range(4)]
+    assert sorted(pair for part in parts for pair in part) == [(k, r) for k in range(5) for r in range(3)]
+    with pytest.raises(ConfigurationError, match="shard=4 of 4"):
+        shard_of(5, 3, 4, 4)
+
+
+def test_a_ground_truth_from_models_to_bundle(tmp_path):
+    run = di.open_run(PRESET, tmp_path / "run", progress=False)
+    assert list(di.ground_truth_shard(run, shard=1, shards=2)) == shard_of(4, 2, 1, 2)
+    with pytest.raises(ArtifactError, match="4 of 8 retrained models are missing"):
+        di.ground_truth_bundle(run, root=tmp_path)
+    list(di.ground_truth_shard(run, shard=0, shards=2))
+    bundle = di.load_bundle(di.ground_truth_bundle(run, "g", root=tmp_path).name, root=tmp_path)
+    assert bundle.arrays["masks"].shape == (4, 24)
+    for name, count in zip(QUERY_SETS, (6, 3), strict=True):
+        assert bundle.arrays[f"{name}/measurements"].shape == (4, 2, count)
+        assert np.isfinite(bundle.arrays[f"{name}/measurements"]).all()
+    values = retrained_measurements(run, 2, 1)["generated"]
+    assert np.array_equal(bundle.arrays["generated/measurements"][2, 1], values.numpy())
+
+
+def test_a_retrained_model_saw_its_subset_only(tmp_path):
+    """The same model trained by hand on the kept images measures the same."""
+    run = di.open_run(PRESET, tmp_path / "run", progress=False)
+    measured = retrained_measurements(run, 1, 1)["held-out"]
+    kept = run.data.train.subset(subset_mask(24, 0.5, 1))
+    config = replace(PRESET.training, steps=PRESET.subsets.steps)
+    model = di.train(di.build_unet(PRESET.unet, seed=1), kept, config, seed=1, progress=False).model
+    torch.testing.assert_close(di.measure(model, run.data.queries, PRESET.measurement), measured, rtol=0, atol=0)
+
+
+def test_a_run_folder_belongs_to_its_preset(tmp_path):
+    di.open_run(PRESET, tmp_path)
+    with pytest.raises(ArtifactError, match="damping is 1e-08 there, 0.1 asked"):
+        di.open_run(replace(PRESET, damping=0.1), tmp_path)
+    more = replace(PRESET, subsets=replace(PRESET.subsets, count=9))
+    assert di.open_run(more, tmp_path).preset.subsets.count == 9

@@ -1,0 +1,122 @@
+"""Bad input to the command line: one line that names the value and the way out, and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from diffinf_lib.cli import main
+from diffinf_lib.presets import PRESETS
+
+
+def refused(capsys, *words):
+    """Run a command that must be refused; return its one line."""
+    assert main([str(word) for word in words]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("diffinf:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_presets_are_listed_and_printed(capsys):
+    assert main(["presets"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(PRESETS)
+    assert main(["presets", "digits"]) == 0
+    assert json.loads(capsys.readouterr().out)["training"]["steps"] == PRESETS["digits"].training.steps
+
+
+def test_an_unknown_preset(capsys):
+    assert "preset='mnist': no such preset; give one of smoke" in refused(capsys, "model", "mnist")
+
+
+def test_an_unknown_option(capsys):
+    assert "no 'step' there" in refused(capsys, "model", "smoke", "--set", "training.step=3")
+    assert "give OPTION=VALUE" in refused(capsys, "model", "smoke", "--set", "training.steps")
+
+
+def test_an_unknown_flag_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["model", "smoke", "--dampening", "3"])
+    assert raised.value.code == 2
+
+
+def test_a_missing_folder(capsys, tmp_path):
+    assert "nowhere" in refused(capsys, "model", "smoke", "--dataset", f"folder:{tmp_path / 'nowhere'}")
+
+
+def test_a_folder_without_images(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    assert str(tmp_path) in refused(capsys, "model", "smoke", "--dataset", f"folder:{tmp_path}")
+
+
+def test_an_output_folder_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot write there" in refused(capsys, "model", "smoke", "--run", tmp_path / "file")
+
+
+def test_a_run_of_another_configuration(capsys, tmp_path):
+    main(["model", "smoke", "--run", str(tmp_path / "run"), "--quiet"])
+    capsys.readouterr()
+    line = refused(capsys, "model", "smoke", "--run", tmp_path / "run", "--set", "training.steps=7")
+    assert "training.steps is 20 there, 7 asked" in line and "--force" in line
+
+
+def test_truncated_weights_are_redone(capsys, tmp_path):
+    """A damaged file of a run is named and made again; nothing is half-read."""
+    main(["model", "smoke", "--run", str(tmp_path), "--quiet"])
+    weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-10])
+    with pytest.warns(UserWarning, match="missing or damaged"):
+        assert main(["model", "smoke", "--run", str(tmp_path), "--quiet"]) == 0
+    assert weights.read_bytes() == before
+
+
+@pytest.mark.parametrize("damping", ["-1", "nan"])
+def test_bad_damping(capsys, tmp_path, damping):
+    line = refused(capsys, "scores", "smoke", "--run", tmp_path, f"--damping={damping}")
+    assert f"damping={float(damping)}" in line
+
+
+def test_more_subsets_than_the_ground_truth_holds(capsys, tmp_path):
+    line = refused(capsys, "lds", "digits", "--run", tmp_path, "--subsets", "1000")
+    assert "1000" in line and "64" in line
+
+
+def test_shards_that_do_not_exist(capsys, tmp_path):
+    assert "shard=2 of 2" in refused(
+        capsys, "ground-truth", "smoke", "--run", tmp_path, "--shard", "2", "--shards", "2", "--quiet"
+    )
+
+
+def test_an_unfinished_ground_truth_is_counted(capsys, tmp_path):
+    main(["ground-truth", "smoke", "--run", str(tmp_path), "--subsets", "1", "--seeds", "1", "--quiet"])
+    capsys.readouterr()
+    assert "7 of 8 retrained models are missing" in refused(capsys, "bundle", "smoke", "--run", tmp_path)
+
+
+def test_no_network_for_a_download(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFINF_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("DIFFINF_OFFLINE", "1")
+    assert "DIFFINF_OFFLINE" in refused(capsys, "model", "cifar2", "--run", tmp_path / "run")
+
+
+def test_a_misspelt_template_parameter(capsys):
+    assert "parameter='shrad'" in refused(capsys, "launch", "e02_ground_truth", "-p", "shrad=1")
+    assert "no such experiment; give one of e01_model" in refused(capsys, "launch", "e99_nothing")
+
+
+def test_a_missing_gpu_is_named(capsys, tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    assert "device='cuda'" in refused(capsys, "model", "smoke", "--run", tmp_path, "--device", "cuda")
+
+
+def test_the_module_exits_with_2_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "diffinf_lib", "model", "mnist"], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
