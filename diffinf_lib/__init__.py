@@ -7,7 +7,15 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from diffinf_lib import artifacts
 from diffinf_lib.artifacts import Bundle, load_bundle, show_versions, write_bundle
-from diffinf_lib.curvature import CurvatureConfig
+from diffinf_lib.attribution import (
+    gradient_cosine_scores,
+    gradient_dot_scores,
+    influence,
+    pixel_distance_scores,
+    random_scores,
+    scores_from_gradients,
+)
+from diffinf_lib.curvature import Curvature, CurvatureConfig, curvature_layers, fit_curvature
 from diffinf_lib.data import Dataset, DatasetConfig, ImageSet, load_dataset
 from diffinf_lib.diffusion import (
     DEFAULT_SCHEDULE,
@@ -20,15 +28,29 @@ from diffinf_lib.diffusion import (
     predict_noise,
 )
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, DiffinfError, DownloadError
+from diffinf_lib.evaluation import (
+    GroundTruth,
+    LDSResult,
+    ceiling,
+    lds,
+    load_ground_truth,
+    paired_difference,
+    predicted_changes,
+)
+from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
 from diffinf_lib.measurements import MeasurementConfig, measure
 from diffinf_lib.models import UNetConfig, build_unet, count_parameters, load_unet, save_unet
 from diffinf_lib.presets import PRESETS, Preset, get_preset, with_options
 from diffinf_lib.sampling import SamplingConfig, sample, sample_trajectories
 from diffinf_lib.stages import (
+    as_queries,
+    curvature_of_run,
     full_model,
     generated_queries,
     ground_truth_bundle,
     ground_truth_shard,
+    influence_scores,
+    lds_of_run,
     open_run,
     query_sets,
     subset_masks,

@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 
     reproduce = command("reproduce", _reproduce, "the whole ground truth: model, retrained models, bundle")
     reproduce.add_argument("preset", help="a preset's name")
-    reproduce.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="shards side by side; default: cores")
+    reproduce.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="shards side by side; default: cores"
+    )
     reproduce.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
                            help="passed to the templates, e.g. subsets=8")  # fmt: skip
     return parser

@@ -38,7 +38,9 @@ def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
     """
     known = papermill.inspect_notebook(str(template_path(name)))
     for parameter in parameters:
-        require(parameter in known, f"parameter={parameter!r}: {name} has none of that name; give one of {', '.join(known)}")
+        require(
+            parameter in known, f"parameter={parameter!r}: {name} has none of that name; give one of {', '.join(known)}"
+        )
 
 
 def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progress: bool = True) -> Path:

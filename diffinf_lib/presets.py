@@ -220,8 +220,12 @@ def _as_run(preset: Preset) -> Preset:
 
 _PAPER = [
     _CIFAR2,
-    replace(_CIFAR2, name="cifar2deq", summary="CIFAR-2, dequantised, for log-probabilities",
-            dataset=replace(_CIFAR2.dataset, name="cifar2deq")),  # fmt: skip
+    replace(
+        _CIFAR2,
+        name="cifar2deq",
+        summary="CIFAR-2, dequantised, for log-probabilities",
+        dataset=replace(_CIFAR2.dataset, name="cifar2deq"),
+    ),  # fmt: skip
     _CIFAR10,
     _ARTBENCH10,
 ]

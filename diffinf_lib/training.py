@@ -76,7 +76,9 @@ class TrainingConfig:
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"{name}={value}: give a positive number")
         require(0 <= self.warmup_fraction <= 1, f"warmup_fraction={self.warmup_fraction}: give a share from 0 to 1")
-        require(self.lr_schedule in ("cosine", "constant"), f"lr_schedule={self.lr_schedule!r}: give cosine or constant")
+        require(
+            self.lr_schedule in ("cosine", "constant"), f"lr_schedule={self.lr_schedule!r}: give cosine or constant"
+        )
         require(self.precision in ("float32", "tf32", "bfloat16"), f"precision={self.precision!r}: give float32, tf32 "
                 "or bfloat16")  # fmt: skip
         require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}: give a number >= 0")
@@ -106,14 +108,18 @@ def batch_indices(step: int, count: int, batch_size: int, seed: int) -> Tensor:
     """The positions of the images of one step, `[B]`: consecutive pieces of one shuffle per epoch."""
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = positions // count, positions % count
-    shuffles = {int(e): torch.randperm(count, generator=keyed_generator("shuffle", seed, int(e))) for e in epochs.unique()}
+    shuffles = {
+        int(e): torch.randperm(count, generator=keyed_generator("shuffle", seed, int(e))) for e in epochs.unique()
+    }
     return torch.stack([shuffles[int(epoch)][place] for epoch, place in zip(epochs, places, strict=True)])
 
 
 class _Trainer:
     """The state of one training run: network, average, optimizer, step."""
 
-    def __init__(self, model: UNet2DModel, images: ImageSet, config: TrainingConfig, schedule: NoiseSchedule, seed: int):
+    def __init__(
+        self, model: UNet2DModel, images: ImageSet, config: TrainingConfig, schedule: NoiseSchedule, seed: int
+    ):
         self.model, self.images, self.config, self.schedule, self.seed = model, images, config, schedule, seed
         self.device = next(model.parameters()).device
         self.pixels = images.images.to(self.device)
@@ -238,7 +244,9 @@ def train(
 
 def load_training(folder: Path | str, device: torch.device | str | None = None) -> TrainingResult:
     """Read what `train` left in a folder."""
-    return TrainingResult(load_unet(Path(folder) / WEIGHTS).to(device or "cpu"), read_arrays(Path(folder) / LOSSES)["losses"])
+    return TrainingResult(
+        load_unet(Path(folder) / WEIGHTS).to(device or "cpu"), read_arrays(Path(folder) / LOSSES)["losses"]
+    )
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def test_values_do_not_depend_on_the_company_or_the_batch():
 
 
 def test_models_share_their_draws():
-    """With the same draws, the difference of two close models is far smaller than the spread over seeds of the draws."""
+    """With the same draws, the difference of two close models is far smaller than between seeds of the draws."""
     model = build_unet(PRESET.unet)
     other = build_unet(PRESET.unet)
     with torch.no_grad():

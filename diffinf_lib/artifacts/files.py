@@ -45,7 +45,9 @@ def ensure_writable(folder: Path | str) -> Path:
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ConfigurationError(f"out={folder}: cannot write there ({reason}); give a folder you may write to") from None
+        raise ConfigurationError(
+            f"out={folder}: cannot write there ({reason}); give a folder you may write to"
+        ) from None
     return folder
 
 

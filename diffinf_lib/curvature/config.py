@@ -25,5 +25,7 @@ class CurvatureConfig:
     labels: int = 1
 
     def __post_init__(self) -> None:
-        require(self.approximation in ("ekfac", "kfac"), f"approximation={self.approximation!r}: give 'ekfac' or 'kfac'")
+        require(
+            self.approximation in ("ekfac", "kfac"), f"approximation={self.approximation!r}: give 'ekfac' or 'kfac'"
+        )
         require(self.labels > 0, f"labels={self.labels}: give a positive number")

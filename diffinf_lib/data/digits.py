@@ -24,7 +24,7 @@ def digits(config: DatasetConfig) -> Dataset:
     ids = torch.from_numpy(np.flatnonzero(np.isin(source.target, classes)))
     train_size = config.train_size or int(TRAIN_SHARE * len(ids))
     query_size = config.query_size or len(ids) - train_size
-    require(0 < query_size and train_size + query_size <= len(ids),
+    require(query_size > 0 and train_size + query_size <= len(ids),
             f"train_size={train_size}, query_size={query_size}: digits {classes} have {len(ids)} images in all; "
             "ask for fewer", DataError)  # fmt: skip
     order = ids[torch.randperm(len(ids), generator=keyed_generator("digits-split", config.seed))]

@@ -64,7 +64,9 @@ def _alphas_cumprod(schedule: NoiseSchedule) -> Tensor:
 DEFAULT_SCHEDULE = NoiseSchedule()
 
 
-def noisy_images(images: Tensor, timesteps: Tensor, noise: Tensor, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Tensor:
+def noisy_images(
+    images: Tensor, timesteps: Tensor, noise: Tensor, schedule: NoiseSchedule = DEFAULT_SCHEDULE
+) -> Tensor:
     """x_t = √ᾱ_t x + √(1 − ᾱ_t) ε (Ho et al. 2020, equation 4).
 
     Args:

@@ -7,6 +7,7 @@
 Any stage can be killed and asked for again; it goes on and ends with the same files.
 """
 
+from diffinf_lib.stages.attribution import check_same_images, curvature_of_run, influence_scores, lds_of_run
 from diffinf_lib.stages.ground_truth import (
     collected_measurements,
     ground_truth_bundle,
@@ -24,11 +25,15 @@ __all__ = [
     "QUERY_SETS",
     "Run",
     "as_queries",
+    "check_same_images",
     "collected_measurements",
+    "curvature_of_run",
     "full_model",
     "generated_queries",
     "ground_truth_bundle",
     "ground_truth_shard",
+    "influence_scores",
+    "lds_of_run",
     "open_run",
     "queries",
     "query_sets",

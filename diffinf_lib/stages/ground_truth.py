@@ -92,7 +92,9 @@ def ground_truth_shard(
 ) -> Iterator[tuple[int, int]]:
     """Retrain and measure every model of one shard, yielding each (subset, seed) when it is done."""
     config = run.preset.subsets
-    pairs = shard_of(config.count if subsets is None else subsets, config.seeds if seeds is None else seeds, shard, shards)
+    pairs = shard_of(
+        config.count if subsets is None else subsets, config.seeds if seeds is None else seeds, shard, shards
+    )
     for subset, seed in pairs:
         retrained_measurements(run, subset, seed)
         yield subset, seed
@@ -158,7 +160,9 @@ def ground_truth_bundle(
 
 def _ground_truth_metrics(run: Run, subsets: int, seeds: int, collected: dict[str, Tensor]) -> dict[str, Any]:
     units = [_unit(k, r) for k in range(subsets) for r in range(seeds)]
-    manifests = [read_json(run.path(stage, unit, "manifest.json")) for stage in ("retrained", "measurements") for unit in units]
+    manifests = [
+        read_json(run.path(stage, unit, "manifest.json")) for stage in ("retrained", "measurements") for unit in units
+    ]
     seconds = [manifest["measured"]["wall_seconds"] for manifest in manifests]
     return {
         "retrained_models": len(units),

@@ -33,11 +33,11 @@ opened.preset
 
 # %%
 result = di.full_model(opened)
-di.figures.training_curve(result.losses);
+di.figures.training_curve(result.losses)
 
 # %%
 samples = di.generated_queries(opened)
-di.figures.image_grid(samples.images, columns=16);
+di.figures.image_grid(samples.images, columns=16)
 
 # %%
 for name, queries in di.query_sets(opened).items():

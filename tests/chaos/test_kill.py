@@ -91,6 +91,6 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, earlier, words):
     assert sum(killed) >= 2, "the command ended before it could be killed; the test shows nothing"
     finish(words, broken)
     assert contents(broken) == contents(whole)
-    assert any(
-        read_json(path)["measured"]["resumed"] for path in broken.rglob("manifest.json")
-    ), "no stage was resumed; the test shows nothing"
+    assert any(read_json(path)["measured"]["resumed"] for path in broken.rglob("manifest.json")), (
+        "no stage was resumed; the test shows nothing"
+    )

@@ -46,7 +46,8 @@ def test_grid_is_the_same_for_every_example():
     steps = [example_draws(i, SHAPE, config, seed=i, stage="a").timesteps for i in range(3)]
     assert torch.equal(steps[0], steps[1]) and torch.equal(steps[0], torch.arange(50, 1000, 100))
     assert not torch.equal(
-        example_draws(0, SHAPE, config, seed=0, stage="a").noise, example_draws(1, SHAPE, config, seed=0, stage="a").noise
+        example_draws(0, SHAPE, config, seed=0, stage="a").noise,
+        example_draws(1, SHAPE, config, seed=0, stage="a").noise,
     )
 
 
@@ -63,7 +64,9 @@ def test_batches_hold_every_draw_in_order(batch_size):
     assert torch.equal(torch.cat([b.images for b in batches]), images[example])
 
 
-@pytest.mark.parametrize("arguments", [{"count": 0}, {"count": -2}, {"count": 7}, {"timesteps": "sorted"}, {"noise": "no"}])
+@pytest.mark.parametrize(
+    "arguments", [{"count": 0}, {"count": -2}, {"count": 7}, {"timesteps": "sorted"}, {"noise": "no"}]
+)
 def test_bad_configurations_are_refused(arguments):
     with pytest.raises(ConfigurationError):
         DrawConfig(**arguments)

@@ -39,9 +39,7 @@ def test_noising_agrees_with_diffusers():
 def test_scaled_linear_is_linear_in_the_square_root():
     schedule = NoiseSchedule(0.00085, 0.012, "scaled_linear")
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    torch.testing.assert_close(
-        schedule.alphas_cumprod.double(), torch.cumprod(1 - betas, 0), rtol=1e-4, atol=1e-9
-    )
+    torch.testing.assert_close(schedule.alphas_cumprod.double(), torch.cumprod(1 - betas, 0), rtol=1e-4, atol=1e-9)
 
 
 def test_per_draw_loss_by_hand():

@@ -1,0 +1,42 @@
+"""Similarity: baselines that rank training images by likeness; what a method must beat.
+
+All point the way influence on the loss does: a positive score says that leaving the image out makes the query less
+likely. Their scale is arbitrary; only ranks mean something.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffinf_lib.data import ImageSet
+from diffinf_lib.gradients import LayerGradients
+from diffinf_lib.randomness import keyed_generator
+
+
+def pixel_distance_scores(train: ImageSet, queries: ImageSet) -> Float[Tensor, "Q N"]:
+    """Minus the Euclidean distance between pixels; arbitrary scale."""
+    return -torch.cdist(queries.images.flatten(1).double(), train.images.flatten(1).double())
+
+
+def gradient_dot_scores(queries: LayerGradients, train: LayerGradients) -> Float[Tensor, "Q N"]:
+    """∇m_q · ∇ℓ_n: influence with the identity for a curvature; arbitrary scale.
+
+    A rotation leaves dot products alone, so gradients in the eigenbasis serve as they are.
+    """
+    parts = [queries[name].flatten(1).double() @ train[name].flatten(1).double().T for name in queries]
+    return torch.stack(parts).sum(0)
+
+
+def gradient_cosine_scores(queries: LayerGradients, train: LayerGradients) -> Float[Tensor, "Q N"]:
+    """The cosine of the angle between ∇m_q and ∇ℓ_n; arbitrary scale."""
+    return gradient_dot_scores(queries, train) / torch.outer(_norms(queries), _norms(train))
+
+
+def _norms(gradients: LayerGradients) -> Float[Tensor, "n"]:
+    squares = [matrix.flatten(1).double().square().sum(1) for matrix in gradients.values()]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def random_scores(queries: int, count: int, *, seed: int = 0) -> Float[Tensor, "Q N"]:
+    """Standard normal scores: the control whose LDS must be 0 within its interval."""
+    return torch.randn(queries, count, generator=keyed_generator("random-scores", seed), dtype=torch.float64)

@@ -1,0 +1,109 @@
+"""Ground truth: what models retrained on random subsets measure of each query."""
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from diffinf_lib.artifacts import load_bundle
+from diffinf_lib.errors import ConfigurationError, DataError, require
+
+
+@dataclass(frozen=True, eq=False)
+class GroundTruth:
+    """Subsets and the measurements of the models retrained on them.
+
+    Attributes:
+        masks: which training images each subset keeps, `[M, N]`, True = kept.
+        measurements: m_q of subset k retrained with seed r, `[M, K, Q]`, float64.
+        train_ids: ids of the N training images, in the order of the masks.
+        query_ids: ids of the Q queries.
+        query_images: `[Q, C, H, W]`, where they are kept.
+        provenance: where the measurements came from, in one line.
+    """
+
+    masks: Bool[Tensor, "M N"]
+    measurements: Float[Tensor, "M K Q"]
+    train_ids: Int[Tensor, "N"]
+    query_ids: Int[Tensor, "Q"]
+    query_images: Float[Tensor, "Q C H W"] | None = None
+    full_measurements: Float[Tensor, "Q"] | None = None
+    provenance: str = ""
+
+    def __post_init__(self) -> None:
+        masks, measured = tuple(self.masks.shape), tuple(self.measurements.shape)
+        require(
+            self.masks.dtype == torch.bool and len(masks) == 2, f"masks: {self.masks.dtype} {masks}; give bool [M, N]"
+        )
+        require(len(measured) == 3, f"measurements of shape {measured}: give [M, K, Q]")
+        require(masks[0] == measured[0], f"masks {masks} and measurements {measured}: M differs; give as many of each")
+        require(masks[1] == len(self.train_ids), f"masks {masks} and {len(self.train_ids)} train ids: N differs")
+        require(
+            measured[2] == len(self.query_ids),
+            f"measurements {measured} and {len(self.query_ids)} query ids: Q differs",
+        )
+        require(
+            bool(torch.isfinite(self.measurements).all()),
+            "measurements: some are NaN or infinite; measure again",
+            DataError,
+        )
+        kept = self.masks.sum(1)
+        require(bool(((kept > 0) & (kept < masks[1])).all()), "masks: a subset keeps all images or none; draw it again")
+        constant = (
+            (self.measurements.std(0) == 0).all(0) if masks[0] > 1 else torch.zeros(measured[2], dtype=torch.bool)
+        )
+        if constant.any():
+            names = self.query_ids[constant].tolist()[:3]
+            warnings.warn(
+                f"measurements of query {names} are the same for every subset; its LDS will be 0", stacklevel=3
+            )
+
+    def first_subsets(self, count: int) -> "GroundTruth":
+        """The same ground truth with the first `count` subsets only.
+
+        Raises:
+            ConfigurationError: more are asked for than there are.
+        """
+        require(0 < count <= len(self.masks), f"subsets={count}: the ground truth holds {len(self.masks)}; ask for as "
+                "many or fewer")  # fmt: skip
+        return replace(self, masks=self.masks[:count], measurements=self.measurements[:count])
+
+    def select(self, subsets: Tensor) -> "GroundTruth":
+        """The same ground truth with some subsets only, by position."""
+        return replace(self, masks=self.masks[subsets], measurements=self.measurements[subsets])
+
+
+def load_ground_truth(
+    bundle: str = "digits-ground-truth", queries: str = "held-out", *, root: Path | str | None = None
+) -> GroundTruth:
+    """The ground truth in a bundle, for one set of queries.
+
+    Args:
+        queries: `held-out` or `generated`.
+
+    Raises:
+        ArtifactError: no such bundle, or it is damaged.
+        ConfigurationError: the bundle has no such queries.
+    """
+    found = load_bundle(bundle, root=root)
+    sets = sorted({key.partition("/")[0] for key in found.arrays if "/" in key})
+    if queries not in sets:
+        raise ConfigurationError(f"queries={queries!r}: bundle {bundle} has {', '.join(sets)}; give one of these")
+    arrays = {key.partition("/")[2]: values for key, values in found.arrays.items() if key.startswith(f"{queries}/")}
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values)
+
+    return GroundTruth(
+        masks=tensor(found.arrays["masks"]),
+        measurements=tensor(arrays["measurements"]),
+        train_ids=tensor(found.arrays["train_ids"]),
+        query_ids=tensor(arrays["ids"]),
+        query_images=tensor(arrays["images"]),
+        full_measurements=tensor(arrays["full_measurements"]),
+        provenance=found.provenance,
+    )

@@ -1,0 +1,157 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import conv_denoiser, draw_batch, images, linear_denoiser, tiny_unet
+
+import diffinf_lib as di
+from diffinf_lib.artifacts import file_digest
+from diffinf_lib.attribution.influence import layer_scores
+from diffinf_lib.curvature import CurvatureConfig, fit_curvature
+from diffinf_lib.curvature.exact import dense_ggn
+from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
+from diffinf_lib.diffusion import DrawConfig, per_draw_loss
+from diffinf_lib.errors import ArtifactError, ConfigurationError
+from diffinf_lib.measurements import MeasurementConfig
+
+CONFIG = CurvatureConfig(draws=DrawConfig(4))
+MEASUREMENT = MeasurementConfig(draws=DrawConfig(6))
+DRAWS = DrawConfig(4)
+
+
+def brute_force_gradients(model, data, draws, stage):
+    """∇ of each example's mean loss, flattened over all layers, `[n, P]`."""
+    layers, rows = curvature_layers(model), []
+    for position in range(len(data)):
+        batch = draw_batch(data.subset([position]), draws, stage=stage)
+        loss = per_draw_loss(model, batch.images, batch.timesteps, batch.noise).mean()
+        gradients = torch.autograd.grad(loss, layer_parameters(layers))
+        rows.append(torch.cat([matrix.flatten() for matrix in gradient_matrices(layers, gradients).values()]))
+    return torch.stack(rows)
+
+
+def double(data):
+    return replace(data, images=data.images.double())
+
+
+def test_scores_are_the_damped_inverse_between_gradients_over_n(monkeypatch):
+    """In a linear denoiser EK-FAC is exact, so the scores are (1/N) ∇m (GGN + λI)⁻¹ ∇ℓ by dense algebra."""
+    from diffinf_lib.curvature import fit
+
+    original = fit._Fit.batches
+    monkeypatch.setattr(fit._Fit, "batches", lambda self, pass_name: original(self, "x"))
+    model, train, queries = linear_denoiser(), images(5, 2), images(3, 2, seed=1)
+    curvature = fit_curvature(model, train, CONFIG, exact_labels=True)
+    scores = di.influence(
+        model, curvature, train, queries, measurement=MEASUREMENT, draws=DRAWS, damping=[1e-3, 0.5], seed=0
+    )
+    ggn = dense_ggn(model, draw_batch(train, DRAWS, stage="x"))
+    measured = brute_force_gradients(model, queries, MEASUREMENT.draws, "measurement")
+    losses = brute_force_gradients(model, train, DRAWS, "train-gradients")
+    for index, damping in enumerate((1e-3, 0.5)):
+        inverse = torch.linalg.inv(ggn + damping * torch.eye(len(ggn), dtype=torch.float64))
+        torch.testing.assert_close(scores[index], measured @ inverse @ losses.T / 5, rtol=1e-7, atol=1e-12)
+
+
+def test_scores_predict_leaving_one_out_with_their_sign():
+    """A linear denoiser trained to its optimum on N images, then on N − 1: scores have the size and sign of the change.
+
+    With common draws the loss is quadratic in the weights, its Hessian is the GGN, and removing one of N images shifts
+    the optimum by about H⁻¹∇ℓ_n/N.
+    """
+    count, draws = 12, DrawConfig(64)
+    train, queries = images(count, 2), images(4, 2, seed=1)
+    measurement = MeasurementConfig(draws=DrawConfig(64))
+
+    def optimum(data):
+        model = linear_denoiser()
+        batch = draw_batch(data, draws, stage="train-gradients")
+        from diffinf_lib.diffusion import noisy_images
+
+        flat = noisy_images(batch.images, batch.timesteps, batch.noise).flatten(1)
+        joint = torch.cat([flat, torch.ones(len(flat), 1, dtype=torch.float64)], dim=1)
+        solution = torch.linalg.lstsq(joint, batch.noise.flatten(1)).solution.T
+        with torch.no_grad():
+            model.layers[0].weight.copy_(solution[:, :-1])
+            model.layers[0].bias.copy_(solution[:, -1])
+        return model
+
+    model = optimum(train)
+    curvature = fit_curvature(model, train, CurvatureConfig(draws=draws), exact_labels=True)
+    scores = di.influence(model, curvature, train, queries, measurement=measurement, draws=draws, damping=0.0)
+    before = di.measure(model, double(queries), measurement)
+    changes = []
+    for left_out in range(count):
+        keep = [n for n in range(count) if n != left_out]
+        changes.append(di.measure(optimum(train.subset(keep)), double(queries), measurement) - before)
+    actual = torch.stack(changes, dim=1)
+    correlation = torch.corrcoef(torch.stack([scores.flatten(), actual.flatten()]))[0, 1]
+    slope = (scores * actual).sum() / (scores * scores).sum()
+    assert correlation > 0.95 and 0.8 < slope < 1.4
+
+
+@pytest.mark.parametrize("make", [lambda: conv_denoiser().float(), lambda: tiny_unet().float()], ids=["conv", "unet"])
+def test_scores_do_not_depend_on_batches_or_order(make):
+    model, train, queries = make(), images(6, 4), images(3, 4, seed=1)
+    curvature = fit_curvature(model, train, CONFIG)
+
+    def score(train=train, queries=queries, **options):
+        return di.influence(
+            model, curvature, train, queries, measurement=MEASUREMENT, draws=DRAWS, damping=1e-3, **options
+        )
+
+    reference = score()
+    tolerance = {"rtol": 1e-5, "atol": 1e-5 * float(reference.abs().max())}
+    torch.testing.assert_close(score(batch_size=3), reference, **tolerance)
+    order, query_order = [3, 1, 5, 0, 4, 2], [2, 0, 1]
+    torch.testing.assert_close(score(train=train.subset(order)), reference[:, order], **tolerance)
+    torch.testing.assert_close(score(queries=queries.subset(query_order)), reference[query_order], **tolerance)
+
+
+def test_a_store_gives_the_same_scores_and_survives_damage(tmp_path):
+    model, train, queries = tiny_unet().float(), images(30, 4), images(3, 4, seed=1)
+    curvature = fit_curvature(model, train, CONFIG)
+    options = {"measurement": MEASUREMENT, "draws": DRAWS, "damping": 1e-3}
+    reference = di.influence(model, curvature, train, queries, **options)
+    stored = di.influence(model, curvature, train, queries, store=tmp_path / "s", **options)
+    assert torch.equal(stored, reference)
+    shard = tmp_path / "s" / "shard-00001.safetensors"
+    digest = file_digest(shard)
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"shard-00001\.safetensors missing or damaged"):
+        again = di.influence(model, curvature, train, queries, store=tmp_path / "s", **options)
+    assert torch.equal(again, reference) and file_digest(shard) == digest
+    with pytest.raises(ArtifactError, match="another configuration"):
+        di.influence(model, curvature, train.subset([0, 1]), queries, store=tmp_path / "s", **options)
+
+
+def test_one_pass_serves_every_damping_and_both_approximations():
+    model, train, queries = conv_denoiser(), images(4, 4), images(2, 4, seed=1)
+    curvature = fit_curvature(model, train, CONFIG)
+    options = {"measurement": MEASUREMENT, "draws": DRAWS}
+    both = di.influence(model, curvature, train, queries, damping=[1e-6, 1e-2], **options)
+    for index, damping in enumerate((1e-6, 1e-2)):
+        assert torch.equal(both[index], di.influence(model, curvature, train, queries, damping=damping, **options))
+    kfac = di.influence(model, curvature, train, queries, damping=1e-2, approximation="kfac", **options)
+    assert not torch.allclose(kfac, both[1])
+
+
+@pytest.mark.parametrize("damping", [-1.0, float("nan"), float("inf"), [1e-8, -1e-9], []])
+def test_bad_dampings_are_refused_before_any_work(damping):
+    with pytest.raises(ConfigurationError, match="damping"):
+        di.influence(None, None, None, None, damping=damping)
+
+
+def test_no_curvature_and_no_damping_contribute_nothing():
+    queries, train = torch.ones(1, 1, 2), torch.ones(1, 1, 2)
+    scores = layer_scores(queries, train, torch.tensor([[0.0, 2.0]]), 0.0)
+    assert scores.tolist() == [[0.5]]
+
+
+def test_gradients_that_are_not_finite_are_named():
+    model, train = conv_denoiser(), images(2, 4)
+    curvature = fit_curvature(model, train, CONFIG)
+    with torch.no_grad():
+        model.middle.weight[0, 0, 1, 1] = float("nan")
+    with pytest.raises(ConfigurationError, match="the gradient of example 0 is not finite"):
+        di.influence(model, curvature, train, train, measurement=MEASUREMENT, draws=DRAWS)

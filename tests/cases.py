@@ -1,0 +1,72 @@
+"""Shared cases: tiny float64 models for which brute force is affordable."""
+
+import torch
+from torch import nn
+
+from diffinf_lib.data import ImageSet
+from diffinf_lib.diffusion import DrawBatch, DrawConfig, iterate_draws
+from diffinf_lib.models import UNetConfig, build_unet
+
+
+class LinearDenoiser(nn.Module):
+    """ε_θ = W x_t + b on flattened images: one layer, one position."""
+
+    def __init__(self, side: int = 2, hidden: tuple[int, ...] = ()):
+        super().__init__()
+        widths = [side * side, *hidden, side * side]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+
+    def forward(self, noisy, timesteps):
+        flat = noisy.flatten(1)
+        for layer in self.layers:
+            flat = layer(flat)
+        return flat.view_as(noisy)
+
+
+class ConvDenoiser(nn.Module):
+    """Two convolutions with a smooth non-linearity, odd strides and padding on the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(1, 3, 3, stride=2, padding=1)
+        self.middle = nn.Conv2d(3, 2, 3, padding=2, dilation=2, bias=False)
+        self.up = nn.ConvTranspose2d(2, 1, 2, stride=2, bias=False).requires_grad_(False)
+
+    def forward(self, noisy, timesteps):
+        return self.up(self.middle(torch.tanh(self.down(noisy))))
+
+
+def linear_denoiser():
+    torch.manual_seed(0)
+    return LinearDenoiser().double()
+
+
+def deep_linear_denoiser():
+    torch.manual_seed(0)
+    return LinearDenoiser(hidden=(3, 5)).double()
+
+
+def conv_denoiser():
+    torch.manual_seed(0)
+    return ConvDenoiser().double()
+
+
+def tiny_unet(attention: bool = False):
+    config = UNetConfig(
+        sample_size=4, block_out_channels=(2, 4), norm_num_groups=1, add_attention=attention, attention_head_dim=2,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D" if attention else "DownBlock2D"),
+        up_block_types=("AttnUpBlock2D" if attention else "UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    return build_unet(config, seed=0).double()
+
+
+def images(count: int, side: int, seed: int = 0) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.rand(count, 1, side, side, generator=generator) * 2 - 1
+    return ImageSet(pixels, torch.zeros(count, dtype=torch.int64), torch.arange(count) + 10 * seed)
+
+
+def draw_batch(data: ImageSet, draws: DrawConfig, *, stage: str, seed: int = 0, dtype=torch.float64) -> DrawBatch:
+    """All draws of all images in one batch."""
+    size = len(data) * draws.count
+    return next(iterate_draws(data.images.to(dtype), data.ids, draws, seed=seed, stage=stage, batch_size=size))

@@ -1,0 +1,119 @@
+"""K-FAC and EK-FAC against the dense GGN, in float64."""
+
+import pytest
+import torch
+from cases import conv_denoiser, deep_linear_denoiser, draw_batch, images, linear_denoiser, tiny_unet
+
+from diffinf_lib.curvature import Curvature, CurvatureConfig, fit_curvature
+from diffinf_lib.curvature.exact import dense_blocks
+from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.errors import ArtifactError, ConfigurationError
+
+DRAWS = DrawConfig(4)
+CONFIG = CurvatureConfig(draws=DRAWS)
+
+
+def same_draws_for_both_passes(monkeypatch):
+    """Fit both passes on one set of draws, so that they can be compared with a dense matrix over these."""
+    from diffinf_lib.curvature import fit
+
+    original = fit._Fit.batches
+    monkeypatch.setattr(fit._Fit, "batches", lambda self, pass_name: original(self, "x"))
+
+
+def relative_error(block, reference):
+    return float((block - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize("make", [linear_denoiser, deep_linear_denoiser])
+@pytest.mark.parametrize("approximation", ["kfac", "ekfac"])
+def test_exact_in_linear_networks(make, approximation, monkeypatch):
+    """A linear layer's block is J_outᵀJ_out ⊗ E[aaᵀ] with a constant J_out: Kronecker-factored, so both are exact."""
+    same_draws_for_both_passes(monkeypatch)
+    model, data = make(), images(3, 2)
+    curvature = fit_curvature(model, data, CONFIG, exact_labels=True)
+    reference = dense_blocks(model, draw_batch(data, DRAWS, stage="x"))
+    for name, layer in curvature.layers.items():
+        torch.testing.assert_close(layer.block(approximation), reference[name], rtol=1e-8, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize(("make", "side"), [(conv_denoiser, 4), (tiny_unet, 4)], ids=["conv", "unet"])
+def test_ekfac_is_closer_than_kfac_and_keeps_the_trace(make, side, monkeypatch):
+    same_draws_for_both_passes(monkeypatch)
+    model, data = make(), images(2, side)
+    curvature = fit_curvature(model, data, CurvatureConfig(draws=DrawConfig(2)), exact_labels=True)
+    reference = dense_blocks(model, draw_batch(data, DrawConfig(2), stage="x"))
+    errors = {"kfac": 0.0, "ekfac": 0.0}
+    for name, layer in curvature.layers.items():
+        trace = reference[name].trace()
+        torch.testing.assert_close(layer.eigenvalues("ekfac").sum(), trace, rtol=1e-8, atol=1e-12, msg=name)
+        for approximation in errors:
+            errors[approximation] += float((layer.block(approximation) - reference[name]).square().sum())
+        # the corrected diagonal is the best one in this basis, so no block gets worse
+        better, worse = (relative_error(layer.block(a), reference[name]) for a in ("ekfac", "kfac"))
+        assert better <= worse * (1 + 1e-9) + 1e-12, name
+    assert errors["ekfac"] < 0.97 * errors["kfac"]
+
+
+def test_sampled_labels_converge_to_the_exact_ones(monkeypatch):
+    same_draws_for_both_passes(monkeypatch)
+    model, data = conv_denoiser(), images(2, 4)
+    exact = fit_curvature(model, data, CONFIG, exact_labels=True)
+
+    def error(labels):
+        sampled = fit_curvature(model, data, CurvatureConfig(draws=DRAWS, labels=labels))
+        pairs = [(sampled.layers[name].block("ekfac"), exact.layers[name].block("ekfac")) for name in exact.layers]
+        return sum(relative_error(*pair) for pair in pairs)
+
+    few, many = error(4), error(400)
+    assert many < 0.35 * few  # a hundred times the labels: a tenth of the error, up to noise
+    assert many < 0.2
+
+
+def test_batch_size_and_order_change_rounding_only():
+    model, data = conv_denoiser(), images(5, 4)
+    reference = fit_curvature(model, data, CONFIG)
+    for changed in (
+        fit_curvature(model, data, CONFIG, batch_size=3),
+        fit_curvature(model, data.subset([4, 1, 0, 3, 2]), CONFIG),
+    ):
+        for name, layer in reference.layers.items():
+            torch.testing.assert_close(changed.layers[name].block("ekfac"), layer.block("ekfac"), rtol=1e-8, atol=1e-12)
+
+
+def test_an_interrupted_fit_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    from diffinf_lib.curvature import fit
+
+    model, data = conv_denoiser(), images(4, 4)
+    whole = fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path / "whole")
+    for stop_at in (3, 5, 4):  # in the first pass, in the second, and in the second again
+        calls = [0]
+
+        def interrupted(self, *arguments, calls=calls, stop_at=stop_at, **options):
+            calls[0] += 1
+            if calls[0] > stop_at:
+                raise KeyboardInterrupt
+            return original(self, *arguments, **options)
+
+        original = fit._Fit.vectors
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(fit._Fit, "vectors", interrupted)
+            fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path / "part", checkpoint_seconds=0)
+    part = fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path / "part", checkpoint_seconds=0)
+    assert part.digest == whole.digest
+    assert {p.name for p in (tmp_path / "part").iterdir()} == {"curvature.safetensors", "manifest.json"}
+
+
+def test_a_curvature_of_another_model_is_refused(tmp_path):
+    fit_curvature(conv_denoiser(), images(2, 4), CONFIG, out=tmp_path)
+    with pytest.raises(ArtifactError, match="seed is 0 there, 1 asked"):
+        fit_curvature(conv_denoiser(), images(2, 4), CONFIG, seed=1, out=tmp_path)
+
+
+def test_kfac_only_has_no_corrected_eigenvalues(tmp_path):
+    curvature = fit_curvature(conv_denoiser(), images(2, 4), CurvatureConfig("kfac", DRAWS))
+    curvature.save(tmp_path / "c.safetensors")
+    back = Curvature.load(tmp_path / "c.safetensors")
+    assert back.digest == curvature.digest
+    with pytest.raises(ConfigurationError, match="fitted as 'kfac'"):
+        back.layers["down"].eigenvalues("ekfac")

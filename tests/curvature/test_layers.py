@@ -1,0 +1,71 @@
+import pytest
+import torch
+from cases import conv_denoiser, draw_batch, images, linear_denoiser, tiny_unet
+from torch import nn
+
+from diffinf_lib.curvature import ForwardPass, curvature_layers
+from diffinf_lib.curvature.layers import gradient_matrices, layer_parameters
+from diffinf_lib.diffusion import DrawConfig, noisy_images
+from diffinf_lib.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("make", "side"),
+    [(linear_denoiser, 2), (conv_denoiser, 4), (tiny_unet, 4), (lambda: tiny_unet(attention=True), 4)],
+    ids=["linear", "conv", "unet", "attention"],
+)
+def test_inputs_and_output_gradients_make_up_the_gradient(make, side):
+    """Σ_p g_p a_pᵀ is the gradient that autograd gives, for every layer."""
+    model, batch = make(), draw_batch(images(2, side), DrawConfig(2), stage="x")
+    noisy = noisy_images(batch.images, batch.timesteps, batch.noise)
+    layers = curvature_layers(model)
+    forward = ForwardPass(model, layers, noisy, batch.timesteps)
+    vectors = torch.randn_like(noisy)
+    expected = torch.autograd.grad(forward.prediction, layer_parameters(layers), vectors, retain_graph=True)
+    pulled = forward.pull_back(vectors)
+    for name, matrix in gradient_matrices(layers, expected).items():
+        actual = torch.einsum("bpo,bpi->oi", pulled[name], forward.inputs(name))
+        torch.testing.assert_close(actual, matrix, rtol=1e-9, atol=1e-12, msg=name)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_normalisation_is_left_out_and_the_rest_is_in():
+    model = tiny_unet(attention=True)
+    covered = {id(parameter) for parameter in layer_parameters(curvature_layers(model))}
+    for module_name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            assert (id(parameter) in covered) == (not isinstance(module, nn.GroupNorm)), module_name
+
+
+class Wrapper(nn.Module):
+    def __init__(self, layer, function):
+        super().__init__()
+        self.layer, self.function = layer, function
+
+    def forward(self, noisy, timesteps):
+        return self.function(self.layer, noisy)
+
+
+def refused(model, message):
+    batch = draw_batch(images(1, 4), DrawConfig(2), stage="x")
+    with pytest.raises(ConfigurationError, match=message):
+        ForwardPass(model, curvature_layers(model), batch.images, batch.timesteps).pull_back(batch.noise)
+
+
+def test_unsupported_layers_are_named():
+    conv = lambda **options: nn.Conv2d(1, 1, 3, padding=1, **options).double()  # noqa: E731
+    refused(Wrapper(conv(), lambda layer, x: layer(layer(x))), "layer layer: used twice")
+    refused(Wrapper(conv(), lambda layer, x: x), "layer layer: not used")
+    refused(Wrapper(conv(padding_mode="circular"), lambda layer, x: layer(x)), "padding_mode='circular'")
+    two = nn.Conv2d(2, 2, 3, padding=1, groups=2).double()
+    refused(Wrapper(two, lambda layer, x: layer(x.expand(-1, 2, -1, -1))[:, :1]), "layer layer: groups=2")
+    refused(Wrapper(nn.Identity(), lambda layer, x: layer(x)), "no Conv2d or Linear")
+
+
+def test_gradients_that_are_not_finite_are_named():
+    model = conv_denoiser()
+    with torch.no_grad():
+        model.middle.weight[0, 0, 1, 1] = float("nan")
+    batch = draw_batch(images(1, 4), DrawConfig(2), stage="x")
+    with pytest.raises(ConfigurationError, match="layer down: its output gradients are not finite"):
+        ForwardPass(model, curvature_layers(model), batch.images, batch.timesteps).pull_back(batch.noise)

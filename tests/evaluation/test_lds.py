@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+import diffinf_lib as di
+from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError
+
+
+def simulated(subsets=40, seeds=3, queries=8, count=30, noise=1.0, seed=0):
+    """Measurements that really are sums of influences of the images left out, plus noise of the retraining."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(queries, count, generator=generator, dtype=torch.float64)
+    masks = torch.stack([torch.randperm(count, generator=generator) < count // 2 for _ in range(subsets)])
+    clean = (scores @ (~masks).double().T).T
+    spread = clean.std() * noise
+    measured = clean.unsqueeze(1) + spread * torch.randn(subsets, seeds, queries, generator=generator).double()
+    return scores, di.GroundTruth(masks, measured, torch.arange(count), torch.arange(queries))
+
+
+def test_lds_is_the_mean_spearman_over_queries():
+    scores, truth = simulated()
+    noisy = scores + torch.randn(scores.shape, generator=torch.Generator().manual_seed(1))
+    expected = []
+    for q in range(8):
+        predicted = [sum(float(noisy[q, n]) for n in range(30) if not truth.masks[k, n]) for k in range(40)]
+        expected.append(scipy.stats.spearmanr(predicted, truth.measurements[:, :, q].mean(1)).statistic)
+    result = di.lds(noisy, truth)
+    np.testing.assert_allclose(result.per_query, expected, rtol=1e-10)
+    assert result.mean == pytest.approx(np.mean(expected))
+    assert result.interval[0] < result.mean < result.interval[1]
+
+
+def test_signs_matter():
+    scores, truth = simulated(noise=0.0)
+    assert di.lds(scores, truth).mean == pytest.approx(1.0)
+    assert di.lds(-scores, truth).mean == pytest.approx(-1.0)
+
+
+def test_the_ceiling_is_one_seed_against_the_others():
+    _, truth = simulated(seeds=2)
+    pairs = [scipy.stats.spearmanr(*truth.measurements[:, :, q].T).statistic for q in range(8)]
+    assert di.ceiling(truth) == pytest.approx(np.mean(pairs))
+    _, single = simulated(seeds=1)
+    assert np.isnan(di.lds(np.zeros((8, 30)), single).ceiling)
+
+
+def test_random_scores_have_an_interval_around_zero():
+    _, truth = simulated(subsets=60, queries=20)
+    low, high = di.lds(di.random_scores(20, 30), truth).interval
+    assert low < 0 < high
+
+
+def test_the_interval_covers_the_value_of_a_large_ground_truth():
+    """Ground truths of 30 subsets cut from one of 3,000: the interval of each should hold the large one's value."""
+    scores, large = simulated(subsets=3000, queries=6, noise=1.5)
+    guess = scores + torch.randn(scores.shape, generator=torch.Generator().manual_seed(2))
+    value = di.lds(guess, large, bootstrap=2).mean
+    hits = 0
+    for part in range(60):
+        low, high = di.lds(guess, large.select(torch.arange(50 * part, 50 * part + 30)), bootstrap=200).interval
+        hits += low <= value <= high
+    # 95% nominal; resampling queries as well makes it conservative
+    assert hits >= 52
+
+
+def test_paired_differences_share_their_resamples():
+    scores, truth = simulated()
+    same, interval = di.paired_difference(scores, scores, truth)
+    assert same == 0 and interval == (0, 0)
+    noisy = scores + 2 * torch.randn(scores.shape, generator=torch.Generator().manual_seed(1))
+    difference, (low, high) = di.paired_difference(scores, noisy, truth)
+    assert difference == pytest.approx(di.lds(scores, truth).mean - di.lds(noisy, truth).mean)
+    assert 0 < low < difference < high
+
+
+def test_bad_input_is_refused():
+    scores, truth = simulated()
+    with pytest.raises(ConfigurationError, match=r"\(30, 8\): this ground truth needs \[Q, N\] = \(8, 30\)"):
+        di.lds(scores.T, truth)
+    with pytest.raises(DataError, match="NaN"):
+        di.lds(scores.masked_fill(scores > 2, float("nan")), truth)
+    with pytest.raises(ConfigurationError, match="subsets=41: the ground truth holds 40"):
+        truth.first_subsets(41)
+    with pytest.raises(ConfigurationError, match="3 subsets: too few"):
+        di.lds(scores, truth.first_subsets(3))
+    parts = (truth.masks, truth.measurements, truth.train_ids, truth.query_ids)
+    for position, wrong, message in [
+        (0, truth.masks.double(), "give bool"),
+        (0, truth.masks[:-1], "M differs"),
+        (0, torch.ones_like(truth.masks), "keeps all images"),
+        (1, truth.measurements[0], "give \\[M, K, Q\\]"),
+        (2, truth.train_ids[1:], "N differs"),
+        (3, truth.query_ids[1:], "Q differs"),
+    ]:
+        changed = list(parts)
+        changed[position] = wrong
+        with pytest.raises(ConfigurationError, match=message):
+            di.GroundTruth(*changed)
+    with pytest.raises(DataError, match="NaN"):
+        di.GroundTruth(truth.masks, truth.measurements * float("nan"), truth.train_ids, truth.query_ids)
+
+
+def test_constant_measurements_are_flagged_and_score_nothing():
+    scores, truth = simulated()
+    measured = truth.measurements.clone()
+    measured[:, :, 2] = 0.5
+    with pytest.warns(UserWarning, match=r"query \[2\] are the same"):
+        flagged = di.GroundTruth(truth.masks, measured, truth.train_ids, truth.query_ids)
+    assert di.lds(scores, flagged).per_query[2] == 0
+
+
+def test_an_unknown_set_of_queries_is_refused(tmp_path):
+    di.write_bundle("g", {"masks": np.ones((2, 2), bool), "held-out/ids": np.arange(2)}, {}, {}, root=tmp_path)
+    with pytest.raises(ConfigurationError, match="bundle g has held-out"):
+        di.load_ground_truth("g", "sampled", root=tmp_path)
+    with pytest.raises(ArtifactError, match="there are: g"):
+        di.load_ground_truth("h", root=tmp_path)
