@@ -1,10 +1,22 @@
 """Data: images in [−1, 1] with stable ids, split into training images and queries."""
 
-from diffinf_lib.data.digits import digits
+from diffinf_lib.data.artbench import artbench_dataset
+from diffinf_lib.data.cifar import cifar_dataset
+from diffinf_lib.data.digits import digits_dataset
+from diffinf_lib.data.folder import image_folder
 from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet
 from diffinf_lib.errors import require
 
-_LOADERS = {"digits": digits}
+_LOADERS = {
+    "digits": digits_dataset,
+    "cifar2": cifar_dataset,
+    "cifar10": cifar_dataset,
+    "cifar2deq": cifar_dataset,
+    "cifar10deq": cifar_dataset,
+    "artbench10": artbench_dataset,
+    "folder": image_folder,
+}
+DATASETS = (*(name for name in _LOADERS if name != "folder"), "folder:PATH")
 
 
 def load_dataset(config: DatasetConfig | str) -> Dataset:
@@ -15,10 +27,10 @@ def load_dataset(config: DatasetConfig | str) -> Dataset:
         DataError: its images are missing or unusable.
     """
     config = DatasetConfig(config) if isinstance(config, str) else config
-    loader = _LOADERS.get(config.name.partition(":")[0])
-    require(loader is not None, f"dataset={config.name!r}: no such dataset; give one of {', '.join(_LOADERS)}")
-    assert loader is not None
-    return loader(config)
+    kind, colon, _ = config.name.partition(":")
+    known = kind in _LOADERS and bool(colon) == (kind == "folder")
+    require(known, f"dataset={config.name!r}: no such dataset; give one of {', '.join(DATASETS)}")
+    return _LOADERS[kind](config)
 
 
 __all__ = ["Dataset", "DatasetConfig", "ImageSet", "load_dataset"]

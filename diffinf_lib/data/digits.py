@@ -11,7 +11,7 @@ from diffinf_lib.randomness import keyed_generator
 TRAIN_SHARE = 0.84
 
 
-def digits(config: DatasetConfig) -> Dataset:
+def digits_dataset(config: DatasetConfig) -> Dataset:
     """The digits of some classes, split at random into training images and queries.
 
     An image's id is its place in scikit-learn's array. Without sizes, 84% of the images are for training.

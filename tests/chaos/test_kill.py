@@ -41,13 +41,14 @@ def kill_after(words, run, wait):
 
 
 def contents(run: Path) -> dict[str, str]:
-    """Digest of every file of a run; of a manifest only what does not measure time or memory."""
+    """Digest of every file of a run; of a manifest all but times, memory and the commit, which others may move."""
     found = {}
     for path in sorted(p for p in run.rglob("*") if p.is_file()):
         name = path.relative_to(run).as_posix()
         if path.name == "manifest.json":
             manifest = read_json(path)
             manifest.pop("measured", None)
+            manifest["environment"].pop("git_commit")
             found[name] = str(manifest)
         else:
             found[name] = file_digest(path)

@@ -1,0 +1,53 @@
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import diffinf_lib as di
+from diffinf_lib.errors import ConfigurationError, DataError
+
+
+def test_the_split_of_threes_and_eights():
+    data = di.load_dataset(di.get_preset("digits").dataset)
+    assert (len(data.train), len(data.queries)) == (300, 57) and data.class_names == ("3", "8")
+    assert not set(data.train.ids.tolist()) & set(data.queries.ids.tolist())
+    source = load_digits()
+    for part in (data.train, data.queries):
+        for image, label, i in zip(part.images, part.labels, part.ids, strict=True):
+            assert source.target[i] == (3, 8)[label]
+            torch.testing.assert_close((image[0] + 1) * 8, torch.from_numpy(source.images[i]).float())
+
+
+def test_the_split_depends_on_its_seed_only():
+    load = lambda seed: di.load_dataset(di.DatasetConfig("digits", seed=seed))  # noqa: E731
+    assert load(0).digest == load(0).digest != load(1).digest
+
+
+def test_all_ten_digits_by_name():
+    data = di.load_dataset("digits")
+    assert len(data.train) + len(data.queries) == 1797 and len(data.class_names) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"classes": (3, 11)}, "11"), ({"train_size": 2000}, "train_size=2000"), ({"train_size": 1797}, "query_size=0")],
+)
+def test_impossible_requests_are_refused(options, message):
+    with pytest.raises(DataError, match=message):
+        di.load_dataset(di.DatasetConfig("digits", **options))
+
+
+def test_unknown_datasets_are_refused():
+    for name in ("mnist", "digits:3", "folder"):
+        with pytest.raises(ConfigurationError, match=f"dataset='{name}': no such dataset; give one of digits"):
+            di.load_dataset(name)
+
+
+def test_image_sets_are_checked():
+    images = torch.zeros(2, 1, 2, 2)
+    for arguments in [
+        (images[0], torch.zeros(2), torch.arange(2)),
+        (images, torch.zeros(2), torch.arange(3)),
+        (images, torch.zeros(2), torch.zeros(2)),
+    ]:
+        with pytest.raises(DataError):
+            di.ImageSet(*arguments)
