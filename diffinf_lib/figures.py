@@ -1,0 +1,184 @@
+"""Figures: one function each, returning a Matplotlib figure; no reading, no writing, one style."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from diffinf_lib.data import ImageSet
+from diffinf_lib.diffusion import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
+from diffinf_lib.errors import require
+from diffinf_lib.evaluation import GroundTruth, LDSResult, predicted_changes, spearman
+
+# Okabe and Ito's palette: told apart with any kind of colour vision
+BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.grid": False,
+    "legend.frameon": False,
+}
+
+
+def _subplots(*arguments: Any, **options: Any) -> tuple[Figure, Any]:
+    """`plt.subplots` in the book's style; the figure is left to the caller to show."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(*arguments, layout="constrained", **options)
+    plt.close(figure)
+    return figure, axes
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """An image `[C, H, W]` in [−1, 1] as Matplotlib takes it."""
+    values = ((image.detach().float().cpu() + 1) / 2).clamp(0, 1)
+    return values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).numpy()
+
+
+def _show(axes: Axes, image: Tensor | None, title: str = "", colour: str | None = None) -> None:
+    axes.set_axis_off()
+    if image is None:
+        return
+    axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(title, fontsize=7, pad=2, color=colour or "black")
+
+
+def training_curve(losses: Any, *, smooth: int = 50) -> Figure:
+    """The loss of every step, and its running mean over `smooth` steps.
+
+    Args:
+        losses: `[steps]`.
+    """
+    values = np.asarray(losses, dtype=float)
+    window = min(smooth, len(values))
+    mean = np.convolve(values, np.ones(window) / window, mode="valid")
+    figure, axes = _subplots(figsize=(6, 2.6))
+    axes.plot(np.arange(1, len(values) + 1), values, color=BLUE, alpha=0.25, linewidth=0.8, label="one batch")
+    axes.plot(np.arange(window, len(values) + 1), mean, color=BLUE, label=f"mean of {window} steps")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend()
+    return figure
+
+
+def image_grid(images: Tensor, *, columns: int = 8, titles: Sequence[str] | None = None, size: float = 0.7) -> Figure:
+    """Images `[n, C, H, W]` in rows of `columns`.
+
+    Args:
+        size: of one image, in inches.
+    """
+    require(len(images) > 0, "images: give at least one to draw")
+    require(titles is None or len(titles) == len(images), "titles: give one for each image")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height = size * (1.25 if titles else 1.0)
+    figure, axes = _subplots(rows, columns, figsize=(size * columns, height * rows), squeeze=False)
+    for place, axis in enumerate(axes.flat):
+        inside = place < len(images)
+        _show(axis, images[place] if inside else None, titles[place] if titles and inside else "")
+    return figure
+
+
+def noising_strip(
+    image: Tensor, noise: Tensor, timesteps: Sequence[int], schedule: NoiseSchedule = DEFAULT_SCHEDULE
+) -> Figure:
+    """One image `[C, H, W]` at several timesteps of the forward process, with one noise `[C, H, W]`."""
+    steps = torch.tensor(list(timesteps))
+    states = noisy_images(image.expand(len(steps), -1, -1, -1), steps, noise.expand(len(steps), -1, -1, -1), schedule)
+    return image_grid(states, columns=len(steps), titles=[f"t = {step}" for step in timesteps], size=0.9)
+
+
+def lds_bars(results: Mapping[str, LDSResult], *, ceiling: float | None = None) -> Figure:
+    """LDS of each method with its bootstrap interval, and what one exact retraining reaches.
+
+    Args:
+        results: by the method's name, drawn from top to bottom.
+        ceiling: default: that of the first result.
+    """
+    require(bool(results), "results: give at least one method")
+    names, values = list(results), list(results.values())
+    ceiling = values[0].ceiling if ceiling is None else ceiling
+    figure, axes = _subplots(figsize=(6.5, 0.45 * len(names) + 0.9))
+    places = np.arange(len(names))[::-1]
+    means = np.array([100 * result.mean for result in values])
+    errors = np.array([[100 * (r.mean - r.interval[0]), 100 * (r.interval[1] - r.mean)] for r in values]).T
+    axes.barh(places, means, xerr=errors, color=[BLUE, *[GREY] * (len(names) - 1)], height=0.6, capsize=3, ecolor="black")
+    for place, mean, result in zip(places, means, values, strict=True):
+        axes.text(max(100 * result.interval[1], 0) + 1, place, f"{mean:.1f}", va="center")
+    if np.isfinite(ceiling):
+        axes.axvline(100 * ceiling, color=VERMILION, linestyle="--", label=f"one exact retraining: {100 * ceiling:.1f}")
+        axes.legend(loc="lower right")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(places, names)
+    axes.set_xlabel("LDS (%)")
+    return figure
+
+
+def ranked(scores: Tensor, count: int) -> dict[str, Tensor]:
+    """Places of the highest, lowest and smallest (in size) of the scores `[N]`, as the paper's Fig. 1 shows them."""
+    order = scores.argsort(descending=True)
+    return {
+        "most positive": order[:count],
+        "most negative": order.flip(0)[:count],
+        "most neutral": scores.abs().argsort()[:count],
+    }
+
+
+def top_influence(train: ImageSet, queries: ImageSet, scores: Tensor, *, query: int, count: int = 8) -> Figure:
+    """A query and its most positive, most negative and most neutral training images (the paper's Fig. 1).
+
+    Args:
+        scores: `[Q, N]`; a positive score: leaving the image out makes the query less likely.
+        query: which of the queries, from 0.
+        count: images a row.
+    """
+    require(0 <= query < len(queries), f"query={query}: give 0 to {len(queries) - 1}")
+    rows = ranked(scores[query], min(count, len(train)))
+    figure, axes = _subplots(3, count + 1, figsize=(0.8 * (count + 1), 3.0), squeeze=False)
+    for row, ((name, places), colour) in enumerate(zip(rows.items(), (BLUE, VERMILION, GREY), strict=True)):
+        _show(axes[row][0], queries.images[query] if row == 0 else None, "query")
+        if row:
+            axes[row][0].set_axis_off()
+        axes[row][0].text(0.5, -0.12 if row == 0 else 0.5, name.replace(" ", "\n"), transform=axes[row][0].transAxes,
+                          ha="center", va="top" if row == 0 else "center", fontsize=8, color=colour)  # fmt: skip
+        for column in range(count):
+            inside = column < len(places)
+            image = train.images[places[column]] if inside else None
+            title = f"{scores[query, places[column]]:+.1e}" if inside else ""
+            _show(axes[row][column + 1], image, title, colour)
+    return figure
+
+
+def predicted_against_measured(scores: Tensor, truth: GroundTruth, *, query: int) -> Figure:
+    """For one query, the change that the scores predict for each subset against what retraining measured."""
+    require(0 <= query < len(truth.query_ids), f"query={query}: give 0 to {len(truth.query_ids) - 1}")
+    predicted = predicted_changes(scores, truth)[query]
+    measured = truth.measurements[:, :, query].mean(1).numpy()
+    figure, axes = _subplots(figsize=(4, 3.2))
+    axes.scatter(predicted, measured, color=BLUE, s=18, alpha=0.8)
+    correlation = float(spearman(predicted[None], measured[None])[0])
+    axes.set(
+        xlabel="predicted change, sum of scores of the images left out",
+        ylabel="measured after retraining",
+        title=f"query {query}: Spearman {correlation:.2f} over {len(predicted)} subsets",
+    )
+    return figure
+
+
+def schedule_curves(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Figure:
+    """How much image and how much noise x_t holds at each timestep: √ᾱ_t and √(1 − ᾱ_t)."""
+    kept = schedule.alphas_cumprod
+    figure, axes = _subplots(figsize=(5.5, 2.4))
+    axes.plot(kept.sqrt(), color=BLUE, label="image, √ᾱ")
+    axes.plot((1 - kept).sqrt(), color=ORANGE, linestyle="--", label="noise, √(1 − ᾱ)")
+    axes.set(xlabel="timestep t", ylabel="share in x_t")
+    axes.legend()
+    return figure

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+from cases import images
+
+import diffinf_lib as di
+from diffinf_lib import figures
+from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.evaluation import LDSResult
+
+TRAIN, QUERIES = images(10, 4), images(3, 4, seed=1)
+SCORES = torch.linspace(-1, 1, 30).reshape(3, 10).flip(1).double()
+
+
+def result(mean):
+    return LDSResult(mean, (mean - 0.02, mean + 0.03), 0.01, 0.75, 0.86, np.array([mean]))
+
+
+def pictures(figure):
+    return [image for axes in figure.axes for image in axes.get_images()]
+
+
+def test_training_curve_shows_every_loss_and_its_mean():
+    figure = figures.training_curve(np.arange(1.0, 101.0), smooth=10)
+    raw, mean = figure.axes[0].get_lines()
+    assert raw.get_ydata().tolist() == list(range(1, 101))
+    assert mean.get_ydata()[0] == pytest.approx(5.5) and mean.get_xdata()[0] == 10
+
+
+def test_image_grid_shows_each_image_once_with_its_values():
+    figure = figures.image_grid(TRAIN.images, columns=4, titles=[str(i) for i in range(10)])
+    shown = pictures(figure)
+    assert len(shown) == 10 and len(figure.axes) == 12
+    np.testing.assert_allclose(shown[3].get_array(), (TRAIN.images[3, 0] + 1) / 2, rtol=1e-6)
+    with pytest.raises(ConfigurationError):
+        figures.image_grid(TRAIN.images[:0])
+    assert pictures(figures.image_grid(torch.zeros(1, 3, 4, 4)))[0].get_array().shape == (4, 4, 3)
+
+
+def test_lds_bars_are_as_long_as_the_means():
+    figure = figures.lds_bars({"EK-FAC": result(0.6), "random": result(-0.01)})
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([60, -1])
+    assert [text.get_text() for text in axes.texts] == ["60.0", "-1.0"]
+    assert "75.0" in axes.get_legend().get_texts()[0].get_text()
+
+
+def test_top_influence_shows_the_ranked_images():
+    figure = figures.top_influence(TRAIN, QUERIES, SCORES, query=1, count=3)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    order = SCORES[1].sort(descending=True).values
+    expected = [*order[:3], *order.flip(0)[:3], *sorted(SCORES[1], key=abs)[:3]]
+    assert titles[0] == "query" and titles[1:] == [f"{value:+.1e}" for value in expected]
+    assert len(pictures(figure)) == 10
+    with pytest.raises(ConfigurationError, match="query=3: give 0 to 2"):
+        figures.top_influence(TRAIN, QUERIES, SCORES, query=3)
+
+
+def test_predictions_are_drawn_against_measurements():
+    masks = torch.eye(10, dtype=torch.bool)
+    measured = torch.randn(10, 2, 3, dtype=torch.float64)
+    truth = di.GroundTruth(masks, measured, TRAIN.ids, QUERIES.ids)
+    figure = figures.predicted_against_measured(SCORES, truth, query=2)
+    points = figure.axes[0].collections[0].get_offsets()
+    np.testing.assert_allclose(points[:, 0], (SCORES[2].sum() - SCORES[2]).numpy())
+    np.testing.assert_allclose(points[:, 1], measured[:, :, 2].mean(1))
+
+
+def test_noising_goes_from_image_to_noise():
+    noise = torch.randn(1, 4, 4)
+    shown = pictures(figures.noising_strip(TRAIN.images[0], noise, [0, 999]))
+    np.testing.assert_allclose(shown[0].get_array(), (TRAIN.images[0, 0] + 1) / 2, atol=0.05)
+    np.testing.assert_allclose(shown[1].get_array(), ((noise[0] + 1) / 2).clamp(0, 1), atol=0.05)
