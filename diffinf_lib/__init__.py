@@ -44,6 +44,7 @@ from diffinf_lib.presets import PRESETS, Preset, get_preset, with_options
 from diffinf_lib.sampling import SamplingConfig, sample, sample_trajectories
 from diffinf_lib.stages import (
     as_queries,
+    baseline_scores,
     curvature_of_run,
     full_model,
     generated_queries,
@@ -52,7 +53,9 @@ from diffinf_lib.stages import (
     influence_scores,
     lds_of_run,
     open_run,
+    queries,
     query_sets,
+    retrained_measurements,
     subset_masks,
 )
 from diffinf_lib.training import TrainingConfig, TrainingResult, train

@@ -162,13 +162,16 @@ def _bundle(options: argparse.Namespace) -> None:
 
 def _scores(options: argparse.Namespace) -> None:
     import diffinf_lib as di
+    from diffinf_lib.attribution.influence import check_dampings
 
     run = _open(options)
     if options.force:
         for stage in ("curvature", "gradients", "scores"):
             run.discard(stage)
-    di.influence_scores(run, options.queries, damping=options.damping)
-    print(run.path("scores"))
+    check_dampings([run.preset.damping] if options.damping is None else options.damping)
+    images = di.queries(run, options.queries)
+    scores = di.influence_scores(run, images, damping=options.damping)
+    print(f"{run.path('scores')}: {tuple(scores.shape)} dampings × queries × training images")
 
 
 def _lds(options: argparse.Namespace) -> None:
@@ -178,8 +181,8 @@ def _lds(options: argparse.Namespace) -> None:
     truth = di.load_ground_truth(options.ground_truth or f"{run.preset.name}-ground-truth", options.queries)
     if options.subsets is not None:
         truth = truth.first_subsets(options.subsets)
-    for damping, result in di.lds_of_run(run, truth, options.queries, damping=options.damping).items():
-        print(f"damping {damping:g}: LDS {result}")
+    for name, result in di.lds_of_run(run, truth, damping=options.damping).items():
+        print(f"{name:24} LDS {result}")
 
 
 def _launch(options: argparse.Namespace) -> None:

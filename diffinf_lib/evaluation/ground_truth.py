@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffinf_lib.artifacts import load_bundle
+from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import ConfigurationError, DataError, require
 
 
@@ -61,6 +62,17 @@ class GroundTruth:
             warnings.warn(
                 f"measurements of query {names} are the same for every subset; its LDS will be 0", stacklevel=3
             )
+
+    @property
+    def queries(self) -> ImageSet:
+        """The queries as images to be scored, without labels (−1).
+
+        Raises:
+            DataError: the ground truth was kept without its images.
+        """
+        if self.query_images is None:
+            raise DataError("ground truth: it holds no query images; give the queries it was measured on yourself")
+        return ImageSet(self.query_images, torch.full((len(self.query_ids),), -1), self.query_ids)
 
     def first_subsets(self, count: int) -> "GroundTruth":
         """The same ground truth with the first `count` subsets only.

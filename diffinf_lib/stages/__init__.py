@@ -7,7 +7,13 @@
 Any stage can be killed and asked for again; it goes on and ends with the same files.
 """
 
-from diffinf_lib.stages.attribution import check_same_images, curvature_of_run, influence_scores, lds_of_run
+from diffinf_lib.stages.attribution import (
+    baseline_scores,
+    curvature_of_run,
+    influence_scores,
+    lds_of_run,
+    stored_gradients,
+)
 from diffinf_lib.stages.ground_truth import (
     collected_measurements,
     ground_truth_bundle,
@@ -25,7 +31,7 @@ __all__ = [
     "QUERY_SETS",
     "Run",
     "as_queries",
-    "check_same_images",
+    "baseline_scores",
     "collected_measurements",
     "curvature_of_run",
     "full_model",
@@ -40,6 +46,7 @@ __all__ = [
     "retrained_measurements",
     "retrained_model",
     "shard_of",
+    "stored_gradients",
     "subset_mask",
     "subset_masks",
 ]

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffinf_lib.artifacts import plain, read_arrays, stage, write_arrays, write_json
-from diffinf_lib.attribution import influence
+from diffinf_lib.artifacts import json_digest, plain, read_arrays, stage, tensor_digest, write_arrays
+from diffinf_lib.attribution import gradient_dot_scores, influence, pixel_distance_scores, random_scores
 from diffinf_lib.attribution.influence import check_dampings
-from diffinf_lib.curvature import Curvature, fit_curvature
+from diffinf_lib.curvature import Approximation, Curvature, fit_curvature
+from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.evaluation import GroundTruth, LDSResult, lds
-from diffinf_lib.stages.model import full_model, model_identity, queries
+from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
+from diffinf_lib.measurements import MEASUREMENT_STAGE
+from diffinf_lib.stages.model import full_model, model_identity
 from diffinf_lib.stages.run import Run
 
 
@@ -24,56 +27,89 @@ def curvature_of_run(run: Run) -> Curvature:
     )  # fmt: skip
 
 
-def influence_scores(run: Run, query_set: str = "held-out", *, damping: Sequence[float] | None = None) -> Tensor:
-    """Influence of every training image on every query, `[D, Q, N]`, for each damping; default: the preset's.
+def influence_scores(
+    run: Run,
+    queries: ImageSet,
+    *,
+    damping: Sequence[float] | None = None,
+    approximation: Approximation | None = None,
+) -> Tensor:
+    """Influence of every training image on every query, `[D, Q, N]`, for each damping.
 
-    Gradients are kept in the run folder: another damping or another set of queries costs little.
+    Gradients are kept in the run folder: another damping, K-FAC after EK-FAC, or other queries cost little.
+
+    Args:
+        damping: default: the preset's.
+        approximation: default: the preset's.
     """
     preset = run.preset
-    dampings = check_dampings(damping or [preset.damping])
-    images = queries(run, query_set)
-    curvature = curvature_of_run(run)
+    dampings = check_dampings([preset.damping] if damping is None else damping)
+    approximation = approximation or preset.curvature.approximation
+    model, curvature = full_model(run).model, curvature_of_run(run)
+    key = tensor_digest(queries.images, queries.ids)
     identity = {
-        "model": model_identity(run), "curvature": curvature.digest, "query_set": query_set, "dampings": dampings,
-        "approximation": preset.curvature.approximation, "measurement": preset.measurement,
-        "gradient_draws": preset.gradient_draws, "query_ids": images.ids.tolist(), "seed": run.seed,
+        "model": model_identity(run), "curvature": curvature.digest, "queries": key, "dampings": dampings,
+        "approximation": approximation, "measurement": preset.measurement, "gradient_draws": preset.gradient_draws,
+        "seed": run.seed,
     }  # fmt: skip
-    folder = run.path("scores", f"{query_set}-{'-'.join(f'{value:g}' for value in dampings)}")
+    folder = run.path("scores", json_digest(plain(identity))[:12])
     with stage(folder, identity, name="scores") as needed:
         if needed:
             scores = influence(
-                full_model(run).model, curvature, run.data.train, images, measurement=preset.measurement,
-                draws=preset.gradient_draws, damping=dampings, approximation=preset.curvature.approximation,
-                seed=run.seed, schedule=preset.schedule, progress=run.progress,
-                store=run.path("gradients", "train"), query_store=run.path("gradients", query_set),
+                model, curvature, run.data.train, queries, measurement=preset.measurement, draws=preset.gradient_draws,
+                damping=dampings, approximation=approximation, seed=run.seed, schedule=preset.schedule,
+                store=run.path("gradients", "train"), query_store=run.path("gradients", f"queries-{key[:12]}"),
+                progress=run.progress,
             )  # fmt: skip
             write_arrays(folder / "scores.npz", scores=scores.numpy())
     return torch.from_numpy(read_arrays(folder / "scores.npz")["scores"])
 
 
-def check_same_images(run: Run, truth: GroundTruth, query_ids: Tensor) -> None:
-    """Refuse a ground truth that was made with other images than the run's.
+def stored_gradients(run: Run, queries: ImageSet) -> tuple[LayerGradients, LayerGradients]:
+    """Gradients of the queries and of the training images, in the eigenbasis, from the stores that scoring uses."""
+    preset, model, curvature = run.preset, full_model(run).model, curvature_of_run(run)
+    key = tensor_digest(queries.images, queries.ids)[:12]
+    sets = [
+        (queries, GradientConfig(preset.measurement.draws, MEASUREMENT_STAGE, run.seed), f"queries-{key}"),
+        (run.data.train, GradientConfig(preset.gradient_draws, seed=run.seed), "train"),
+    ]
+    query_gradients, train_gradients = (
+        all_gradients(
+            gradient_shards(
+                model, curvature, images, config, schedule=preset.schedule, store=run.path("gradients", name),
+                progress=run.progress,
+            )  # fmt: skip
+        )
+        for images, config, name in sets
+    )
+    return query_gradients, train_gradients
+
+
+def baseline_scores(run: Run, queries: ImageSet) -> dict[str, Tensor]:
+    """Scores that a method must beat, by name: gradient dot product, pixel distance, random."""
+    query_gradients, train_gradients = stored_gradients(run, queries)
+    return {
+        "gradient dot product": gradient_dot_scores(query_gradients, train_gradients),
+        "pixel distance": pixel_distance_scores(run.data.train, queries),
+        "random": random_scores(len(queries), len(run.data.train), seed=run.seed),
+    }
+
+
+def lds_of_run(run: Run, truth: GroundTruth, *, damping: Sequence[float] | None = None) -> dict[str, LDSResult]:
+    """LDS of a run's scores against a ground truth: EK-FAC at each damping, K-FAC, and the baselines.
+
+    The queries are the ground truth's own images, on which its models were measured.
 
     Raises:
-        DataError: training images or queries differ.
+        DataError: the ground truth was made with other training images than the run's.
     """
-    same_train = torch.equal(truth.train_ids, run.data.train.ids)
-    require(same_train, "ground truth: its training images are not those of this run; give its own preset", DataError)
-    same_queries = torch.equal(truth.query_ids, query_ids)
-    require(same_queries, "ground truth: its queries are not those of this run; give its own preset", DataError)
-
-
-def lds_of_run(
-    run: Run, truth: GroundTruth, query_set: str = "held-out", *, damping: Sequence[float] | None = None
-) -> dict[float, LDSResult]:
-    """LDS of a run's influence scores against a ground truth, for each damping; also written to the run folder."""
-    dampings = check_dampings(damping or [run.preset.damping])
-    check_same_images(run, truth, queries(run, query_set).ids)
-    scores = influence_scores(run, query_set, damping=dampings)
-    results = {value: lds(matrix, truth) for value, matrix in zip(dampings, scores, strict=True)}
-    record = {
-        f"{value:g}": {"mean": r.mean, "interval": r.interval, "sem": r.sem, "ceiling": r.ceiling}
-        for value, r in results.items()
-    }
-    write_json(run.path("lds", f"{query_set}.json"), plain({"lds": record, "ground_truth": truth.provenance}))
-    return results
+    same = torch.equal(truth.train_ids, run.data.train.ids)
+    require(same, "ground truth: its training images are not those of this run; give its own preset", DataError)
+    dampings = check_dampings([run.preset.damping] if damping is None else damping)
+    scores: dict[str, Tensor] = {}
+    for approximation in ("ekfac", "kfac") if run.preset.curvature.approximation == "ekfac" else ("kfac",):
+        found = influence_scores(run, truth.queries, damping=dampings, approximation=approximation)
+        label = {"ekfac": "EK-FAC", "kfac": "K-FAC"}[approximation]
+        scores |= {f"{label}, λ = {value:g}": matrix for value, matrix in zip(dampings, found, strict=True)}
+    scores |= baseline_scores(run, truth.queries)
+    return {name: lds(matrix, truth) for name, matrix in scores.items()}

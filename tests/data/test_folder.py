@@ -119,7 +119,7 @@ def test_a_folder_goes_from_images_to_scores(tmp_path):
          "dataset.query_size": "none", "unet.in_channels": 3, "unet.out_channels": 3},
     )  # fmt: skip
     run = di.open_run(replace(preset, name="folder"), tmp_path / "run", progress=False)
-    scores = di.influence_scores(run)
+    scores = di.influence_scores(run, run.data.queries)
     assert scores.shape == (1, 2, 8) and torch.isfinite(scores).all() and scores.abs().min() > 0
 
 

@@ -1,0 +1,48 @@
+# Two commands: `make book` and `make test`. Both set up `.venv` first, which costs a second when nothing changed.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+THREADS ?= 2
+
+NOTEBOOKS := $(wildcard notebooks/[0-9]*.py)
+TEMPLATES := $(wildcard notebooks/experiments/e*.py)
+
+.PHONY: help book test lint reproduce lab sync clean
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11: install 3.11 or newer, or call make PYTHON=python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[book,dev]'
+	touch $@
+
+book: $(STAMP) ## run the digits reproduction and build the book to _build/html/index.html
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/jupyter-book build . -W --keep-going
+	@echo "open _build/html/index.html"
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The notebooks run once here, while the book is built; nbval then runs them as tests with a fresh kernel each, on the
+# stages that the build left in runs/, so no model is trained twice.
+test: lint ## lint, every test, the notebooks through nbval, the built pages
+	rm -rf _build/html
+	$(MAKE) book
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --nbval-lax notebooks/*.ipynb
+	DIFFINF_REQUIRE_BOOK=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests
+
+reproduce: $(STAMP) ## retrain the digits ground truth and write its bundle; can be killed and called again
+	$(BIN)/diffinf reproduce digits
+
+lab: $(STAMP) ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+sync: $(STAMP) ## derive every .ipynb from its .py, without outputs
+	for file in $(NOTEBOOKS) $(TEMPLATES); do $(BIN)/jupytext --quiet --to ipynb $$file || exit 1; done
+
+clean: ## delete the built book and the installation; runs/ and data/ stay
+	rm -rf _build .venv
