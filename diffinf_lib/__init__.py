@@ -5,7 +5,7 @@ import os
 # Data and models come from disk or from the sources named in `data`; never let a library look elsewhere unasked.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from diffinf_lib import artifacts, figures, interactive
+from diffinf_lib import artifacts, figures, interactive, training
 from diffinf_lib.artifacts import Bundle, load_bundle, show_versions, write_bundle
 from diffinf_lib.attribution import (
     gradient_cosine_scores,
@@ -37,10 +37,11 @@ from diffinf_lib.evaluation import (
     paired_difference,
     predicted_changes,
 )
-from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
+from diffinf_lib.gradients import GradientConfig, all_gradients, example_gradient, gradient_shards
 from diffinf_lib.measurements import MeasurementConfig, measure
 from diffinf_lib.models import UNetConfig, build_unet, count_parameters, load_unet, save_unet
 from diffinf_lib.presets import PRESETS, Preset, get_preset, with_options
+from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.sampling import SamplingConfig, sample, sample_trajectories
 from diffinf_lib.stages import (
     as_queries,

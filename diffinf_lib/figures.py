@@ -18,7 +18,7 @@ from diffinf_lib.evaluation import GroundTruth, LDSResult, predicted_changes, sp
 # Okabe and Ito's palette: told apart with any kind of colour vision
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.dpi": 110,
     "figure.facecolor": "white",
     "font.size": 10,
@@ -110,7 +110,9 @@ def lds_bars(results: Mapping[str, LDSResult], *, ceiling: float | None = None) 
     places = np.arange(len(names))[::-1]
     means = np.array([100 * result.mean for result in values])
     errors = np.array([[100 * (r.mean - r.interval[0]), 100 * (r.interval[1] - r.mean)] for r in values]).T
-    axes.barh(places, means, xerr=errors, color=[BLUE, *[GREY] * (len(names) - 1)], height=0.6, capsize=3, ecolor="black")
+    axes.barh(
+        places, means, xerr=errors, color=[BLUE, *[GREY] * (len(names) - 1)], height=0.6, capsize=3, ecolor="black"
+    )
     for place, mean, result in zip(places, means, values, strict=True):
         axes.text(max(100 * result.interval[1], 0) + 1, place, f"{mean:.1f}", va="center")
     if np.isfinite(ceiling):

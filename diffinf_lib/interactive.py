@@ -60,7 +60,9 @@ class Frames:
             if self.slider
             else f'<select id="{key}-control">{options}</select>'
         )
-        frames = "".join(f'<div data-frame="{i}"{"" if i == 0 else " hidden"}>{f}</div>' for i, f in enumerate(self.frames))
+        frames = "".join(
+            f'<div data-frame="{i}"{"" if i == 0 else " hidden"}>{f}</div>' for i, f in enumerate(self.frames)
+        )
         return f"""<div class="diffinf-interactive" id="{key}">
 <label for="{key}-control">{html.escape(self.label)}</label> {control}
 <output for="{key}-control" aria-live="polite">{html.escape(self.names[0])}</output>
@@ -104,7 +106,10 @@ def timestep_scrubber(
     shape = (len(steps), *image.shape)
     states = noisy_images(image.expand(shape), steps, noise.expand(shape), schedule)
     kept = schedule.alphas_cumprod[steps]
-    names = [f"t = {t}: √ᾱ = {k**0.5:.2f}, √(1−ᾱ) = {(1 - k) ** 0.5:.2f}" for t, k in zip(timesteps, kept.tolist(), strict=True)]
+    names = [
+        f"t = {t}: √ᾱ = {k**0.5:.2f}, √(1−ᾱ) = {(1 - k) ** 0.5:.2f}"
+        for t, k in zip(timesteps, kept.tolist(), strict=True)
+    ]
     frames = [_picture(state, f"the image at timestep {t}", 128) for state, t in zip(states, timesteps, strict=True)]
     return Frames("Timestep", names, frames)
 

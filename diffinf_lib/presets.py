@@ -192,19 +192,23 @@ _ARTBENCH10 = replace(
         resnet_time_scale_shift="default",
     ),
     training=replace(
-        _CIFAR2.training, steps=200_000, batch_size=64, warmup_fraction=0.05, lr_schedule="constant",
+        _CIFAR2.training,
+        steps=200_000,
+        batch_size=64,
+        warmup_fraction=0.05,
+        lr_schedule="constant",
     ),
     subsets=SubsetConfig(count=50, seeds=5, steps=60_000),
     schedule=NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
     curvature=CurvatureConfig(draws=DrawConfig(63, noise="independent")),
     gradient_draws=DrawConfig(125, noise="independent"),
-)  # fmt: skip
+)
 
 
 def _as_run(preset: Preset) -> Preset:
     """The flavour that made the published numbers: the released code's values where they differ from the text."""
-    uniform = {"timesteps": "uniform", "noise": "independent"}
-    ema = {} if preset.name == "artbench10" else {"ema_max_decay": 0.999}
+    uniform: dict[str, Any] = {"timesteps": "uniform", "noise": "independent"}
+    ema: dict[str, Any] = {} if preset.name == "artbench10" else {"ema_max_decay": 0.999}
     dataset = replace(preset.dataset, stratified=False) if preset.name.startswith("cifar2") else preset.dataset
     return replace(
         preset,
@@ -225,7 +229,7 @@ _PAPER = [
         name="cifar2deq",
         summary="CIFAR-2, dequantised, for log-probabilities",
         dataset=replace(_CIFAR2.dataset, name="cifar2deq"),
-    ),  # fmt: skip
+    ),
     _CIFAR10,
     _ARTBENCH10,
 ]

@@ -124,7 +124,7 @@ class _Trainer:
         self.device = next(model.parameters()).device
         self.pixels = images.images.to(self.device)
         self.parameters = list(model.parameters())
-        fused = {"fused": True} if self.device.type in ("cuda", "cpu") else {}
+        fused: dict[str, Any] = {"fused": True} if self.device.type in ("cuda", "cpu") else {}
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, **fused
         )

@@ -44,7 +44,7 @@ class Curvature:
 
     def save(self, path: Path | str) -> None:
         """Write to one safetensors file, atomically."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             tensors |= {f"{name}/{field}": value for field, value in vars(layer).items() if value is not None}
         write_tensors(path, tensors)
@@ -161,7 +161,7 @@ class _Partial:
             self.saved = time.monotonic()
 
     def load(self, pass_name: str, device: torch.device) -> tuple[int, dict[str, Tensor]]:
-        metadata = read_tensor_metadata(self.path) if self.path.exists() else {"pass": None}
+        metadata: Any = read_tensor_metadata(self.path) if self.path.exists() else {"pass": None}
         if metadata["pass"] != pass_name:
             return 0, {}
         check_same(metadata["identity"], self.identity, self.path)

@@ -33,7 +33,9 @@ def curvature_layers(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ConfigurationError: there is none, or one that is not supported; the message names it.
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    layers: dict[str, nn.Module] = {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
+    }
     require(bool(layers), f"{type(model).__name__}: no Conv2d or Linear layer to fit a curvature to")
     for name, layer in layers.items():
         if isinstance(layer, nn.Conv2d):

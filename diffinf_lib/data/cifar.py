@@ -37,7 +37,7 @@ def cifar_dataset(config: DatasetConfig) -> Dataset:
         DownloadError: the archive is missing and cannot be downloaded.
         DataError: more images asked for than there are, or unknown classes.
     """
-    classes = CIFAR2_CLASSES if config.name.startswith("cifar2") else CLASSES
+    classes: tuple[str, ...] = CIFAR2_CLASSES if config.name.startswith("cifar2") else CLASSES
     classes = tuple(map(str, config.classes)) if config.classes is not None else classes
     unknown = [name for name in classes if name not in CLASSES]
     require(not unknown, f"classes: {', '.join(unknown)} not in CIFAR-10; give some of {', '.join(CLASSES)}", DataError)
@@ -81,7 +81,7 @@ def _from_archive(config: DatasetConfig) -> Dataset:
 class _ArrayUnpickler(pickle.Unpickler):
     """The archive's batches are pickled arrays; nothing else may come out of them."""
 
-    _ALLOWED = {("numpy", "dtype"), ("numpy", "ndarray"), ("_codecs", "encode")}
+    _ALLOWED = frozenset({("numpy", "dtype"), ("numpy", "ndarray"), ("_codecs", "encode")})
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self._ALLOWED or name == "_reconstruct":

@@ -42,7 +42,11 @@ def image_folder(config: DatasetConfig) -> Dataset:
     """
     folder = Path(config.name.partition(":")[2]).expanduser()
     require(not folder.is_file(), f"dataset={config.name}: that is a file; unpack it and give the folder", DataError)
-    require(folder.is_dir(), f"dataset={config.name}: there is no such folder; give folder:PATH of an image folder", DataError)
+    require(
+        folder.is_dir(),
+        f"dataset={config.name}: there is no such folder; give folder:PATH of an image folder",
+        DataError,
+    )
     return dataset_from_folder(folder, config)
 
 
@@ -50,7 +54,9 @@ def dataset_from_folder(folder: Path, config: DatasetConfig) -> Dataset:
     """As `image_folder`, for a folder that is known to be there."""
     parts = [list_images(folder / name) for name in ("train", "test")]
     split = all(parts)
-    paths = [Path(name) / p for name, part in zip(("train", "test"), parts, strict=True) for p in part] if split else None
+    paths = (
+        [Path(name) / p for name, part in zip(("train", "test"), parts, strict=True) for p in part] if split else None
+    )
     paths = paths or list_images(folder)
     require(bool(paths), f"dataset={config.name}: no images in {folder}; it needs files ending in {', '.join(SUFFIXES[:3])}, …",
             DataError)  # fmt: skip
@@ -93,7 +99,9 @@ def _of_classes(
 def _held_out(labels: Tensor, config: DatasetConfig) -> Tensor:
     """Which images are queries where the folder has no test part: `query_size` of them, or a share."""
     size = config.query_size or max(1, round(QUERY_SHARE * len(labels)))
-    require(size < len(labels), f"query_size={size}: there are {len(labels)} images; leave some for training", DataError)
+    require(
+        size < len(labels), f"query_size={size}: there are {len(labels)} images; leave some for training", DataError
+    )
     order = torch.randperm(len(labels), generator=keyed_generator("held-out", config.seed))
     mask = torch.zeros(len(labels), dtype=torch.bool)
     mask[order[:size]] = True

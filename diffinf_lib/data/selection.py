@@ -8,9 +8,7 @@ from diffinf_lib.errors import DataError, require
 from diffinf_lib.randomness import keyed_generator
 
 
-def select(
-    labels: Int[Tensor, "n"], size: int | None, *, stratified: bool, seed: int, what: str
-) -> Int[Tensor, "k"]:
+def select(labels: Int[Tensor, "n"], size: int | None, *, stratified: bool, seed: int, what: str) -> Int[Tensor, "k"]:
     """Positions of `size` images, sorted; all of them where `size` is None.
 
     Args:

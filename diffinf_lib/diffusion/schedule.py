@@ -48,7 +48,8 @@ class NoiseSchedule:
         if method == "ddpm":
             return DDPMScheduler(variance_type="fixed_small", **shared)
         require(method == "ddim", f"method={method!r}: give 'ddpm' or 'ddim'")
-        return DDIMScheduler(**shared)
+        # Clipping the guessed image but not the guessed noise would leave the deterministic path that DDIM follows
+        return DDIMScheduler(**shared | {"clip_sample": False})
 
     @property
     def alphas_cumprod(self) -> Tensor:

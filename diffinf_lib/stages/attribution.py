@@ -22,9 +22,15 @@ def curvature_of_run(run: Run) -> Curvature:
     """The curvature of the full model."""
     preset = run.preset
     return fit_curvature(
-        full_model(run).model, run.data.train, preset.curvature, seed=run.seed, schedule=preset.schedule,
-        out=run.path("curvature"), checkpoint_seconds=5.0, progress=run.progress,
-    )  # fmt: skip
+        full_model(run).model,
+        run.data.train,
+        preset.curvature,
+        seed=run.seed,
+        schedule=preset.schedule,
+        out=run.path("curvature"),
+        checkpoint_seconds=5.0,
+        progress=run.progress,
+    )
 
 
 def influence_scores(
@@ -48,19 +54,33 @@ def influence_scores(
     model, curvature = full_model(run).model, curvature_of_run(run)
     key = tensor_digest(queries.images, queries.ids)
     identity = {
-        "model": model_identity(run), "curvature": curvature.digest, "queries": key, "dampings": dampings,
-        "approximation": approximation, "measurement": preset.measurement, "gradient_draws": preset.gradient_draws,
+        "model": model_identity(run),
+        "curvature": curvature.digest,
+        "queries": key,
+        "dampings": dampings,
+        "approximation": approximation,
+        "measurement": preset.measurement,
+        "gradient_draws": preset.gradient_draws,
         "seed": run.seed,
-    }  # fmt: skip
+    }
     folder = run.path("scores", json_digest(plain(identity))[:12])
     with stage(folder, identity, name="scores") as needed:
         if needed:
             scores = influence(
-                model, curvature, run.data.train, queries, measurement=preset.measurement, draws=preset.gradient_draws,
-                damping=dampings, approximation=approximation, seed=run.seed, schedule=preset.schedule,
-                store=run.path("gradients", "train"), query_store=run.path("gradients", f"queries-{key[:12]}"),
+                model,
+                curvature,
+                run.data.train,
+                queries,
+                measurement=preset.measurement,
+                draws=preset.gradient_draws,
+                damping=dampings,
+                approximation=approximation,
+                seed=run.seed,
+                schedule=preset.schedule,
+                store=run.path("gradients", "train"),
+                query_store=run.path("gradients", f"queries-{key[:12]}"),
                 progress=run.progress,
-            )  # fmt: skip
+            )
             write_arrays(folder / "scores.npz", scores=scores.numpy())
     return torch.from_numpy(read_arrays(folder / "scores.npz")["scores"])
 
@@ -76,9 +96,14 @@ def stored_gradients(run: Run, queries: ImageSet) -> tuple[LayerGradients, Layer
     query_gradients, train_gradients = (
         all_gradients(
             gradient_shards(
-                model, curvature, images, config, schedule=preset.schedule, store=run.path("gradients", name),
+                model,
+                curvature,
+                images,
+                config,
+                schedule=preset.schedule,
+                store=run.path("gradients", name),
                 progress=run.progress,
-            )  # fmt: skip
+            )
         )
         for images, config, name in sets
     )

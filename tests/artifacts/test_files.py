@@ -28,12 +28,17 @@ def test_tensors_and_metadata_come_back(tmp_path):
     assert read_tensor_metadata(tmp_path / "x.safetensors") == {"step": 3}
 
 
+def fail_while_writing(path):
+    with atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "value.json"
     write_json(path, 1)
-    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fail_while_writing(path)
     assert read_json(path) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
 

@@ -81,24 +81,28 @@ def test_batch_size_and_order_change_rounding_only():
             torch.testing.assert_close(changed.layers[name].block("ekfac"), layer.block("ekfac"), rtol=1e-8, atol=1e-12)
 
 
+def stopping_after(calls, function):
+    """`function` that is interrupted once it was called so many times."""
+    count = iter(range(calls))
+
+    def interrupted(*arguments, **options):
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return function(*arguments, **options)
+
+    return interrupted
+
+
 def test_an_interrupted_fit_goes_on_bit_for_bit(tmp_path, monkeypatch):
     from diffinf_lib.curvature import fit
 
     model, data = conv_denoiser(), images(4, 4)
     whole = fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path / "whole")
     for stop_at in (3, 5, 4):  # in the first pass, in the second, and in the second again
-        calls = [0]
-
-        def interrupted(self, *arguments, calls=calls, stop_at=stop_at, **options):
-            calls[0] += 1
-            if calls[0] > stop_at:
-                raise KeyboardInterrupt
-            return original(self, *arguments, **options)
-
-        original = fit._Fit.vectors
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(fit._Fit, "vectors", interrupted)
-            fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path / "part", checkpoint_seconds=0)
+        with monkeypatch.context() as patch:
+            patch.setattr(fit._Fit, "vectors", stopping_after(stop_at, fit._Fit.vectors))
+            with pytest.raises(KeyboardInterrupt):
+                fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path / "part", checkpoint_seconds=0)
     part = fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path / "part", checkpoint_seconds=0)
     assert part.digest == whole.digest
     assert {p.name for p in (tmp_path / "part").iterdir()} == {"curvature.safetensors", "manifest.json"}

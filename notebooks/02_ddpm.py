@@ -1,0 +1,347 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # DDPM: learning to remove noise
+#
+# ```{admonition} In this chapter
+# :class: tip
+# - how an image turns into noise, step by step and in one jump, and why the two agree;
+# - the best possible denoiser for a toy, found by hand and by gradient descent;
+# - the loss, the training loop and the sampler from scratch, each checked against diffusers and the library;
+# - which draws an average over noise should use, a choice that attribution lives on.
+#
+# *Two cores: about one minute · builds on {doc}`01_quickstart`*
+# ```
+
+# %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+import torch
+
+import diffinf_lib as di
+
+torch.set_num_threads(2)
+di.show_versions()
+
+# %% [markdown]
+# ## Noise, a little at a time
+#
+# A denoising diffusion model {cite}`ho2020ddpm` destroys an image in $T$ small steps and learns to undo them. One step
+# shrinks what is there and adds a little Gaussian noise,
+#
+# ```{math}
+# :label: eq-step
+# x_{t} = \sqrt{1 - \beta_t}\; x_{t-1} + \sqrt{\beta_t}\; \varepsilon_t, \qquad \varepsilon_t \sim \mathcal{N}(0, I),
+# ```
+#
+# with small variances $\beta_t$ that grow along the way. The shrinking keeps the total variance from growing. Follow a
+# single number, $x = 1$, through all thousand steps, twenty thousand times:
+
+# %%
+betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+generator = torch.Generator().manual_seed(0)
+numbers = torch.ones(20_000, dtype=torch.float64)
+followed = {}
+for t, beta in enumerate(betas):
+    numbers = (1 - beta).sqrt() * numbers + beta.sqrt() * torch.randn(
+        numbers.shape, generator=generator, dtype=torch.float64
+    )
+    if t in (0, 99, 299, 999):
+        followed[t] = (numbers.mean().item(), numbers.std().item())
+
+# %% [markdown]
+# Sums of independent Gaussians are Gaussian, so the thousand steps can be taken in one. With $\bar\alpha_t = \prod_{s \le t}
+# (1 - \beta_s)$,
+#
+# ```{math}
+# :label: eq-jump
+# x_t = \sqrt{\bar\alpha_t}\; x + \sqrt{1 - \bar\alpha_t}\; \varepsilon .
+# ```
+
+# %%
+kept = torch.cumprod(1 - betas, 0)
+print("   t    mean: steps   jump      std: steps   jump")
+for t, (mean, std) in followed.items():
+    print(f"{t:4}  {mean:12.3f} {kept[t].sqrt():7.3f} {std:14.3f} {(1 - kept[t]).sqrt():7.3f}")
+    assert abs(mean - kept[t].sqrt()) < 0.03 and abs(std - (1 - kept[t]).sqrt()) < 0.03
+
+# %% [markdown]
+# diffusers computes the same schedule, and the library takes it from there; timesteps are counted from 0.
+
+# %% mystnb={"image": {"alt": "Two curves over the timesteps: the share of the image falls from one to nearly zero while the share of the noise rises to one"}, "figure": {"caption": "How much image and how much noise there is in $x_t$.", "name": "fig-schedule"}}
+torch.testing.assert_close(di.DEFAULT_SCHEDULE.alphas_cumprod.double(), kept, rtol=1e-4, atol=1e-8)
+di.figures.schedule_curves()
+
+# %% [markdown]
+# Move the slider to watch a digit disappear. Near the end nothing of it is left, so sampling may start from pure noise.
+
+# %% tags=["hide-input"]
+preset = di.get_preset("digits")
+run = di.open_run(preset, progress=False)
+data = run.data
+noise = torch.randn(data.train.shape, generator=torch.Generator().manual_seed(1))
+di.interactive.timestep_scrubber(data.train.images[0], noise, timesteps=range(0, 1000, 37))
+
+# %% [markdown]
+# ## A denoiser with two weights
+#
+# The network is asked for the noise: given $x_t$ and $t$, guess $\varepsilon$. Before any network, take the smallest case in
+# which everything can be worked out. Data are single numbers $x \sim \mathcal{N}(\mu, v)$, the timestep is fixed, and the
+# guess is a straight line, $\hat\varepsilon = w x_t + b$. Noise and $x_t$ are jointly Gaussian, so the best guess in the
+# mean-square sense *is* a line, the conditional mean
+#
+# ```{math}
+# :label: eq-optimal
+# \mathbb{E}[\varepsilon \mid x_t] = \frac{\sqrt{1 - \bar\alpha_t}\,\bigl(x_t - \sqrt{\bar\alpha_t}\,\mu\bigr)}{\bar\alpha_t v + 1 - \bar\alpha_t}.
+# ```
+#
+# Gradient descent on the squared error must find these two weights.
+
+# %%
+mu, v, t = 0.5, 0.04, 300
+weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # w, b
+descent = torch.optim.SGD([weights], lr=0.1)
+for _ in range(2000):
+    x = mu + v**0.5 * torch.randn(512, generator=generator, dtype=torch.float64)
+    eps = torch.randn(512, generator=generator, dtype=torch.float64)
+    x_t = kept[t].sqrt() * x + (1 - kept[t]).sqrt() * eps
+    error = (eps - (weights[0] * x_t + weights[1])).square().mean()
+    descent.zero_grad()
+    error.backward()
+    descent.step()
+
+# %%
+w = (1 - kept[t]).sqrt() / (kept[t] * v + 1 - kept[t])
+best = torch.stack([w, -w * kept[t].sqrt() * mu])
+print("found", [round(value, 3) for value in weights.tolist()], " best", [round(value, 3) for value in best.tolist()])
+torch.testing.assert_close(weights.detach(), best, rtol=0, atol=0.05)
+
+# %% [markdown]
+# The error does not go to zero: part of the noise cannot be told from the data. For images the same holds, and the loss of
+# a perfect model is positive. Only *differences* of losses mean something, which is why a measurement is always compared
+# between models on the same noise.
+#
+# ## The loss
+#
+# For an image the guess is a network's, $\varepsilon_\theta(x_t, t)$, and the error is averaged over timesteps and noise:
+#
+# ```{math}
+# :label: eq-loss
+# \ell(\theta, x) = \mathbb{E}_{t, \varepsilon}\; \tfrac{1}{C}\, \lVert \varepsilon - \varepsilon_\theta(\sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \varepsilon,\; t) \rVert^2 .
+# ```
+#
+# $C$ is the number of pixels; dividing by it follows the code of the paper rather than its formula, and it carries over to
+# every gradient and curvature in this book. In four lines, next to the library's:
+
+
+# %%
+def loss_from_scratch(network, x, t, eps):
+    share = kept[t].float().view(-1, 1, 1, 1)
+    noisy = share.sqrt() * x + (1 - share).sqrt() * eps
+    guess = network(noisy, t).sample
+    return (eps - guess).square().mean(dim=(1, 2, 3))
+
+
+network = di.build_unet(preset.unet, seed=0)
+batch = data.train.images[:8]
+steps, eps = torch.arange(100, 900, 100), torch.randn(batch.shape, generator=generator)
+torch.testing.assert_close(loss_from_scratch(network, batch, steps, eps), di.per_draw_loss(network, batch, steps, eps))
+
+# %% [markdown]
+# ## The training loop
+#
+# Draw images, timesteps and noise; compute the loss; take a step. Beside the weights, keep their running average: noisy
+# steps average out, and samples from the averaged weights are far better. Early on the average must forget quickly, so its
+# decay at step $s$ is $1 - (1 + s)^{-3/4}$.
+
+# %%
+config = di.with_options(preset, {"training.steps": 30}).training
+optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+average = [weight.detach().clone() for weight in network.parameters()]
+losses = []
+for step in range(config.steps):
+    x = data.train.images[di.training.batch_indices(step, len(data.train), config.batch_size, seed=0)]
+    draw = di.keyed_generator("training", 0, step)
+    t = torch.randint(1000, (len(x),), generator=draw)
+    loss = loss_from_scratch(network, x, t, torch.randn(x.shape, generator=draw)).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate * di.training.learning_rate_factor(step, config)
+    optimizer.step()
+    decay = min(config.ema_max_decay, 1 - (1 + step) ** -config.ema_power)
+    for kept_weight, weight in zip(average, network.parameters(), strict=True):
+        kept_weight.lerp_(weight.detach(), 1 - decay)
+    losses.append(loss.item())
+
+# %% [markdown]
+# ```{admonition} Checkpoint
+# Everything random in step $s$ is keyed by $s$, so the library's training, which adds checkpoints, exact resume and lower
+# precision on a GPU, takes the same thirty steps.
+# ```
+
+# %%
+library = di.train(di.build_unet(preset.unet, seed=0), data.train, config, seed=0, progress=False)
+torch.testing.assert_close(torch.tensor(losses), torch.from_numpy(library.losses), rtol=1e-3, atol=0)
+for ours, theirs in zip(average, library.model.parameters(), strict=True):
+    torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=2e-3)
+print(f"loss after {config.steps} steps: {losses[-1]:.4f} from scratch, {library.losses[-1]:.4f} by the library")
+
+# %% [markdown]
+# ## Sampling
+#
+# Going back from $t$ to $t - 1$, the guess of the noise gives a guess $\hat x$ of the image. Given $x_t$ and
+# $\hat x$, the state one step earlier is Gaussian with a mean between the two and variance $\tilde\beta_t = \beta_t
+# (1 - \bar\alpha_{t-1}) / (1 - \bar\alpha_t)$:
+#
+# ```{math}
+# :label: eq-posterior
+# x_{t-1} = \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1 - \bar\alpha_t}\,\hat x + \frac{\sqrt{1 - \beta_t}\,(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}\, x_t + \sqrt{\tilde\beta_t}\; z, \qquad z \sim \mathcal{N}(0, I).
+# ```
+
+
+# %%
+def step_back(x_t, t, guess, z):
+    before = kept[t - 1] if t > 0 else torch.ones((), dtype=torch.float64)
+    clean = ((x_t - (1 - kept[t]).sqrt() * guess) / kept[t].sqrt()).clamp(-1, 1)
+    mean = before.sqrt() * betas[t] / (1 - kept[t]) * clean
+    mean = mean + (1 - betas[t]).sqrt() * (1 - before) / (1 - kept[t]) * x_t
+    variance = betas[t] * (1 - before) / (1 - kept[t])
+    return mean + variance.sqrt() * z
+
+
+# %% [markdown]
+# From pure noise through all thousand steps, with the trained model of the previous chapter, beside diffusers' sampler with
+# the same noise:
+
+# %%
+model = di.full_model(run).model
+draws = [di.keyed_generator("sample", seed) for seed in range(4)]
+x = torch.stack([torch.randn(data.train.shape, generator=draw) for draw in draws])
+with torch.no_grad():
+    for t in reversed(range(1000)):
+        guess = model(x, torch.full((4,), t)).sample
+        z = torch.stack([torch.randn(data.train.shape, generator=draw) for draw in draws]) if t > 0 else 0
+        x = step_back(x, t, guess, z).float()
+trajectories = di.sample_trajectories(model, 4, data.train.shape, keep=[0, 500, 700, 800, 900, 950, 1000])
+torch.testing.assert_close(x, trajectories[:, -1], rtol=0, atol=0.05)
+
+# %% mystnb={"image": {"alt": "Four rows of seven pictures: pure noise on the left turns into a clean digit on the right"}, "figure": {"caption": "Four samples on their way from noise to digit, after 0, 500, 700, 800, 900, 950 and 1,000 steps.", "name": "fig-trajectories"}} tags=["hide-input"]
+di.figures.image_grid(trajectories.flatten(0, 1), columns=7, size=0.8)
+
+# %% [markdown]
+# ## Which draws to average over
+#
+# The loss of one image is an average over $(t, \varepsilon)$, and so is every gradient that attribution needs. Timesteps
+# differ wildly in how hard they are:
+
+# %% mystnb={"image": {"alt": "Loss against timestep on a logarithmic scale: near one at the smallest timesteps, falling by two orders of magnitude towards the largest"}, "figure": {"caption": "The trained model's loss at each of 50 timesteps, on held-out digits.", "name": "fig-loss-by-time"}} tags=["hide-input"]
+queries = data.queries
+grid = torch.arange(10, 1000, 20)
+with torch.no_grad():
+    by_time = [
+        di.per_draw_loss(
+            model,
+            queries.images,
+            torch.full((len(queries),), t),
+            torch.randn(queries.images.shape, generator=generator),
+        ).mean()
+        for t in grid.tolist()
+    ]
+figure, axes = plt.subplots(figsize=(5.5, 2.6), layout="constrained")
+axes.semilogy(grid, by_time, color=di.figures.BLUE)
+axes.set(xlabel="timestep t", ylabel="loss")
+plt.close(figure)
+figure
+
+# %% [markdown]
+# If timesteps are drawn at random, an average of a few says more about which were drawn than about the image. Better:
+# cut 0…999 into equal slices and draw one timestep from each (**stratified**), and use each twice, with noise
+# $\varepsilon$ and $-\varepsilon$ (**antithetic**). Neither changes the expectation. How far does the gradient of one
+# image, averaged over 64 draws, stray from the one averaged over 4,096?
+
+
+# %%
+def gradient(count, seed, **rule):
+    settings = di.GradientConfig(di.DrawConfig(count, **rule), seed=seed)
+    matrices = di.example_gradient(model, data.train.images[:1], int(data.train.ids[0]), settings)
+    return torch.cat([matrix.flatten() for matrix in matrices.values()])
+
+
+reference = gradient(4096, seed=99)
+errors = {}
+for name, rule in {
+    "uniform": {"timesteps": "uniform", "noise": "independent"},
+    "stratified": {"noise": "independent"},
+    "stratified, antithetic": {},
+}.items():
+    strayed = [(gradient(64, seed, **rule) - reference).norm() / reference.norm() for seed in range(8)]
+    errors[name] = torch.stack(strayed).mean().item()
+    print(f"{name:24} relative error {errors[name]:.3f}")
+assert errors["stratified, antithetic"] < errors["uniform"]
+
+# %% [markdown]
+# Every average in the library uses such draws unless told otherwise, keyed by the image's id, so that a number does not
+# depend on batch size, order or restarts.
+#
+# ## Pitfalls
+#
+# - **Counting timesteps.** Papers count from 1, diffusers from 0; $\bar\alpha$ before the first step is 1.
+# - **Mean or sum.** Dividing the squared error by $C$ scales gradients by $1/C$ and curvature by $1/C$: a damping chosen
+#   for one convention is wrong by a factor $C$ for the other.
+# - **Raw weights.** Samples, measurements and attribution all use the averaged weights; mixing the two attributes another
+#   model.
+#
+# ## Exercises
+
+# %% [markdown]
+# ```{exercise} The same image in fewer steps
+# :label: ex-ddim
+# DDIM {cite}`song2021ddim` follows a deterministic path and can skip timesteps. Draw the samples with seeds 0 to 3 by
+# `method="ddim"` in 1,000, 100 and 10 steps. How far do the images move as steps are saved?
+# ```
+#
+# ```{solution-start} ex-ddim
+# :label: sol-ddim
+# :class: dropdown
+# ```
+
+# %%
+by_steps = {count: di.sample(model, 4, data.train.shape, method="ddim", steps=count) for count in (1000, 100, 10)}
+for count, images in by_steps.items():
+    print(f"{count:5} steps: mean absolute change {(images - by_steps[1000]).abs().mean():.3f}")
+
+# %% [markdown]
+# ```{solution-end}
+# ```
+#
+# ```{exercise} Two choices of variance
+# :label: ex-variance
+# Ho et al. report that $\beta_t$ works as well as $\tilde\beta_t$ in {eq}`eq-posterior`. Compute the ratio of the two at
+# $t = 1, 10, 100, 999$. Where do they differ?
+# ```
+#
+# ```{solution-start} ex-variance
+# :label: sol-variance
+# :class: dropdown
+# ```
+
+# %%
+for t in (1, 10, 100, 999):
+    print(f"t = {t:4}: posterior variance / beta = {((1 - kept[t - 1]) / (1 - kept[t])):.4f}")
+
+# %% [markdown]
+# Only in the last few steps of sampling, where little noise is left.
+#
+# ```{solution-end}
+# ```
