@@ -5,7 +5,7 @@ import os
 # Data and models come from disk or from the sources named in `data`; never let a library look elsewhere unasked.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from diffinf_lib import artifacts, figures, interactive, training
+from diffinf_lib import artifacts, evaluation, figures, interactive, training
 from diffinf_lib.artifacts import Bundle, load_bundle, show_versions, write_bundle
 from diffinf_lib.attribution import (
     gradient_cosine_scores,

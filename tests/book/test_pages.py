@@ -1,0 +1,158 @@
+"""The built book: self-contained pages that render in a browser without a network."""
+
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from diffinf_lib.artifacts import project_root
+
+HTML = project_root() / "_build" / "html"
+PAGES = sorted(
+    path for path in HTML.rglob("*.html") if path.name not in ("genindex.html", "search.html", "py-modindex.html")
+)
+
+
+def required(variable, present, what):
+    if present:
+        return
+    if os.environ.get(variable) == "1":
+        pytest.fail(f"{what} is missing, and {variable}=1 asks for it")
+    pytest.skip(f"{what} is missing")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built():
+    required("DIFFINF_REQUIRE_BOOK", bool(PAGES), "the built book (make book)")
+
+
+class Links(HTMLParser):
+    """What a page loads by itself: scripts, styles, images."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.images = [], []
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        if tag == "script" and "src" in found:
+            self.loaded.append(found["src"])
+        if tag == "link" and found.get("rel") in ("stylesheet", "preload", "icon"):
+            self.loaded.append(found["href"])
+        if tag == "img":
+            self.loaded.append(found.get("src", ""))
+            self.images.append(found)
+
+
+def test_every_page_of_the_contents_is_there():
+    names = {path.relative_to(HTML).as_posix() for path in PAGES}
+    contents = (project_root() / "_toc.yml").read_text()
+    for name in re.findall(r"(?:file|root): (\S+)", contents):
+        assert f"{name}.html" in names
+
+
+def test_pages_load_nothing_from_elsewhere():
+    for path in PAGES:
+        links = Links()
+        links.feed(path.read_text())
+        outside = [url for url in links.loaded if re.match(r"(https?:)?//", url)]
+        assert not outside, f"{path.name}: {outside[:3]}"
+
+
+def test_every_image_is_described():
+    for path in PAGES:
+        links = Links()
+        links.feed(path.read_text())
+        assert all("alt" in image for image in links.images), path.name
+        generated = [image for image in links.images if "_images" in image.get("src", "")]
+        vague = [image["src"] for image in generated if len(image["alt"]) < 20 or image["alt"].startswith("../_images")]
+        assert not vague, f"{path.name}: {vague}"
+
+
+def test_interactive_fragments_are_small():
+    for path in PAGES:
+        for fragment in re.findall(r'<div class="diffinf-interactive".*?</script>', path.read_text(), re.DOTALL):
+            assert len(fragment) < 500_000, path.name
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    required("DIFFINF_REQUIRE_BROWSER", chromium, "Chromium")
+    from playwright.sync_api import sync_playwright
+
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield running
+        running.close()
+
+
+def open_page(browser, path, scheme="light"):
+    """A page opened from disk with the network off; errors and failed requests are collected."""
+    context = browser.new_context(offline=True, color_scheme=scheme)
+    page, problems = context.new_page(), []
+    page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+    page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.goto(path.as_uri())
+    page.wait_for_load_state("load")
+    return page, problems
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_a_page_renders_offline(browser, path):
+    page, problems = open_page(browser, path)
+    if page.locator(".math").count():
+        page.wait_for_selector("mjx-container", timeout=20_000)
+        assert page.locator("mjx-merror").count() == 0
+    broken = page.evaluate(
+        "Array.from(document.images).filter(i => i.complete && !i.naturalWidth && i.offsetParent).map(i => i.src.slice(0, 80))"
+    )
+    assert not broken and not problems
+    page.context.close()
+
+
+@pytest.mark.browser
+def test_interactive_figures_answer_the_keyboard(browser):
+    page, _ = open_page(browser, HTML / "notebooks" / "02_ddpm.html")
+    box = page.locator(".diffinf-interactive").first
+    before = box.locator("output").inner_text()
+    box.locator("input[type=range]").focus()
+    page.keyboard.press("ArrowRight")
+    assert box.locator("output").inner_text() != before
+    assert box.locator("[data-frame]:visible").count() == 1
+    page.context.close()
+
+
+@pytest.mark.browser
+def test_text_is_readable_in_the_dark(browser):
+    """Contrast of text and controls of the interactive figures against the page, at least 4.5 to 1."""
+    page, _ = open_page(browser, HTML / "notebooks" / "01_quickstart.html", scheme="dark")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    colours = page.evaluate(
+        """() => ['.diffinf-interactive output', '.diffinf-interactive label', '.bd-article p'].map(selector => {
+            const element = document.querySelector(selector);
+            let parent = element, background = 'rgba(0, 0, 0, 0)';
+            while (parent && background === 'rgba(0, 0, 0, 0)') {
+                background = getComputedStyle(parent).backgroundColor; parent = parent.parentElement;
+            }
+            return [getComputedStyle(element).color, background];
+        })"""
+    )
+    for text, background in colours:
+        assert contrast(text, background) >= 4.5, (text, background)
+    page.context.close()
+
+
+def contrast(first, second):
+    def luminance(colour):
+        channels = [int(value) / 255 for value in re.findall(r"\d+", colour)[:3]]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)

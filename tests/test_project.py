@@ -1,0 +1,78 @@
+"""The project itself: paired notebooks, stripped outputs, pins that agree, no traces of one machine."""
+
+import re
+import subprocess
+import tomllib
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+from jupytext.compare import compare_notebooks
+
+from diffinf_lib.artifacts import project_root
+
+ROOT = project_root()
+NOTEBOOKS = sorted([*ROOT.glob("notebooks/*.py"), *ROOT.glob("notebooks/experiments/*.py")])
+
+
+def tracked():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_pairs_agree_and_hold_no_outputs(path):
+    script, notebook = jupytext.read(path), nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+    compare_notebooks(notebook, script, fmt="py:percent", compare_outputs=False)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+
+
+def test_every_notebook_has_its_script():
+    assert NOTEBOOKS
+    found = {path.with_suffix(".py") for path in (*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/*/*.ipynb"))}
+    assert found == set(NOTEBOOKS)
+
+
+def test_chapter_cells_are_short_and_figures_described():
+    for path in ROOT.glob("notebooks/[0-9]*.py"):
+        for cell in jupytext.read(path).cells:
+            if cell.cell_type == "code":
+                assert cell.source.count("\n") < 30, f"{path.name}: {cell.source[:60]}"
+                options = cell.metadata.get("mystnb", {})
+                assert ("figure" in options) == ("image" in options), f"{path.name}: a caption needs its alt text"
+                assert "image" not in options or options["image"]["alt"]
+
+
+def test_no_absolute_paths_and_no_large_files():
+    for path in tracked():
+        assert path.stat().st_size < 2_000_000, path
+        if path.suffix in (".npz", ".png"):
+            continue
+        text = path.read_text()
+        assert not re.search(r"(?<![\w.])/(home|root|Users|work)/\w", text), path
+
+
+def test_environment_and_constraints_agree():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["-c constraints.txt", "-e .[book,dev]"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["book"], *project["optional-dependencies"]["dev"]]
+    for requirement in wanted:
+        name, exact = re.fullmatch(r"([\w.-]+)(?:==([\w.]+))?.*", requirement).groups()
+        pinned = pins.get(re.sub(r"[-_.]+", "-", name).lower())
+        assert pinned, f"{name} has no pin in constraints.txt"
+        assert exact in (None, pinned), requirement
+
+
+def test_everything_public_is_documented():
+    import diffinf_lib as di
+
+    for name in dir(di):
+        value = getattr(di, name)
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("diffinf_lib"):
+            assert value.__doc__, name
