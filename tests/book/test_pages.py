@@ -10,9 +10,8 @@ import pytest
 from diffinf_lib.artifacts import project_root
 
 HTML = project_root() / "_build" / "html"
-PAGES = sorted(
-    path for path in HTML.rglob("*.html") if path.name not in ("genindex.html", "search.html", "py-modindex.html")
-)
+GENERATED = ("genindex.html", "search.html", "py-modindex.html", "index.html", "_static")
+PAGES = sorted(path for path in HTML.rglob("*.html") if path.relative_to(HTML).parts[0] not in GENERATED)
 
 
 def required(variable, present, what):
