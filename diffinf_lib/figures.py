@@ -113,11 +113,11 @@ def lds_bars(results: Mapping[str, LDSResult], *, ceiling: float | None = None) 
     axes.barh(
         places, means, xerr=errors, color=[BLUE, *[GREY] * (len(names) - 1)], height=0.6, capsize=3, ecolor="black"
     )
-    for place, mean, result in zip(places, means, values, strict=True):
-        axes.text(max(100 * result.interval[1], 0) + 1, place, f"{mean:.1f}", va="center")
+    for place, mean in zip(places, means, strict=True):
+        axes.text(1.01, place, f"{mean:.1f}", va="center", transform=axes.get_yaxis_transform())
     if np.isfinite(ceiling):
         axes.axvline(100 * ceiling, color=VERMILION, linestyle="--", label=f"one exact retraining: {100 * ceiling:.1f}")
-        axes.legend(loc="lower right")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1))
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(places, names)
     axes.set_xlabel("LDS (%)")
@@ -144,18 +144,22 @@ def top_influence(train: ImageSet, queries: ImageSet, scores: Tensor, *, query: 
     """
     require(0 <= query < len(queries), f"query={query}: give 0 to {len(queries) - 1}")
     rows = ranked(scores[query], min(count, len(train)))
-    figure, axes = _subplots(3, count + 1, figsize=(0.8 * (count + 1), 3.0), squeeze=False)
+    figure, axes = _subplots(
+        3, count + 1, figsize=(0.8 * (count + 2), 3.0), squeeze=False, width_ratios=[1.8] + [1.0] * count
+    )
+    _show(axes[1][0], queries.images[query], "query")
+    for axis in (axes[0][0], axes[2][0]):
+        axis.set_axis_off()
     for row, ((name, places), colour) in enumerate(zip(rows.items(), (BLUE, VERMILION, GREY), strict=True)):
-        _show(axes[row][0], queries.images[query] if row == 0 else None, "query")
-        if row:
-            axes[row][0].set_axis_off()
-        axes[row][0].text(0.5, -0.12 if row == 0 else 0.5, name.replace(" ", "\n"), transform=axes[row][0].transAxes,
-                          ha="center", va="top" if row == 0 else "center", fontsize=8, color=colour)  # fmt: skip
         for column in range(count):
             inside = column < len(places)
             image = train.images[places[column]] if inside else None
             title = f"{scores[query, places[column]]:+.1e}" if inside else ""
             _show(axes[row][column + 1], image, title, colour)
+        first = axes[row][1]
+        first.text(
+            -0.15, 0.5, name, transform=first.transAxes, rotation=90, ha="right", va="center", fontsize=7, color=colour
+        )
     return figure
 
 

@@ -165,14 +165,16 @@ di.figures.lds_bars(di.lds_of_run(run, truth))
 
 # %% [markdown]
 # The dashed line is not 100%. Two models trained on the same half with different seeds differ, and no prediction from the
-# data alone can know the seed. One exact retraining, the method that influence stands in for, gets no further than that
-# line, at three hundred times the cost.
+# data alone can know the seed. One exact retraining for every question, which is what influence stands in for, gets no
+# further than that line.
 #
 # ## Pitfalls
 #
 # - **Positive means harmful to remove.** Every score in this book estimates the measurement after removal minus before; a
 #   measurement of the loss goes *up* when a query becomes less likely.
 # - **Similar is not influential.** The pixel baseline finds look-alikes, and its LDS says how little that explains.
+# - **Ranks, not sizes.** On the two axes of {numref}`fig-scatter` the same change has different sizes. Leaving out half of the
+#   data is no small step, and the LDS asks only whether the order is right.
 # - **One query proves nothing.** The scatter above is one of dozens; only the average with its interval is a result.
 #
 # ## Exercises

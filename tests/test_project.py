@@ -61,7 +61,11 @@ def test_environment_and_constraints_agree():
     assert pip == ["-c constraints.txt", "-e .[book,dev]"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["book"], *project["optional-dependencies"]["dev"]]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["book"],
+        *project["optional-dependencies"]["dev"],
+    ]
     for requirement in wanted:
         name, exact = re.fullmatch(r"([\w.-]+)(?:==([\w.]+))?.*", requirement).groups()
         pinned = pins.get(re.sub(r"[-_.]+", "-", name).lower())

@@ -40,10 +40,10 @@ class Bundle:
 
     @property
     def provenance(self) -> str:
-        """One line for the page: which bundle, made when it was at which commit, on what, with which versions."""
+        """Two lines for the page: which bundle, from which commit and configuration; on what, with which versions."""
         made = self.manifest["environment"]
         return (
-            f"{self.name} · commit {made['git_commit']} · configuration {self.manifest['configuration_digest'][:12]} · "
+            f"{self.name} · commit {made['git_commit']} · configuration {self.manifest['configuration_digest'][:12]}\n"
             f"{made['device']}, {made['threads']} thread(s) · torch {made['versions']['torch']}, "
             f"diffusers {made['versions']['diffusers']}"
         )

@@ -24,7 +24,7 @@ class GroundTruth:
         train_ids: ids of the N training images, in the order of the masks.
         query_ids: ids of the Q queries.
         query_images: `[Q, C, H, W]`, where they are kept.
-        provenance: where the measurements came from, in one line.
+        provenance: where the measurements came from, in two lines.
     """
 
     masks: Bool[Tensor, "M N"]
