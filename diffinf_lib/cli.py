@@ -204,27 +204,28 @@ def _default_log(template: str, parameters: dict[str, Any]) -> Path:
 
 def _reproduce(options: argparse.Namespace) -> None:
     import diffinf_lib as di
-    from diffinf_lib.experiments import check_parameters, parse_parameters
 
     di.get_preset(options.preset)
     require(options.workers > 0, f"workers={options.workers}: give a positive number")
-    parameters = parse_parameters(options.parameter)
-    check_parameters("e02_ground_truth", parameters)
-    common = [f"preset={options.preset}", *options.parameter]
-    _run_side_by_side([["e01_model", *_known(common, "e01_model")]])
-    shards = [["e02_ground_truth", *common, f"shard={i}", f"shards={options.workers}"] for i in range(options.workers)]
-    _run_side_by_side(shards)
-    _run_side_by_side([["e03_bundle", *_known(common, "e03_bundle")]])
+    pairs = {"preset": options.preset, **_pairs(options.parameter)}
+    chosen = _parameters_of_each(("e01_model", "e02_ground_truth", "e03_bundle"), pairs)
+    shards = [[f"shard={i}", f"shards={options.workers}"] for i in range(options.workers)]
+    _run_side_by_side([["e01_model", *chosen["e01_model"]]])
+    _run_side_by_side([["e02_ground_truth", *chosen["e02_ground_truth"], *shard] for shard in shards])
+    _run_side_by_side([["e03_bundle", *chosen["e03_bundle"]]])
 
 
-def _known(pairs: list[str], template: str) -> list[str]:
-    """The parameters that this template has; the others belong to its neighbours."""
+def _parameters_of_each(templates: Sequence[str], pairs: dict[str, str]) -> dict[str, list[str]]:
+    """Each template's share of the parameters; one that none of them has is refused."""
     import papermill
 
     from diffinf_lib.experiments import template_path
 
-    names = papermill.inspect_notebook(str(template_path(template)))
-    return [pair for pair in pairs if pair.partition("=")[0] in names]
+    known = {name: list(papermill.inspect_notebook(str(template_path(name)))) for name in templates}
+    everything = sorted({parameter for names in known.values() for parameter in names})
+    for name in pairs:
+        require(name in everything, f"parameter={name!r}: none of that name; give one of {', '.join(everything)}")
+    return {template: [f"{n}={v}" for n, v in pairs.items() if n in names] for template, names in known.items()}
 
 
 def _run_side_by_side(launches: list[list[str]]) -> None:

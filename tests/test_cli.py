@@ -120,3 +120,8 @@ def test_the_module_exits_with_2_in_one_line():
         [sys.executable, "-m", "diffinf_lib", "model", "mnist"], capture_output=True, text=True, env=os.environ
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+def test_reproduce_checks_its_parameters_first(capsys):
+    assert "parameter='sedes': none of that name" in refused(capsys, "reproduce", "smoke", "-p", "sedes=1")
+    assert "workers=0" in refused(capsys, "reproduce", "smoke", "--workers", "0")

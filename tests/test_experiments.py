@@ -1,0 +1,60 @@
+"""Papermill templates run as a user runs them: whole, in shards, interrupted, with bad parameters."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+import diffinf_lib as di
+from diffinf_lib.errors import ArtifactError, ConfigurationError
+from diffinf_lib.experiments import check_parameters, launch, parse_parameters
+
+
+def test_parameters_are_read_as_json_or_text():
+    pairs = ["shard=0", "preset=smoke", 'options={"damping": 1}', "a=b=c"]
+    assert parse_parameters(pairs) == {"shard": 0, "preset": "smoke", "options": {"damping": 1}, "a": "b=c"}
+    with pytest.raises(ConfigurationError, match="'shard': give NAME=VALUE"):
+        parse_parameters(["shard"])
+
+
+def test_misspelt_parameters_are_refused_before_anything_runs(tmp_path):
+    with pytest.raises(
+        ConfigurationError, match="parameter='presett': e01_model has none of that name; give one of preset"
+    ):
+        launch("e01_model", {"presett": "smoke"}, log=tmp_path / "log.ipynb")
+    assert not (tmp_path / "log.ipynb").exists()
+    check_parameters("e01_model", {"preset": "smoke"})
+
+
+def test_a_refusal_inside_a_template_comes_out_as_one_line(tmp_path):
+    with pytest.raises(ArtifactError, match="8 of 8 retrained models are missing"):
+        launch(
+            "e03_bundle", {"preset": "smoke", "run": str(tmp_path / "run")}, log=tmp_path / "log.ipynb", progress=False
+        )
+    assert (tmp_path / "log.ipynb").exists()
+
+
+@pytest.mark.chaos
+def test_reproduce_survives_a_kill_and_leaves_logs_and_a_bundle(tmp_path):
+    run, results = tmp_path / "run", tmp_path / "results"
+    words = ["reproduce", "smoke", "--workers", "2", "-p", f"run={run}", "-p", f"results={results}"]
+    command = [sys.executable, "-m", "diffinf_lib", *words]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = subprocess.Popen(command, start_new_session=True, env=os.environ, **quiet)
+    while started.poll() is None and not list(run.glob("measurements/*/values.npz")):
+        time.sleep(0.02)
+    assert started.poll() is None, "it ended before it could be killed"
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    assert not (results / "smoke-ground-truth").exists()
+    subprocess.run(command, check=True, timeout=300, env=os.environ, **quiet)
+    bundle = di.load_bundle("smoke-ground-truth", root=results)
+    assert bundle.arrays["held-out/measurements"].shape == (4, 2, 6)
+    logs = {path.stem: nbformat.read(path, as_version=4) for path in (run / "logs").glob("*.ipynb")}
+    assert set(logs) == {"e01_model", "e02_ground_truth-0-of-2", "e02_ground_truth-1-of-2", "e03_bundle"}
+    assert "subset" in json.dumps(logs["e02_ground_truth-1-of-2"].cells[-1].outputs)

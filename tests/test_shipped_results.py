@@ -1,0 +1,27 @@
+"""The shipped ground truth is what this code makes: one of its models is trained again and measured."""
+
+import numpy as np
+import torch
+
+import diffinf_lib as di
+from diffinf_lib.stages import subset_mask
+
+SUBSET, SEED = 5, 1
+
+
+def test_one_retrained_model_measures_what_the_bundle_says():
+    bundle = di.load_bundle("digits-ground-truth")
+    preset = di.get_preset("digits")
+    assert bundle.manifest["configuration"]["preset"] == di.artifacts.plain(preset)
+    data = di.load_dataset(preset.dataset)
+    assert bundle.manifest["configuration"]["dataset_digest"] == data.digest
+    mask = subset_mask(len(data.train), preset.subsets.fraction, SUBSET)
+    assert torch.equal(mask, torch.from_numpy(bundle.arrays["masks"][SUBSET]))
+    model = di.train(di.build_unet(preset.unet, seed=SEED), data.train.subset(mask), preset.retraining(), seed=SEED,
+                     progress=False).model  # fmt: skip
+    measured = di.measure(model, data.queries, preset.measurement, schedule=preset.schedule).numpy()
+    shipped = bundle.arrays["held-out/measurements"][SUBSET, SEED]
+    others = np.delete(bundle.arrays["held-out/measurements"][:, SEED], SUBSET, axis=0)
+    # The same bits on the processor that made the bundle. Elsewhere training amplifies rounding, but the model is still
+    # far closer to its own record than to that of any other subset.
+    assert np.abs(measured - shipped).mean() < 0.5 * np.abs(others - shipped).mean(1).min()
