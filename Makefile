@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-THREADS ?= 2
+THREADS ?= 1
+
+# Threads that wait by spinning slow each other down a hundredfold where other work shares the cores
+export OMP_WAIT_POLICY ?= PASSIVE
 
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.py)
 TEMPLATES := $(wildcard notebooks/experiments/e*.py)

@@ -2,8 +2,10 @@
 
 import os
 
-# Data and models come from disk or from the sources named in `data`; never let a library look elsewhere unasked.
+# No library reports usage unasked.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Threads that wait by spinning slow each other down a hundredfold on a busy machine; heeded if torch is not loaded yet.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from diffinf_lib import artifacts, evaluation, figures, interactive, training
 from diffinf_lib.artifacts import Bundle, load_bundle, show_versions, write_bundle

@@ -28,7 +28,7 @@ import torch
 
 import diffinf_lib as di
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 di.show_versions()
 
 # %% [markdown]

@@ -19,7 +19,7 @@ preset = "digits"  # a preset's name
 run = ""  # the run folder; empty: runs/<preset>
 options = {}  # preset options to replace, e.g. {"training.steps": 300}
 seed = 0  # of the model, its samples and the draws
-threads = 2  # CPU threads
+threads = 1  # CPU threads
 
 # %%
 import torch
