@@ -26,18 +26,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="diffinf", description="Data attribution for diffusion models.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+class _Commands:
+    """The subcommands of the parser, each with its function and its one-line summary."""
 
-    def command(name: str, function: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+    def __init__(self, parser: argparse.ArgumentParser):
+        self._added = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(self, name: str, function: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+        added = self._added.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         added.set_defaults(command=function)
         return added
 
-    presets = command("presets", _presets, "list the presets, or print one")
-    presets.add_argument("name", nargs="?", help="a preset's name")
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="diffinf", description="Data attribution for diffusion models.")
+    commands = _Commands(parser)
+    presets = commands.add("presets", _presets, "list the presets, or print one")
+    presets.add_argument("name", nargs="?", help="a preset's name")
+    _add_stage_commands(commands)
+    _add_template_commands(commands)
+    return parser
+
+
+def _add_stage_commands(commands: _Commands) -> None:
     for name, function, summary in [
         ("model", _model, "train a preset's model on all training images, and draw its generated queries"),
         ("ground-truth", _ground_truth, "retrain on random subsets and measure the queries; one shard or all"),
@@ -45,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         ("scores", _scores, "fit the curvature and score every training image for every query"),
         ("lds", _lds, "compare the scores with a ground truth"),
     ]:
-        added = command(name, function, summary)
+        added = commands.add(name, function, summary)
         _add_run_options(added)
         if name in ("ground-truth", "bundle"):
             added.add_argument("--subsets", type=int, help="number of subsets; default: the preset's")
@@ -63,19 +74,21 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("--ground-truth", help="a bundle's name; default: PRESET-ground-truth")
             added.add_argument("--subsets", type=int, help="use the first so many subsets only")
 
-    launch = command("launch", _launch, "run an experiment template with papermill; the executed notebook is its log")
-    launch.add_argument("template", help="e.g. e02_ground_truth")
-    launch.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
-    launch.add_argument("--log", type=Path, help="the executed notebook; default: in the run folder's logs/")
 
-    reproduce = command("reproduce", _reproduce, "the whole ground truth: model, retrained models, bundle")
+def _add_template_commands(commands: _Commands) -> None:
+    launch = commands.add(
+        "launch", _launch, "run an experiment template with papermill; the executed notebook is its log"
+    )
+    launch.add_argument("template", help="e.g. e02_ground_truth")
+    launch.add_argument("--log", type=Path, help="the executed notebook; default: in the run folder's logs/")
+    reproduce = commands.add("reproduce", _reproduce, "the whole ground truth: model, retrained models, bundle")
     reproduce.add_argument("preset", help="a preset's name")
     reproduce.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="shards side by side; default: cores"
     )
-    reproduce.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
-                           help="passed to the templates, e.g. subsets=8")  # fmt: skip
-    return parser
+    for added in (launch, reproduce):
+        added.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
+                           help="a template's parameter, e.g. subsets=8; may be given several times")  # fmt: skip
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -121,6 +121,8 @@ def gradient_shards(
         ArtifactError: `store` holds gradients of another configuration.
     """
     require(shard_size > 0, f"shard_size={shard_size}: give a positive number")
+    device = next(model.parameters()).device
+    curvature = curvature.to(device)
     rows = [slice(start, min(start + shard_size, len(images))) for start in range(0, len(images), shard_size)]
 
     def compute(where: slice) -> LayerGradients:
@@ -140,7 +142,6 @@ def gradient_shards(
         ):
             if needed and not _is_whole(path, where):
                 write_tensors(path, compute(where))
-    device = next(model.parameters()).device
     for where, path in zip(rows, paths, strict=True):
         yield where, {name: value.to(device) for name, value in read_tensors(path).items()}
 

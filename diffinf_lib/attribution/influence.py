@@ -57,6 +57,7 @@ def scores_from_gradients(
         damping: λ, one or several.
     """
     results = []
+    curvature = curvature.to(next(iter(train.values())).device)
     for value in check_dampings(damping):
         parts = [
             layer_scores(queries[name], train[name], layer.eigenvalues(approximation), value).double().cpu()

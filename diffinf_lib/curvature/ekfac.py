@@ -32,10 +32,6 @@ class LayerCurvature:
         """Q_Bᵀ G Q_A of each gradient."""
         return self.output_eigenvectors.T @ gradients @ self.input_eigenvectors
 
-    def from_eigenbasis(self, gradients: Float[Tensor, "... O I"]) -> Float[Tensor, "... O I"]:
-        """Q_B G Q_Aᵀ of each gradient, the inverse of `to_eigenbasis`."""
-        return self.output_eigenvectors @ gradients @ self.input_eigenvectors.T
-
     def eigenvalues(self, approximation: Approximation) -> Float[Tensor, "O I"]:
         """The eigenvalues that an approximation divides by.
 

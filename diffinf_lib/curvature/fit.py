@@ -65,6 +65,15 @@ class Curvature:
         except TypeError:
             raise ArtifactError(f"{path}: not a curvature file; give one that fit_curvature wrote") from None
 
+    def to(self, device: torch.device | str) -> "Curvature":
+        """The same curvature on another device."""
+
+        def moved(layer: LayerCurvature) -> LayerCurvature:
+            fields: dict[str, Any] = {name: v if v is None else v.to(device) for name, v in vars(layer).items()}
+            return LayerCurvature(**fields)
+
+        return Curvature({name: moved(layer) for name, layer in self.layers.items()})
+
     @property
     def digest(self) -> str:
         """SHA-256 of all eigenvectors and eigenvalues."""

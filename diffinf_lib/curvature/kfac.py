@@ -10,7 +10,6 @@ It is exact when inputs and output gradients are independent and there is one po
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,10 +20,6 @@ class KroneckerFactors:
 
     input_factor: Float[Tensor, "I I"]
     output_gradient_factor: Float[Tensor, "O O"]
-
-    def block(self) -> Float[Tensor, "OI OI"]:
-        """The dense block; small layers only."""
-        return torch.kron(self.output_gradient_factor, self.input_factor)
 
 
 def input_factor_sum(inputs: Float[Tensor, "B P I"]) -> Float[Tensor, "I I"]:

@@ -2,7 +2,7 @@
 
 from diffinf_lib.diffusion.draws import DrawBatch, DrawConfig, Draws, example_draws, iterate_draws
 from diffinf_lib.diffusion.loss import Network, per_draw_loss, per_example_loss, predict_noise
-from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images, signal_to_noise
+from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
 
 __all__ = [
     "DEFAULT_SCHEDULE",
@@ -17,5 +17,4 @@ __all__ = [
     "per_draw_loss",
     "per_example_loss",
     "predict_noise",
-    "signal_to_noise",
 ]

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
@@ -77,9 +76,3 @@ def noisy_images(
     """
     kept = schedule.alphas_cumprod.to(images)[timesteps].view(-1, *[1] * (images.ndim - 1))
     return kept.sqrt() * images + (1 - kept).sqrt() * noise
-
-
-def signal_to_noise(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Tensor:
-    """ᾱ_t / (1 − ᾱ_t) for every timestep, `[T]`."""
-    kept = schedule.alphas_cumprod.to(torch.float64)
-    return kept / (1 - kept)
