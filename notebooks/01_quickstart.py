@@ -20,7 +20,7 @@
 # - check the answer against models that were really retrained without those images;
 # - see how far simpler answers get.
 #
-# *Two cores: about two minutes · no network · later chapters explain each step*
+# *Two cores: about three minutes · no network · later chapters explain each step*
 # ```
 
 # %% tags=["hide-input"]

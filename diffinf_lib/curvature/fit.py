@@ -184,7 +184,7 @@ def fit_curvature(
     *,
     seed: int = 0,
     schedule: NoiseSchedule = DEFAULT_SCHEDULE,
-    batch_size: int = 256,
+    batch_size: int = 64,
     exact_labels: bool = False,
     out: Path | str | None = None,
     checkpoint_seconds: float = 30.0,
@@ -195,7 +195,7 @@ def fit_curvature(
     Args:
         model: in eval mode; its parameters, flags and gradients are left alone.
         images: the training images.
-        batch_size: draws a forward pass; the result depends on it by rounding only.
+        batch_size: draws a forward pass; the result depends on it by rounding only, the memory in proportion.
         exact_labels: run through all C output dimensions instead of sampling; C times the cost, for tests.
         out: folder of this stage; with it a killed fit goes on from partial sums and ends with the same bits.
         checkpoint_seconds: how often partial sums are written.
