@@ -4,6 +4,7 @@ In the eigenbasis K-FAC, EK-FAC and every damping divide the same numbers by dif
 once and scored many times. A store keeps them in shards; a shard that is missing or damaged is computed again.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffinf_lib.artifacts import plain, read_tensors, stage, tensor_digest, write_tensors
+from diffinf_lib.artifacts import plain, read_tensor_metadata, read_tensors, stage, tensor_digest, write_tensors
 from diffinf_lib.curvature import Curvature, curvature_layers
-from diffinf_lib.curvature.layers import gradient_matrices, layer_parameters
+from diffinf_lib.curvature.layers import differentiable, gradient_matrices, layer_parameters
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, iterate_draws, per_draw_loss
 from diffinf_lib.errors import ArtifactError, ConfigurationError, require
@@ -67,8 +68,10 @@ def example_gradient(
         image, ids, config.draws, seed=config.seed, stage=config.stage, schedule=schedule, batch_size=batch_size
     )
     for batch in batches:
-        loss = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule).sum() / config.draws.count
-        for sum_so_far, gradient in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+        with differentiable(model, layers):
+            losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule)
+            gradients = torch.autograd.grad(losses.sum() / config.draws.count, parameters)
+        for sum_so_far, gradient in zip(total, gradients, strict=True):
             sum_so_far += gradient
     matrices = gradient_matrices(layers, tuple(total))
     for name, matrix in matrices.items():
@@ -118,8 +121,10 @@ def gradient_shards(
     safetensors and read afterwards (continual deployment); a killed store goes on after its last whole shard.
 
     Raises:
+        ConfigurationError: the curvature was fitted to a model of other layers.
         ArtifactError: `store` holds gradients of another configuration.
     """
+    curvature.check_fits(model)
     require(shard_size > 0, f"shard_size={shard_size}: give a positive number")
     device = next(model.parameters()).device
     curvature = curvature.to(device)
@@ -141,7 +146,8 @@ def gradient_shards(
             list(zip(rows, paths, strict=True)), desc=config.stage, disable=not (progress and needed)
         ):
             if needed and not _is_whole(path, where):
-                write_tensors(path, compute(where))
+                gradients = compute(where)
+                write_tensors(path, gradients, metadata=_content(gradients))
     for where, path in zip(rows, paths, strict=True):
         yield where, {name: value.to(device) for name, value in read_tensors(path).items()}
 
@@ -160,13 +166,22 @@ def store_identity(
 
 
 def _is_whole(path: Path, rows: slice) -> bool:
-    """Whether a shard of an unfinished store is there and readable; it was written whole or not at all."""
+    """Whether a shard of an unfinished store is there and holds what was written; a damaged one is named in a warning."""
     if not path.exists():
         return False
     try:
-        return all(len(tensor) == rows.stop - rows.start for tensor in read_tensors(path).values())
+        tensors = read_tensors(path)
+        whole = read_tensor_metadata(path) == _content(tensors)
+        whole = whole and all(len(tensor) == rows.stop - rows.start for tensor in tensors.values())
     except ArtifactError:
-        return False
+        whole = False
+    if not whole:
+        warnings.warn(f"{path}: damaged; the shard is computed again", stacklevel=2)
+    return whole
+
+
+def _content(gradients: LayerGradients) -> dict[str, str]:
+    return {"content": tensor_digest(*(gradients[name] for name in sorted(gradients)))}
 
 
 def all_gradients(shards: Iterator[tuple[slice, LayerGradients]]) -> LayerGradients:

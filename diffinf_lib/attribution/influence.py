@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -22,7 +24,7 @@ def check_dampings(damping: float | Sequence[float]) -> list[float]:
     Raises:
         ConfigurationError: one is negative or not finite, or there is none.
     """
-    dampings = [float(damping)] if isinstance(damping, (int, float)) else [float(value) for value in damping]
+    dampings = [float(damping)] if isinstance(damping, Real) else [float(value) for value in damping]  # type: ignore[union-attr]
     require(len(dampings) > 0, "damping: give at least one number")
     for value in dampings:
         require(math.isfinite(value) and value >= 0, f"damping={value}: give a number >= 0, such as 1e-8")
@@ -34,10 +36,12 @@ def layer_scores(
 ) -> Float[Tensor, "Q N"]:
     """One layer's share, Σ_oi G_q G_n / (Λ + λ), of gradients in the eigenbasis.
 
-    Where Λ + λ is zero the curvature says nothing and the direction contributes nothing.
+    Where Λ + λ is zero, or so small beside the largest Λ that both come from rounding, the curvature says nothing and
+    the direction contributes nothing. Λ is a square: rounding of 10 eps in a gradient is 100 eps² here.
     """
     damped = eigenvalues + damping
-    preconditioned = torch.where(damped > 0, queries / torch.where(damped > 0, damped, 1.0), 0.0)
+    known = damped > 100 * torch.finfo(damped.dtype).eps ** 2 * eigenvalues.max()
+    preconditioned = torch.where(known, queries / torch.where(known, damped, 1.0), 0.0)
     return preconditioned.flatten(1) @ train.flatten(1).T
 
 
@@ -73,7 +77,7 @@ def influence(
     train: ImageSet,
     queries: ImageSet,
     *,
-    measurement: MeasurementConfig | None = None,
+    measurement: MeasurementConfig | Literal["loss"] | None = None,
     draws: DrawConfig | None = None,
     damping: float | Sequence[float] = 1e-8,
     approximation: Approximation = "ekfac",
@@ -104,11 +108,13 @@ def influence(
         `[Q, N]` for one damping, `[D, Q, N]` for a list; float64, on the CPU.
 
     Raises:
-        ConfigurationError: a damping is negative or NaN, or a gradient is not finite.
+        ConfigurationError: a damping is negative or NaN, the approximation or measurement is unknown, the curvature
+            belongs to a model of other layers, or a gradient is not finite.
         ArtifactError: a store holds gradients of another configuration.
     """
     dampings = check_dampings(damping)
-    measurement = measurement or MeasurementConfig()
+    curvature.check_approximation(approximation)
+    measurement = MeasurementConfig(measurement) if isinstance(measurement, str) else measurement or MeasurementConfig()
     query_config = GradientConfig(measurement.draws, MEASUREMENT_STAGE, seed)
     train_config = GradientConfig(draws or DrawConfig(250), seed=seed)
     shared = {"schedule": schedule, "batch_size": batch_size, "progress": progress}
@@ -120,4 +126,4 @@ def influence(
         scores[:, :, rows] = scores_from_gradients(
             query_gradients, gradients, curvature, count=len(train), damping=dampings, approximation=approximation
         )
-    return scores[0] if isinstance(damping, (int, float)) else scores
+    return scores[0] if isinstance(damping, Real) else scores

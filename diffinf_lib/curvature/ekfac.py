@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffinf_lib.curvature.config import Approximation
 from diffinf_lib.curvature.kfac import KroneckerFactors
-from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.errors import ConfigurationError, require
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class LayerCurvature:
         """The eigenvalues that an approximation divides by.
 
         Raises:
-            ConfigurationError: EK-FAC's are asked of a fit of K-FAC only.
+            ConfigurationError: there is no such approximation, or EK-FAC's are asked of a fit of K-FAC only.
         """
+        require(approximation in ("ekfac", "kfac"), f"approximation={approximation!r}: give 'ekfac' or 'kfac'")
         if approximation == "kfac":
             return self.kfac_eigenvalues
         if self.corrected_eigenvalues is None:

@@ -22,14 +22,14 @@ from diffinf_lib.artifacts import (
     write_tensors,
 )
 from diffinf_lib.artifacts.manifest import check_same
-from diffinf_lib.curvature.config import CurvatureConfig
+from diffinf_lib.curvature.config import Approximation, CurvatureConfig
 from diffinf_lib.curvature.ekfac import LayerCurvature, correction_sum, eigenbasis
 from diffinf_lib.curvature.kfac import KroneckerFactors, input_factor_sum, output_gradient_factor_sum
 from diffinf_lib.curvature.labels import exact_vectors, sampled_vectors
-from diffinf_lib.curvature.layers import ForwardPass, curvature_layers
+from diffinf_lib.curvature.layers import ForwardPass, curvature_layers, differentiable, layer_shape
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawBatch, Network, NoiseSchedule, iterate_draws, noisy_images
-from diffinf_lib.errors import ArtifactError
+from diffinf_lib.errors import ArtifactError, require
 
 CURVATURE_FILE = "curvature.safetensors"
 PARTIAL = "partial.safetensors"
@@ -76,8 +76,26 @@ class Curvature:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all eigenvectors and eigenvalues."""
-        return tensor_digest(*(v for layer in self.layers.values() for v in vars(layer).values() if v is not None))
+        """SHA-256 of all eigenvectors and eigenvalues, whatever the order of the layers: a file keeps none."""
+        layers = [self.layers[name] for name in sorted(self.layers, key=lambda name: f"{name}/")]
+        return tensor_digest(*(v for layer in layers for v in vars(layer).values() if v is not None))
+
+    def check_approximation(self, approximation: Approximation) -> None:
+        """Refuse an approximation that this curvature cannot give, before any work (see `LayerCurvature.eigenvalues`)."""
+        for layer in self.layers.values():
+            layer.eigenvalues(approximation)
+
+    def check_fits(self, model: Network) -> None:
+        """Refuse a model whose layers are not those that the curvature was fitted to.
+
+        Raises:
+            ConfigurationError: a layer is missing on either side, or its shape differs; the message names it.
+        """
+        asked = {name: layer_shape(layer) for name, layer in curvature_layers(model).items()}
+        found = {name: tuple(layer.kfac_eigenvalues.shape) for name, layer in self.layers.items()}
+        for name in asked | found:
+            require(asked.get(name) == found.get(name), f"layer {name}: {found.get(name)} in the curvature, "
+                    f"{asked.get(name)} in the model; give the curvature that was fitted to this model")  # fmt: skip
 
 
 Accumulate = Callable[[dict[str, Tensor], ForwardPass, list[dict[str, Tensor]]], None]
@@ -122,7 +140,8 @@ class _Fit:
         bar = tqdm(total=count, initial=done, desc=pass_name, unit="batch", disable=not progress)
         for index, batch in enumerate(islice(self.batches(pass_name), done, None), start=done):
             noisy = noisy_images(batch.images, batch.timesteps, batch.noise, self.schedule)
-            forward = ForwardPass(self.model, self.layers, noisy, batch.timesteps)
+            with differentiable(self.model, self.layers):
+                forward = ForwardPass(self.model, self.layers, noisy, batch.timesteps)
             vectors = self.vectors(batch, index * self.batch_size)
             pulled = [forward.pull_back(v, last=i == len(vectors) - 1) for i, v in enumerate(vectors)]
             add(sums, forward, pulled)
@@ -193,11 +212,12 @@ def fit_curvature(
     """Fit (E)K-FAC to GGN^model = (2/C) E[JᵀJ] (Mlodozeniec et al. 2025, section 3.1).
 
     Args:
-        model: in eval mode; its parameters, flags and gradients are left alone.
+        model: taken in eval mode; its parameters, flags and gradients are left as they were.
         images: the training images.
         batch_size: draws a forward pass; the result depends on it by rounding only, the memory in proportion.
         exact_labels: run through all C output dimensions instead of sampling; C times the cost, for tests.
-        out: folder of this stage; with it a killed fit goes on from partial sums and ends with the same bits.
+        out: folder of this stage; with it a killed fit goes on from partial sums and ends with the same bits. Partial
+            sums are counted in batches, so a killed fit goes on with its own `batch_size` only.
         checkpoint_seconds: how often partial sums are written.
 
     Raises:
@@ -208,9 +228,10 @@ def fit_curvature(
     if out is None:
         return _fitted(fit, None, None, progress)
     folder, identity = ensure_writable(out), curvature_identity(model, images, fit.config, seed, schedule)
+    identity |= {"exact_labels": True} if exact_labels else {}
     with stage(folder, identity, name="curvature") as needed:
         if needed:
-            keep = _Partial(folder / PARTIAL, plain(identity), checkpoint_seconds)
+            keep = _Partial(folder / PARTIAL, plain(identity) | {"batch_size": batch_size}, checkpoint_seconds)
             _fitted(fit, folder, keep, progress).save(folder / CURVATURE_FILE)
             (folder / PARTIAL).unlink(missing_ok=True)
             (folder / FACTORS).unlink(missing_ok=True)

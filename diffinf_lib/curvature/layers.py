@@ -6,7 +6,8 @@ a convolution, tokens of an attention layer, one position of a plain linear laye
 the curvature and of the inner product alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ def curvature_layers(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(layer, nn.Conv2d):
             require(layer.groups == 1, f"layer {name}: groups={layer.groups} is not supported; use groups=1")
             require(layer.padding_mode == "zeros", f"layer {name}: padding_mode={layer.padding_mode!r}; use 'zeros'")
+            require(layer.padding != "same", f"layer {name}: padding='same' is not supported; give numbers")
     return layers
 
 
@@ -68,7 +70,6 @@ def gradient_matrices(layers: Layers, gradients: tuple[Tensor, ...]) -> dict[str
 def layer_inputs(layer: nn.Module, inputs: Tensor) -> Float[Tensor, "B P I"]:
     """What the weights of a layer are multiplied with at each position, a constant 1 appended for the bias."""
     if isinstance(layer, nn.Conv2d):
-        assert not isinstance(layer.padding, str) or layer.padding in ("same", "valid")
         patches = F.unfold(inputs, layer.kernel_size, layer.dilation, _padding(layer), layer.stride).transpose(1, 2)
     else:
         patches = inputs.reshape(len(inputs), -1, inputs.shape[-1])
@@ -76,16 +77,31 @@ def layer_inputs(layer: nn.Module, inputs: Tensor) -> Float[Tensor, "B P I"]:
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int]:
-    if not isinstance(layer.padding, str):
-        return layer.padding[0], layer.padding[1]
-    require(layer.padding == "valid", f"a convolution with padding={layer.padding!r} is not supported; give numbers")
-    return 0, 0
+    return (0, 0) if isinstance(layer.padding, str) else (layer.padding[0], layer.padding[1])
 
 
 def _output_gradients(layer: nn.Module, gradients: Tensor) -> Float[Tensor, "B P O"]:
     if isinstance(layer, nn.Conv2d):
         return gradients.flatten(2).transpose(1, 2)
     return gradients.reshape(len(gradients), -1, gradients.shape[-1])
+
+
+@contextmanager
+def differentiable(model: nn.Module, layers: Layers) -> Iterator[None]:
+    """Eval mode (no dropout) and gradients for the layers' parameters; a model's own flags are put back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in layer_parameters(layers)]
+    try:
+        model.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, wanted in flags:
+            parameter.requires_grad_(wanted)
 
 
 class ForwardPass:
@@ -97,12 +113,14 @@ class ForwardPass:
         timesteps: t, `[B]`.
 
     Raises:
-        ConfigurationError: a layer is called twice in the pass, or never; the message names it.
+        ConfigurationError: a layer is called twice in the pass, or never, or what it read or wrote is changed in place
+            afterwards; the message names it.
     """
 
     def __init__(self, model: Network, layers: Layers, noisy: Tensor, timesteps: Tensor):
         self.layers = layers
         self._inputs: dict[str, Tensor] = {}
+        self._versions: dict[str, tuple[int, int]] = {}
         self._outputs: dict[str, Tensor] = {}
         handles = [layer.register_forward_hook(self._hook(name)) for name, layer in layers.items()]
         try:
@@ -113,12 +131,16 @@ class ForwardPass:
                 handle.remove()
         for name in layers:
             require(name in self._outputs, f"layer {name}: not used in the forward pass; remove it from the model")
+            now = (self._inputs[name]._version, self._outputs[name]._version)
+            require(now == self._versions[name], f"layer {name}: its input or output is changed in place later in the "
+                    "forward pass; use operations that make a new tensor (inplace=False)")  # fmt: skip
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]
         def remember(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             require(name not in self._outputs, f"layer {name}: used twice in one forward pass, its curvature is not "
                     "defined here; give each use a layer of its own")  # fmt: skip
             self._inputs[name], self._outputs[name] = inputs[0].detach(), output
+            self._versions[name] = (inputs[0]._version, output._version)
 
         return remember
 

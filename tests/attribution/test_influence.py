@@ -142,6 +142,62 @@ def test_bad_dampings_are_refused_before_any_work(damping):
         di.influence(None, None, None, None, damping=damping)
 
 
+def test_bad_choices_are_refused_before_any_work(monkeypatch):
+    from diffinf_lib import gradients
+
+    model, train = conv_denoiser(), images(2, 4)
+    curvature = fit_curvature(model, train, CurvatureConfig("kfac", DrawConfig(4)))
+    monkeypatch.setattr(gradients, "example_gradient", lambda *_, **__: pytest.fail("work before the refusal"))
+    for options, message in [
+        ({"approximation": "kfca"}, "approximation='kfca'"),
+        ({"approximation": "ekfac"}, "fitted as 'kfac'"),
+        ({"measurement": "lose", "approximation": "kfac"}, "measurement='lose'"),
+    ]:
+        with pytest.raises(ConfigurationError, match=message):
+            di.influence(model, curvature, train, train, **options)
+
+
+def test_a_measurement_may_be_given_by_name():
+    model, train = conv_denoiser(), images(2, 4)
+    curvature = fit_curvature(model, train, CONFIG)
+    named = di.influence(model, curvature, train, train, measurement="loss", draws=DRAWS)
+    assert torch.equal(
+        named, di.influence(model, curvature, train, train, measurement=MeasurementConfig(), draws=DRAWS)
+    )
+
+
+def test_a_model_in_training_frozen_or_without_grad_gives_the_same_scores_and_is_left_as_it_was():
+    model, train, queries = tiny_unet(), images(3, 4), images(2, 4, seed=1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+
+    def score():
+        curvature = fit_curvature(model, train, CONFIG)
+        return di.influence(model, curvature, train, queries, measurement=MEASUREMENT, draws=DRAWS, damping=1e-3)
+
+    reference = score()
+    model.train().requires_grad_(False)
+    with torch.no_grad():
+        assert torch.equal(score(), reference)
+    assert all(module.training for module in model.modules())
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+def test_without_damping_rounding_noise_is_not_scored(kind, tolerance):
+    """Directions that no gradient has are zero but for rounding; dividing rounding by its own square would swamp scores."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64)).Q
+    gradients = (torch.randn(20, 1, 3, generator=generator, dtype=torch.float64) @ basis[:3]).to(kind)
+    rotated = gradients @ basis.T.to(kind)  # the last three directions hold rounding only
+    eigenvalues = rotated.square().mean(0)
+    exact = rotated[..., :3].double()
+    expected = (exact[:4] / exact.square().mean(0)).flatten(1) @ exact.flatten(1).T
+    scores = layer_scores(rotated[:4], rotated, eigenvalues, 0.0).double()
+    torch.testing.assert_close(scores, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
 def test_no_curvature_and_no_damping_contribute_nothing():
     queries, train = torch.ones(1, 1, 2), torch.ones(1, 1, 2)
     scores = layer_scores(queries, train, torch.tensor([[0.0, 2.0]]), 0.0)

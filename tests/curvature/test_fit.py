@@ -108,6 +108,25 @@ def test_an_interrupted_fit_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert {p.name for p in (tmp_path / "part").iterdir()} == {"curvature.safetensors", "manifest.json"}
 
 
+def test_an_interrupted_fit_does_not_go_on_with_another_batch_size(tmp_path, monkeypatch):
+    """Partial sums are counted in batches: other batches would count some draws twice and leave others out."""
+    from diffinf_lib.curvature import fit
+
+    model, data = conv_denoiser(), images(4, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(fit._Fit, "vectors", stopping_after(3, fit._Fit.vectors))
+        with pytest.raises(KeyboardInterrupt):
+            fit_curvature(model, data, CONFIG, batch_size=4, out=tmp_path, checkpoint_seconds=0)
+    with pytest.raises(ArtifactError, match="batch_size is 4 there, 2 asked"):
+        fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path, checkpoint_seconds=0)
+
+
+def test_exact_and_sampled_labels_are_not_taken_for_each_other(tmp_path):
+    fit_curvature(conv_denoiser(), images(2, 4), CONFIG, out=tmp_path)
+    with pytest.raises(ArtifactError, match="exact_labels is None there, True asked"):
+        fit_curvature(conv_denoiser(), images(2, 4), CONFIG, exact_labels=True, out=tmp_path)
+
+
 def test_a_curvature_of_another_model_is_refused(tmp_path):
     fit_curvature(conv_denoiser(), images(2, 4), CONFIG, out=tmp_path)
     with pytest.raises(ArtifactError, match="seed is 0 there, 1 asked"):

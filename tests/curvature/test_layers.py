@@ -59,6 +59,8 @@ def test_unsupported_layers_are_named():
     refused(Wrapper(conv(padding_mode="circular"), lambda layer, x: layer(x)), "padding_mode='circular'")
     two = nn.Conv2d(2, 2, 3, padding=1, groups=2).double()
     refused(Wrapper(two, lambda layer, x: layer(x.expand(-1, 2, -1, -1))[:, :1]), "layer layer: groups=2")
+    refused(Wrapper(conv(), lambda layer, x: layer(x).relu_()), "layer layer: .* changed in place")
+    refused(Wrapper(nn.Conv2d(1, 1, 3, padding="same").double(), lambda layer, x: layer(x)), "layer layer: padding")
     refused(Wrapper(nn.Identity(), lambda layer, x: layer(x)), "no Conv2d or Linear")
 
 

@@ -1,0 +1,120 @@
+"""Per-example gradients against brute force, and what a store of them does when something goes wrong."""
+
+import pytest
+import torch
+from cases import conv_denoiser, draw_batch, images, tiny_unet
+
+import diffinf_lib as di
+from diffinf_lib.artifacts import file_digest, read_json, write_json
+from diffinf_lib.curvature import Curvature, CurvatureConfig, fit_curvature
+from diffinf_lib.diffusion import DrawConfig, per_draw_loss
+from diffinf_lib.errors import ArtifactError, ConfigurationError
+from diffinf_lib.gradients import TRAIN_STAGE, GradientConfig, all_gradients, example_gradient, gradient_shards
+
+CONFIG = GradientConfig(DrawConfig(6))
+CURVATURE = CurvatureConfig(draws=DrawConfig(2))
+
+
+def stored(model, curvature, data, folder, shard_size=2, config=CONFIG):
+    return all_gradients(gradient_shards(model, curvature, data, config, shard_size=shard_size, store=folder))
+
+
+def unfinished(folder):
+    """The store as a kill leaves it: shards are there, the manifest says that the stage goes on."""
+    manifest = read_json(folder / "manifest.json")
+    write_json(folder / "manifest.json", manifest | {"finished": False})
+
+
+def test_a_gradient_is_that_of_the_mean_loss_over_its_own_draws():
+    model, data = tiny_unet(attention=True), images(3, 4)
+    batch = draw_batch(data.subset([1]), CONFIG.draws, stage=TRAIN_STAGE)
+    model.zero_grad()
+    per_draw_loss(model, batch.images, batch.timesteps, batch.noise).mean().backward()
+    expected = {
+        name: torch.cat([layer.weight.grad.flatten(1)] + [layer.bias.grad.unsqueeze(1)] * (layer.bias is not None), 1)
+        for name, layer in di.curvature_layers(model).items()
+    }
+    for batch_size in (6, 4, 1):
+        gradient = example_gradient(model, data.images[1:2].double(), 1, CONFIG, batch_size=batch_size)
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-13)
+
+
+def test_the_eigenbasis_keeps_inner_products():
+    model, data = conv_denoiser(), images(4, 4)
+    curvature = fit_curvature(model, data, CURVATURE)
+    rotated = all_gradients(gradient_shards(model, curvature, data, CONFIG))
+    for position in range(len(data)):
+        plain = example_gradient(model, data.images[position : position + 1].double(), position, CONFIG)
+        for name, gradient in plain.items():
+            back = curvature.layers[name]
+            back = back.output_eigenvectors @ rotated[name][position] @ back.input_eigenvectors.T
+            torch.testing.assert_close(back, gradient, rtol=1e-9, atol=1e-13)
+
+
+def test_a_killed_store_goes_on_and_computes_only_what_is_missing(tmp_path, monkeypatch):
+    from diffinf_lib import gradients
+
+    model, data = conv_denoiser().float(), images(5, 4)
+    curvature = fit_curvature(model, data, CURVATURE)
+    stored(model, curvature, data, tmp_path / "whole")
+    calls = []
+    original = gradients.example_gradient
+
+    def watched(model, image, example_id, *arguments, **options):
+        if len(calls) == 3:
+            calls.append("killed")
+            raise KeyboardInterrupt
+        calls.append(example_id)
+        return original(model, image, example_id, *arguments, **options)
+
+    monkeypatch.setattr(gradients, "example_gradient", watched)
+    with pytest.raises(KeyboardInterrupt):
+        stored(model, curvature, data, tmp_path / "part")
+    stored(model, curvature, data, tmp_path / "part")
+    assert calls == [0, 1, 2, "killed", 2, 3, 4]
+    for shard in (tmp_path / "whole").glob("shard-*"):
+        assert file_digest(shard) == file_digest(tmp_path / "part" / shard.name)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("damage", ["truncated", "one bit"])
+def test_a_damaged_shard_is_named_and_computed_again(tmp_path, finished, damage):
+    model, data = conv_denoiser().float(), images(4, 4)
+    curvature = fit_curvature(model, data, CURVATURE)
+    reference = stored(model, curvature, data, tmp_path)
+    shard = tmp_path / "shard-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    if damage == "one bit":
+        content[-3] ^= 0x40
+    shard.write_bytes(content if damage == "one bit" else content[:-50])
+    if not finished:
+        unfinished(tmp_path)
+    with pytest.warns(UserWarning, match=r"shard-00001\.safetensors.*damaged"):
+        again = stored(model, curvature, data, tmp_path)
+    assert all(torch.equal(again[name], reference[name]) for name in reference)
+
+
+def test_a_store_of_other_draws_or_of_another_curvature_is_refused(tmp_path):
+    model, data = conv_denoiser().float(), images(3, 4)
+    curvature = fit_curvature(model, data, CURVATURE)
+    stored(model, curvature, data, tmp_path)
+    with pytest.raises(ArtifactError, match=r"gradients\.draws\.count is 6 there, 4 asked"):
+        stored(model, curvature, data, tmp_path, config=GradientConfig(DrawConfig(4)))
+    with pytest.raises(ArtifactError, match="curvature is"):
+        stored(model, fit_curvature(model, data, CURVATURE, seed=1), data, tmp_path)
+
+
+def test_a_curvature_read_from_its_file_opens_the_same_store(tmp_path):
+    model, data = tiny_unet().float(), images(2, 4)
+    curvature = fit_curvature(model, data, CURVATURE)
+    curvature.save(tmp_path / "curvature.safetensors")
+    reference = stored(model, curvature, data, tmp_path / "store")
+    again = stored(model, Curvature.load(tmp_path / "curvature.safetensors"), data, tmp_path / "store")
+    assert all(torch.equal(again[name], reference[name]) for name in reference)
+
+
+def test_a_curvature_of_other_layers_is_refused():
+    data = images(2, 4)
+    curvature = fit_curvature(tiny_unet(), data, CURVATURE)
+    with pytest.raises(ConfigurationError, match=r"layer down: None in the curvature, \(3, 10\) in the model"):
+        next(gradient_shards(conv_denoiser(), curvature, data, CONFIG))
