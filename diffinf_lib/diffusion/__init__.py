@@ -1,6 +1,13 @@
 """Diffusion: the noise schedule, the draws and the loss."""
 
-from diffinf_lib.diffusion.draws import DrawBatch, DrawConfig, Draws, example_draws, iterate_draws
+from diffinf_lib.diffusion.draws import (
+    DrawBatch,
+    DrawConfig,
+    Draws,
+    example_draws,
+    iterate_draws,
+    timestep_probabilities,
+)
 from diffinf_lib.diffusion.loss import Network, per_draw_loss, per_example_loss, predict_noise
 from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
 
@@ -17,4 +24,5 @@ __all__ = [
     "per_draw_loss",
     "per_example_loss",
     "predict_noise",
+    "timestep_probabilities",
 ]

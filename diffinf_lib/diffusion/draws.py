@@ -1,11 +1,18 @@
 """Draws: the (timestep, noise) pairs over which every expectation in this project is averaged.
 
-One draw is (t, ε). The draws of an example depend on (seed, stage, example id) only, so a gradient, a measurement and a
-score are the same whatever the batch size, the order of the data or the number of workers.
+One draw is (t, ε). The draws of an example depend on (seed, stage, example id) only, or, where all examples share them, on
+(seed, stage): a gradient, a measurement and a score are the same whatever the batch size, the order of the data or the
+number of workers.
+
+A draw has a weight: an expectation over draws is the mean of weight · value. All weights are 1 unless some timesteps are
+drawn more often than others (importance sampling); the weights then undo the preference.
 """
 
+import math
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,15 +24,19 @@ from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.shapes import ImageShape
 
-TimestepRule = Literal["stratified", "uniform", "grid"]
+TimestepRule = Literal["stratified", "uniform", "grid", "signal", "importance"]
 NoiseRule = Literal["antithetic", "independent"]
+
+UNIFORM_SHARE = 0.1
+"""Share of uniform timesteps in the rule `signal`; no weight exceeds its inverse (a defensive mixture, Hesterberg 1995)."""
 
 
 class Draws(NamedTuple):
-    """The draws of one example."""
+    """The draws of one example; the mean of weights · value over them estimates an expectation."""
 
     timesteps: Int[Tensor, "S"]
     noise: Float[Tensor, "S C H W"]
+    weights: Float[Tensor, "S"]
 
 
 class DrawBatch(NamedTuple):
@@ -35,6 +46,7 @@ class DrawBatch(NamedTuple):
     timesteps: Int[Tensor, "B"]
     noise: Float[Tensor, "B C H W"]
     example: Int[Tensor, "B"]
+    weights: Float[Tensor, "B"]
 
 
 @dataclass(frozen=True)
@@ -43,23 +55,40 @@ class DrawConfig:
 
     Attributes:
         count: number of draws S of each example.
-        timesteps: `stratified` (one uniform timestep in each of equal slices of 0..T−1), `uniform` (independent), or
-            `grid` (the middle of each slice, the same for every example: the evenly spaced protocol of D-TRAK).
+        timesteps: `stratified` (one uniform timestep in each of equal slices of 0..T−1), `uniform` (independent),
+            `grid` (the middle of each slice, the same for every example: the evenly spaced protocol of D-TRAK),
+            `signal` (in proportion to ᾱ_t, the share of the image that is left, plus a tenth of uniform timesteps: where
+            nothing is left of the image, examples hardly differ), or `importance` (in proportion to `proposal`). The last
+            two are stratified as well: one timestep in each of equal slices of their distribution.
         noise: `antithetic` (each timestep serves two draws, with ε and −ε) or `independent`.
+        proposal: of `importance`: how often timesteps are drawn, as positive numbers for equal slices of 0..T−1, in any
+            unit. A draw at t has the weight (1/T) / p(t), so expectations stay those over uniform timesteps.
+        shared: all examples get the same draws (common random numbers). What the noise does to every example alike then
+            drops out of comparisons between examples, and these are what a ranking or an LDS is made of: the variance of a
+            difference loses what the two have in common. A single example's gradient is no more exact than without.
     """
 
     count: int = 250
     timesteps: TimestepRule = "stratified"
     noise: NoiseRule = "antithetic"
+    proposal: tuple[float, ...] | None = None
+    shared: bool = False
 
     def __post_init__(self) -> None:
         require(self.count > 0, f"draws={self.count}: give a positive number")
-        require(self.timesteps in ("stratified", "uniform", "grid"),
-                f"timesteps={self.timesteps!r}: give 'stratified', 'uniform' or 'grid'")  # fmt: skip
+        rules = typing.get_args(TimestepRule)
+        require(self.timesteps in rules, f"timesteps={self.timesteps!r}: give {', '.join(rules[:-1])} or {rules[-1]}")
         require(self.noise in ("antithetic", "independent"),
                 f"noise={self.noise!r}: give 'antithetic' or 'independent'")  # fmt: skip
         require(self.noise == "independent" or self.count % 2 == 0,
                 f"draws={self.count}: antithetic draws come in pairs, give an even number or noise='independent'")  # fmt: skip
+        if self.timesteps == "importance":
+            valid = isinstance(self.proposal, tuple) and all(0 < value < math.inf for value in self.proposal)
+            require(bool(self.proposal) and valid, f"proposal={self.proposal}: importance sampling needs a tuple of positive "
+                    "numbers, one for each slice of timesteps; see timestep_proposal")  # fmt: skip
+        else:
+            require(self.proposal is None, f"proposal with timesteps={self.timesteps!r}: only 'importance' has one; leave "
+                    "it out")  # fmt: skip
 
 
 def example_draws(
@@ -83,25 +112,50 @@ def example_draws(
         stage: what the draws are for; different stages get independent draws.
 
     Returns:
-        timesteps `[S]` and noise `[S, C, H, W]`, float32.
+        timesteps `[S]`, noise `[S, C, H, W]` and weights `[S]`, float32.
     """
-    generator = keyed_generator("draws", seed, stage, example_id)
+    key = ("shared-draws", seed, stage) if config.shared else ("draws", seed, stage, example_id)
+    generator = keyed_generator(*key)
     pairs = 2 if config.noise == "antithetic" else 1
     distinct = config.count // pairs
-    timesteps = _timesteps(distinct, config.timesteps, schedule.timesteps, generator)
+    probabilities = timestep_probabilities(config, schedule)
+    timesteps = _timesteps(distinct, config.timesteps, probabilities, generator)
     noise = torch.randn(distinct, *shape, generator=generator)
     if pairs == 2:
         timesteps = timesteps.repeat_interleave(2)
         noise = torch.stack([noise, -noise], dim=1).flatten(0, 1)
-    return Draws(timesteps, noise)
+    return Draws(timesteps, noise, (1 / (schedule.timesteps * probabilities[timesteps])).float())
 
 
-def _timesteps(count: int, rule: TimestepRule, total: int, generator: torch.Generator) -> Int[Tensor, "S"]:
+def _timesteps(
+    count: int, rule: TimestepRule, probabilities: Float[Tensor, "T"], generator: torch.Generator
+) -> Int[Tensor, "S"]:
+    total = len(probabilities)
     if rule == "uniform":
         return torch.randint(total, (count,), generator=generator)
     offset = torch.full((count,), 0.5) if rule == "grid" else torch.rand(count, generator=generator)
     position = (torch.arange(count) + offset.double()) * (total / count)
+    if rule in ("signal", "importance"):
+        position = torch.searchsorted(probabilities.cumsum(0), position / total, right=True)
     return position.long().clamp(max=total - 1)
+
+
+@lru_cache
+def timestep_probabilities(config: DrawConfig, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "T"]:
+    """p(t), how often each timestep is drawn: `[T]`, float64, sums to 1.
+
+    A proposal is a density that is constant on equal slices of [0, T), and p(t) its integral from t to t + 1: a timestep
+    that a boundary between slices cuts gets its share of both.
+    """
+    total = schedule.timesteps
+    if config.timesteps == "signal":
+        left = schedule.alphas_cumprod.double()
+        return (1 - UNIFORM_SHARE) * left / left.sum() + UNIFORM_SHARE / total
+    heights = torch.tensor(config.proposal or (1.0,), dtype=torch.float64)
+    cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), heights.cumsum(0) / heights.sum()])
+    edges = torch.arange(total + 1, dtype=torch.float64) * (len(heights) / total)
+    below = edges.long().clamp(max=len(heights) - 1)
+    return torch.lerp(cumulative[below], cumulative[below + 1], edges - below).diff()
 
 
 def iterate_draws(
@@ -125,16 +179,17 @@ def iterate_draws(
     for start in range(0, total, batch_size):
         parts = []
         for example in range(start // config.count, (min(start + batch_size, total) - 1) // config.count + 1):
-            if made is None or made[0] != example:
+            if made is None or (made[0] != example and not config.shared):
                 draws = example_draws(int(ids[example]), shape, config, seed=seed, stage=stage, schedule=schedule)
                 made = (example, draws)
             low = max(start - example * config.count, 0)
             high = min(start + batch_size - example * config.count, config.count)
-            parts.append((example, high - low, made[1].timesteps[low:high], made[1].noise[low:high]))
-        example_index = torch.cat([torch.full((size,), example) for example, size, _, _ in parts])
+            parts.append((example, Draws(*(value[low:high] for value in made[1]))))
+        example_index = torch.cat([torch.full((len(part.timesteps),), example) for example, part in parts])
         yield DrawBatch(
             images=images[example_index.to(images.device)],
-            timesteps=torch.cat([timesteps for _, _, timesteps, _ in parts]).to(images.device),
-            noise=torch.cat([noise for _, _, _, noise in parts]).to(images),
+            timesteps=torch.cat([part.timesteps for _, part in parts]).to(images.device),
+            noise=torch.cat([part.noise for _, part in parts]).to(images),
             example=example_index,
+            weights=torch.cat([part.weights for _, part in parts]).to(images),
         )

@@ -47,10 +47,10 @@ def per_example_loss(
     schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 512,
 ) -> Float[Tensor, "N"]:
-    """ℓ(θ, x_n): the loss of each example averaged over its draws, `[N]`, float64, on the CPU."""
+    """ℓ(θ, x_n): the weighted mean of each example's loss over its draws, `[N]`, float64, on the CPU."""
     total = torch.zeros(len(ids), dtype=torch.float64)
     batches = iterate_draws(images, ids, draws, seed=seed, stage=stage, schedule=schedule, batch_size=batch_size)
     for batch in batches:
         losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule)
-        total.index_add_(0, batch.example, losses.double().cpu())
+        total.index_add_(0, batch.example, (batch.weights.double() * losses.double()).cpu())
     return total / draws.count
