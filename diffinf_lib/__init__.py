@@ -13,10 +13,14 @@ from diffinf_lib.attribution import (
     gradient_cosine_scores,
     gradient_dot_scores,
     influence,
+    influence_by_timestep,
     pixel_distance_scores,
     random_scores,
+    scores_by_layer,
     scores_from_gradients,
+    self_influence,
 )
+from diffinf_lib.compression import StoreFormat
 from diffinf_lib.curvature import Curvature, CurvatureConfig, curvature_layers, fit_curvature
 from diffinf_lib.data import Dataset, DatasetConfig, ImageSet, load_dataset
 from diffinf_lib.diffusion import (

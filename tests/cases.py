@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from diffinf_lib.curvature import CurvatureConfig
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DrawBatch, DrawConfig, iterate_draws
 from diffinf_lib.models import UNetConfig, build_unet
@@ -70,3 +71,17 @@ def draw_batch(data: ImageSet, draws: DrawConfig, *, stage: str, seed: int = 0, 
     """All draws of all images in one batch."""
     size = len(data) * draws.count
     return next(iterate_draws(data.images.to(dtype), data.ids, draws, seed=seed, stage=stage, batch_size=size))
+
+
+def by_definition(draws: DrawConfig, **options) -> CurvatureConfig:
+    """The curvature as it is defined: all draws in both passes, all positions, a square for each draw, exact labels."""
+    options = {"exact_labels": True} | options
+    return CurvatureConfig(draws=draws, factor_draws=None, input_positions=None, correction="per_draw", **options)
+
+
+def same_draws_for_both_passes(monkeypatch):
+    """Fit both passes on the draws of stage `x`, so that they can be compared with a dense matrix over these."""
+    from diffinf_lib.curvature import fit
+
+    original = fit._Fit.draws
+    monkeypatch.setattr(fit._Fit, "draws", lambda self, draws, pass_name, group: original(self, draws, "x", group))

@@ -52,13 +52,13 @@ def test_the_eigenbasis_keeps_inner_products():
 
 
 def test_a_killed_store_goes_on_and_computes_only_what_is_missing(tmp_path, monkeypatch):
-    from diffinf_lib import gradients
+    from diffinf_lib.gradients import compute
 
     model, data = conv_denoiser().float(), images(5, 4)
     curvature = fit_curvature(model, data, CURVATURE)
     stored(model, curvature, data, tmp_path / "whole")
     calls = []
-    original = gradients.example_gradient
+    original = compute.example_gradient
 
     def watched(model, image, example_id, *arguments, **options):
         if len(calls) == 3:
@@ -67,7 +67,7 @@ def test_a_killed_store_goes_on_and_computes_only_what_is_missing(tmp_path, monk
         calls.append(example_id)
         return original(model, image, example_id, *arguments, **options)
 
-    monkeypatch.setattr(gradients, "example_gradient", watched)
+    monkeypatch.setattr(compute, "example_gradient", watched)
     with pytest.raises(KeyboardInterrupt):
         stored(model, curvature, data, tmp_path / "part")
     stored(model, curvature, data, tmp_path / "part")

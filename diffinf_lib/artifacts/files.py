@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -156,7 +157,9 @@ def tensor_digest(*tensors: Tensor) -> str:
     """SHA-256 over the bytes, shapes and types of tensors, in hexadecimal."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        array = tensor.detach().cpu().contiguous().numpy()
-        digest.update(f"{array.dtype}{array.shape}".encode())
+        plain = tensor.detach().cpu().contiguous()
+        # NumPy has no bfloat16; its bits serve as well
+        array = (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
+        digest.update(f"{plain.dtype if plain.dtype == torch.bfloat16 else array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

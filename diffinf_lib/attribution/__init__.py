@@ -1,6 +1,13 @@
 """Attribution: scores of training images for queries."""
 
-from diffinf_lib.attribution.influence import influence, scores_from_gradients
+from diffinf_lib.attribution.influence import (
+    influence,
+    influence_by_timestep,
+    scores_by_layer,
+    scores_from_gradients,
+    self_influence,
+)
+from diffinf_lib.attribution.scoring import Inverses, check_dampings
 from diffinf_lib.attribution.similarity import (
     gradient_cosine_scores,
     gradient_dot_scores,
@@ -9,10 +16,15 @@ from diffinf_lib.attribution.similarity import (
 )
 
 __all__ = [
+    "Inverses",
+    "check_dampings",
     "gradient_cosine_scores",
     "gradient_dot_scores",
     "influence",
+    "influence_by_timestep",
     "pixel_distance_scores",
     "random_scores",
+    "scores_by_layer",
     "scores_from_gradients",
+    "self_influence",
 ]

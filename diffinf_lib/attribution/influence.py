@@ -1,15 +1,16 @@
 """Influence: how a query's measurement would change if a training image were left out (Mlodozeniec et al. 2025, eq. 3)."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.attribution.scoring import DampingKind, Inverses, KeptQueries, block_scores, check_dampings
+from diffinf_lib.compression import StoreFormat
 from diffinf_lib.curvature import Approximation, Curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule
@@ -17,32 +18,8 @@ from diffinf_lib.errors import require
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig
 
-
-def check_dampings(damping: float | Sequence[float]) -> list[float]:
-    """One damping or several, as a list.
-
-    Raises:
-        ConfigurationError: one is negative or not finite, or there is none.
-    """
-    dampings = [float(damping)] if isinstance(damping, Real) else [float(value) for value in damping]  # type: ignore[union-attr]
-    require(len(dampings) > 0, "damping: give at least one number")
-    for value in dampings:
-        require(math.isfinite(value) and value >= 0, f"damping={value}: give a number >= 0, such as 1e-8")
-    return dampings
-
-
-def layer_scores(
-    queries: Float[Tensor, "Q O I"], train: Float[Tensor, "N O I"], eigenvalues: Float[Tensor, "O I"], damping: float
-) -> Float[Tensor, "Q N"]:
-    """One layer's share, Σ_oi G_q G_n / (Λ + λ), of gradients in the eigenbasis.
-
-    Where Λ + λ is zero, or so small beside the largest Λ that both come from rounding, the curvature says nothing and
-    the direction contributes nothing. Λ is a square: rounding of 10 eps in a gradient is 100 eps² here.
-    """
-    damped = eigenvalues + damping
-    known = damped > 100 * torch.finfo(damped.dtype).eps ** 2 * eigenvalues.max()
-    preconditioned = torch.where(known, queries / torch.where(known, damped, 1.0), 0.0)
-    return preconditioned.flatten(1) @ train.flatten(1).T
+SHARD_BYTES = 1 << 28
+"""Shards of training gradients are scored together up to this size: dividing the queries costs as much as one shard."""
 
 
 def scores_from_gradients(
@@ -53,6 +30,7 @@ def scores_from_gradients(
     count: int,
     damping: float | Sequence[float],
     approximation: Approximation = "ekfac",
+    damping_kind: DampingKind = "absolute",
 ) -> Float[Tensor, "D Q N"]:
     """Scores (1/N) ∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n from gradients in the eigenbasis, for each damping; float64, on the CPU.
 
@@ -60,15 +38,46 @@ def scores_from_gradients(
         count: N, the number of images the model was trained on; `train` may be a part of them.
         damping: λ, one or several.
     """
-    results = []
+    inverses = Inverses(check_dampings(damping), [approximation], damping_kind)
+    return KeptQueries(queries, curvature, inverses).scores(train) / count
+
+
+def scores_by_layer(
+    queries: LayerGradients,
+    train: LayerGradients,
+    curvature: Curvature,
+    *,
+    count: int,
+    damping: float,
+    approximation: Approximation = "ekfac",
+    damping_kind: DampingKind = "absolute",
+) -> dict[str, Float[Tensor, "Q N"]]:
+    """Each block's share of the scores; the shares add up to `scores_from_gradients`."""
     curvature = curvature.to(next(iter(train.values())).device)
-    for value in check_dampings(damping):
-        parts = [
-            layer_scores(queries[name], train[name], layer.eigenvalues(approximation), value).double().cpu()
-            for name, layer in curvature.layers.items()
-        ]
-        results.append(torch.stack(parts).sum(0) / count)
-    return torch.stack(results)
+    inverses = Inverses(check_dampings(damping), [approximation], damping_kind)
+    return {name: share[0] / count for name, share in block_scores(queries, train, curvature, inverses)}
+
+
+def together(
+    shards: Iterator[tuple[slice, LayerGradients]], limit: int = SHARD_BYTES
+) -> Iterator[tuple[slice, LayerGradients]]:
+    """Neighbouring shards joined until they hold `limit` bytes."""
+    held: list[tuple[slice, LayerGradients]] = []
+    size = 0
+    for where, gradients in shards:
+        bytes_here = sum(value.nbytes for value in gradients.values())
+        if held and size + bytes_here > limit:
+            yield _joined(held)
+            held, size = [], 0
+        held.append((where, gradients))
+        size += bytes_here
+    if held:
+        yield _joined(held)
+
+
+def _joined(held: list[tuple[slice, LayerGradients]]) -> tuple[slice, LayerGradients]:
+    rows = slice(held[0][0].start, held[-1][0].stop)
+    return rows, held[0][1] if len(held) == 1 else all_gradients(iter(held))
 
 
 def influence(
@@ -80,20 +89,26 @@ def influence(
     measurement: MeasurementConfig | Literal["loss"] | None = None,
     draws: DrawConfig | None = None,
     damping: float | Sequence[float] = 1e-8,
-    approximation: Approximation = "ekfac",
+    damping_kind: DampingKind = "absolute",
+    approximation: Approximation | Sequence[Approximation] = "ekfac",
     seed: int = 0,
     schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 256,
     store: Path | str | None = None,
     query_store: Path | str | None = None,
+    train_format: StoreFormat | None = None,
+    query_format: StoreFormat | None = None,
     progress: bool = False,
-) -> Float[Tensor, "Q N"] | Float[Tensor, "D Q N"]:
+) -> Tensor:
     """Scores of every training image for every query.
 
     `scores[q, n]` estimates m_q(θ trained without n) − m_q(θ), the 1/N included: a positive score says that leaving
     image n out raises the measurement, which for the loss means that the query becomes less likely.
 
-    Query gradients are taken over the measurement's own draws, so what is differentiated is what is measured.
+    Query gradients are taken over the measurement's own draws, so what is differentiated is what is measured. Training
+    gradients stream past the queries a shard at a time, so memory does not grow with N. Without `store` they are computed
+    and forgotten (single use, the paper's algorithm 1); with it they are kept, and the next queries cost only their own
+    gradients and one reading (continual deployment, algorithm 2).
 
     Args:
         curvature: from `fit_curvature` on the same model.
@@ -101,29 +116,108 @@ def influence(
         queries: `[Q, C, H, W]`.
         draws: of each training gradient; default 250.
         damping: λ ≥ 0, or a list of them, all from one pass over the gradients.
-        store: folder to keep training gradients in, for the next queries; without it they are used once.
+        damping_kind: `absolute`, or `relative` to the mean eigenvalue of each block.
+        approximation: which eigenvalues to divide by, or a list, all from the same pass.
+        store: folder to keep training gradients in, for the next queries.
         query_store: folder to keep query gradients in, so that a killed run goes on.
+        train_format: how training gradients are kept; default in full.
+        query_format: how preconditioned queries are kept while training gradients stream past; default as plain gradients,
+            divided anew for each shard.
 
     Returns:
-        `[Q, N]` for one damping, `[D, Q, N]` for a list; float64, on the CPU.
+        `[Q, N]`; with a list of dampings `[D, Q, N]`, with a list of approximations these stacked in front; float64, on the
+        CPU.
 
     Raises:
         ConfigurationError: a damping is negative or NaN, the approximation or measurement is unknown, the curvature
             belongs to a model of other layers, or a gradient is not finite.
         ArtifactError: a store holds gradients of another configuration.
     """
-    dampings = check_dampings(damping)
-    curvature.check_approximation(approximation)
+    approximations: list[Approximation] = [approximation] if isinstance(approximation, str) else list(approximation)  # type: ignore[list-item]
+    inverses = Inverses(check_dampings(damping), approximations, damping_kind)
+    curvature.check_approximations(approximations)
     measurement = MeasurementConfig(measurement) if isinstance(measurement, str) else measurement or MeasurementConfig()
+    shared: dict[str, Any] = {"schedule": schedule, "batch_size": batch_size, "progress": progress}
     query_config = GradientConfig(measurement.draws, MEASUREMENT_STAGE, seed)
-    train_config = GradientConfig(draws or DrawConfig(250), seed=seed)
-    shared = {"schedule": schedule, "batch_size": batch_size, "progress": progress}
     query_gradients = all_gradients(
-        gradient_shards(model, curvature, queries, query_config, store=query_store, **shared)  # type: ignore[arg-type]
+        gradient_shards(model, curvature, queries, query_config, store=query_store, **shared)
     )
-    scores = torch.empty(len(dampings), len(queries), len(train), dtype=torch.float64)
-    for rows, gradients in gradient_shards(model, curvature, train, train_config, store=store, **shared):  # type: ignore[arg-type]
-        scores[:, :, rows] = scores_from_gradients(
-            query_gradients, gradients, curvature, count=len(train), damping=dampings, approximation=approximation
+    kept = KeptQueries(query_gradients, curvature, inverses, query_format, train_format or StoreFormat())
+    del query_gradients
+    train_config = GradientConfig(draws or DrawConfig(250), seed=seed)
+    shards = gradient_shards(model, curvature, train, train_config, store=store, form=train_format, **shared)
+    scores = torch.empty(len(inverses), len(queries), len(train), dtype=torch.float64)
+    for rows, gradients in together(shards):
+        scores[:, :, rows] = kept.scores(gradients) / len(train)
+    scores = scores.view(len(approximations), len(inverses.dampings), len(queries), len(train))
+    scores = scores[:, 0] if isinstance(damping, Real) else scores
+    return scores[0] if isinstance(approximation, str) else scores
+
+
+def influence_by_timestep(
+    model: Network,
+    curvature: Curvature,
+    train_gradients: LayerGradients,
+    queries: ImageSet,
+    *,
+    count: int,
+    bins: int = 10,
+    measurement: MeasurementConfig | None = None,
+    damping: float = 1e-8,
+    approximation: Approximation = "ekfac",
+    seed: int = 0,
+    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    batch_size: int = 256,
+) -> Float[Tensor, "T Q N"]:
+    """Scores cut by the query's timesteps: the influence on the part of the measurement that each range of t contributes.
+
+    The parts add up to the scores of `influence` with the same draws.
+
+    Args:
+        train_gradients: in the eigenbasis, from `gradient_shards`.
+        count: N, the number of images the model was trained on.
+        bins: number of equal ranges of t.
+    """
+    require(0 < bins <= schedule.timesteps, f"bins={bins}: give a number from 1 to {schedule.timesteps}")
+    measurement = measurement or MeasurementConfig()
+    edges = [round(index * schedule.timesteps / bins) for index in range(bins + 1)]
+    parts = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        config = GradientConfig(measurement.draws, MEASUREMENT_STAGE, seed, (low, high))
+        gradients = all_gradients(
+            gradient_shards(model, curvature, queries, config, schedule=schedule, batch_size=batch_size)
         )
-    return scores[0] if isinstance(damping, Real) else scores
+        parts.append(
+            scores_from_gradients(
+                gradients, train_gradients, curvature, count=count, damping=damping, approximation=approximation
+            )[0]
+        )
+    return torch.stack(parts)
+
+
+def self_influence(
+    shards: Iterator[tuple[slice, LayerGradients]],
+    curvature: Curvature,
+    *,
+    count: int,
+    damping: float | Sequence[float] = 1e-8,
+    approximation: Approximation = "ekfac",
+    damping_kind: DampingKind = "absolute",
+) -> Float[Tensor, "D N"]:
+    """Each training image's influence on its own loss, (1/N) ∇ℓ_nᵀ (F + λI)⁻¹ ∇ℓ_n ≥ 0; large for the unusual ones.
+
+    Args:
+        shards: of training gradients in the eigenbasis, from `gradient_shards`; each is read once and forgotten.
+        count: N, the number of images the model was trained on.
+    """
+    inverses = Inverses(check_dampings(damping), [approximation], damping_kind)
+    parts = []
+    for _, gradients in shards:
+        curvature = curvature.to(next(iter(gradients.values())).device)
+        total = torch.zeros(len(inverses), len(next(iter(gradients.values()))), dtype=torch.float64)
+        for name, gradient in gradients.items():
+            squares = gradient.flatten(1).square()
+            for index, factor in enumerate(inverses.factors(curvature, name)):
+                total[index] += (squares @ factor.flatten()).double().cpu()
+        parts.append(total)
+    return torch.cat(parts, dim=1) / count

@@ -1,31 +1,80 @@
 """What curvature to fit, and from how many draws."""
 
+import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
+from diffinf_lib.curvature.blocks import BiasRule
 from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import require
 
-Approximation = Literal["ekfac", "kfac"]
+Approximation = Literal["ekfac", "kfac", "diagonal", "identity"]
+Partition = Literal["model", "loss_per_draw", "loss_per_example"]
+Sharing = Literal["expand", "reduce"]
+Correction = Literal["batched", "per_draw"]
 
 
 @dataclass(frozen=True)
 class CurvatureConfig:
-    """Curvature F of the mean loss: GGN^model, (2/C) E[JᵀJ], by sampled labels.
+    """Curvature F of the mean loss; every choice has the same scale, so one damping means one thing for all.
 
     Attributes:
-        approximation: `ekfac` (George et al. 2018) or `kfac` (Martens & Grosse 2015); scores read either from one fit
-            of `ekfac`.
-        draws: draws of each training image, for each of the two passes.
-        labels: sampled labels a draw (Monte Carlo estimate of the expectation over the model's own outputs).
+        approximation: `ekfac` (George et al. 2018), `kfac` (Martens & Grosse 2015), `diagonal` (EK-FAC without a change of
+            basis), or `identity` (the best multiple of the identity for each block). Scores read the last three, as far
+            as they are there, from one fit: K-FAC from a fit of EK-FAC.
+        draws: draws of each training image for the corrected eigenvalues, and for the factors unless they have their own.
+        partition: which matrix (Mlodozeniec et al. 2025, section 3.1): `model`, GGN^model = (2/C) E[JᵀJ];
+            `loss_per_draw`, GGN^loss = E[∇ℓ ∇ℓᵀ] with an outer product for each draw (t, ε); or `loss_per_example`, the
+            same with an outer product for each example of its gradient averaged over draws (TRAK's Gram matrix).
+        labels: of partition `model`: sampled labels a draw (Monte Carlo estimate over the model's own outputs).
+        exact_labels: of partition `model`: run through all C output dimensions instead; C times the cost.
+        sharing: how K-FAC treats the positions that share weights, `expand` or `reduce` (Eschenhagen et al. 2023).
+        bias: `joint`, as one more input of its layer, or `separate`, a block of its own.
+        correction: `batched` squares the rotated gradient of a random-sign sum of `group` draws, whose expectation is the
+            sum of the squares; `per_draw` squares each draw's. The same expectation, a fraction of the cost.
+        group: draws that are summed before squaring.
+        factor_draws: draws of each image for the Kronecker factors; default the same as `draws`.
+        input_positions: positions of each draw that the input factor is averaged over, drawn at random, one in each of as
+            many equal slices; None takes all.
     """
 
     approximation: Approximation = "ekfac"
     draws: DrawConfig = field(default_factory=lambda: DrawConfig(count=30))
+    partition: Partition = "model"
     labels: int = 1
+    exact_labels: bool = False
+    sharing: Sharing = "expand"
+    bias: BiasRule = "joint"
+    correction: Correction = "batched"
+    group: int = 64
+    factor_draws: DrawConfig | None = field(default_factory=lambda: DrawConfig(count=10))
+    input_positions: int | None = 4
 
     def __post_init__(self) -> None:
-        require(
-            self.approximation in ("ekfac", "kfac"), f"approximation={self.approximation!r}: give 'ekfac' or 'kfac'"
-        )
-        require(self.labels > 0, f"labels={self.labels}: give a positive number")
+        for name, allowed in [
+            ("approximation", Approximation), ("partition", Partition), ("sharing", Sharing), ("bias", BiasRule),
+            ("correction", Correction),
+        ]:  # fmt: skip
+            choices, value = typing.get_args(allowed), getattr(self, name)
+            require(value in choices, f"{name}={value!r}: give {', '.join(choices[:-1])} or {choices[-1]}")
+        for name in ("labels", "group", "input_positions"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name}={value}: give a positive number")
+        sampled = self.partition == "model" and not self.exact_labels
+        require(sampled or self.labels == 1, f"labels={self.labels}: only partition='model' with sampled labels has several; "
+                "give labels=1")  # fmt: skip
+        require(self.partition == "model" or not self.exact_labels, f"exact_labels with partition={self.partition!r}: GGN^loss "
+                "has no labels; leave it out")  # fmt: skip
+        same = self.factor_draws in (None, self.draws)
+        require(self.partition != "loss_per_example" or same, f"factor_draws={self.factor_draws}: draw-averaged gradients "
+                "depend on the number of draws; with partition='loss_per_example' leave factor_draws=None")  # fmt: skip
+
+    @property
+    def needs_factors(self) -> bool:
+        """Whether there is a basis to be found."""
+        return self.approximation in ("ekfac", "kfac")
+
+    @property
+    def needs_corrections(self) -> bool:
+        """Whether eigenvalues are measured in the basis."""
+        return self.approximation != "kfac"

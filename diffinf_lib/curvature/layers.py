@@ -6,9 +6,9 @@ a convolution, tokens of an attention layer, one position of a plain linear laye
 the curvature and of the inner product alike.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,30 +20,42 @@ from diffinf_lib.errors import ConfigurationError, require
 
 Layers = Mapping[str, nn.Module]
 
-
-class LayerBatch(NamedTuple):
-    """What one layer saw of B draws: inputs a and output gradients g at each of its P positions."""
-
-    inputs: Float[Tensor, "B P I"]
-    output_gradients: Float[Tensor, "B P O"]
+NORMALISATION = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+"""Layers that are left out of the curvature and of the inner product; their weights are a share of a per cent."""
 
 
 def curvature_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every `Conv2d` and `Linear` of a model by name, in the model's own order.
 
     Raises:
-        ConfigurationError: there is none, or one that is not supported; the message names it.
+        ConfigurationError: there is none, two share a parameter, or a module of another kind has trainable parameters;
+            the message names it.
     """
     layers: dict[str, nn.Module] = {
         name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
     }
     require(bool(layers), f"{type(model).__name__}: no Conv2d or Linear layer to fit a curvature to")
-    for name, layer in layers.items():
-        if isinstance(layer, nn.Conv2d):
-            require(layer.groups == 1, f"layer {name}: groups={layer.groups} is not supported; use groups=1")
-            require(layer.padding_mode == "zeros", f"layer {name}: padding_mode={layer.padding_mode!r}; use 'zeros'")
-            require(layer.padding != "same", f"layer {name}: padding='same' is not supported; give numbers")
+    _refuse_other_modules(model)
+    _refuse_shared_parameters(layers)
     return layers
+
+
+def _refuse_other_modules(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear, *NORMALISATION)):
+            continue
+        trainable = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        require(not trainable, f"layer {name or '(the model itself)'}: {type(module).__name__} is not supported; to leave "
+                "its parameters out of the curvature, freeze them with requires_grad_(False)")  # fmt: skip
+
+
+def _refuse_shared_parameters(layers: Layers) -> None:
+    owner: dict[int, str] = {}
+    for name, layer in layers.items():
+        for parameter in layer.parameters(recurse=False):
+            first = owner.setdefault(id(parameter), name)
+            require(first == name, f"layer {name}: shares a parameter with layer {first}, its curvature is not defined "
+                    "here; give each a parameter of its own")  # fmt: skip
 
 
 def layer_shape(layer: nn.Module) -> tuple[int, int]:
@@ -67,17 +79,39 @@ def gradient_matrices(layers: Layers, gradients: tuple[Tensor, ...]) -> dict[str
     return matrices
 
 
-def layer_inputs(layer: nn.Module, inputs: Tensor) -> Float[Tensor, "B P I"]:
-    """What the weights of a layer are multiplied with at each position, a constant 1 appended for the bias."""
+def padded_inputs(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
+    """The images a convolution slides over: padded as the layer pads them, whatever its mode."""
+    amounts = layer._reversed_padding_repeated_twice
+    if not any(amounts):
+        return inputs
+    return F.pad(inputs, amounts, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+
+
+def check_finite(tensors: Mapping[str, Tensor], problem: str) -> None:
+    """Refuse tensors that hold NaN or infinity.
+
+    Raises:
+        ConfigurationError: `layer NAME: problem`, for the first that does.
+    """
+    for name, tensor in tensors.items():
+        # One element that is not finite makes the sum so, and a sum costs a thirtieth of a check of each element
+        if not math.isfinite(tensor.sum()) and not bool(torch.isfinite(tensor).all()):
+            raise ConfigurationError(f"layer {name}: {problem}")
+
+
+def layer_inputs(layer: nn.Module, inputs: Tensor, group: int = 0) -> Float[Tensor, "B P I"]:
+    """What the weights of a layer are multiplied with at each position, a constant 1 appended for the bias.
+
+    Args:
+        group: of a grouped convolution, the group whose input channels are meant.
+    """
     if isinstance(layer, nn.Conv2d):
-        patches = F.unfold(inputs, layer.kernel_size, layer.dilation, _padding(layer), layer.stride).transpose(1, 2)
+        channels = inputs.chunk(layer.groups, dim=1)[group]
+        patches = F.unfold(padded_inputs(layer, channels), layer.kernel_size, layer.dilation, 0, layer.stride)
+        patches = patches.transpose(1, 2)
     else:
         patches = inputs.reshape(len(inputs), -1, inputs.shape[-1])
     return patches if layer.bias is None else F.pad(patches, (0, 1), value=1.0)
-
-
-def _padding(layer: nn.Conv2d) -> tuple[int, int]:
-    return (0, 0) if isinstance(layer.padding, str) else (layer.padding[0], layer.padding[1])
 
 
 def _output_gradients(layer: nn.Module, gradients: Tensor) -> Float[Tensor, "B P O"]:
@@ -144,6 +178,10 @@ class ForwardPass:
 
         return remember
 
+    def raw_input(self, name: str) -> Tensor:
+        """What a layer was called with: `[B, channels, height, width]`, or `[B, ..., features]`."""
+        return self._inputs[name]
+
     def inputs(self, name: str) -> Float[Tensor, "B P I"]:
         """The inputs a of one layer at each position."""
         return layer_inputs(self.layers[name], self._inputs[name])
@@ -162,12 +200,9 @@ class ForwardPass:
         """
         outputs = list(self._outputs.values())
         gradients = torch.autograd.grad(self.prediction, outputs, vectors, retain_graph=not last, allow_unused=True)
-        pulled = {}
-        for (name, output), gradient in zip(self._outputs.items(), gradients, strict=True):
-            gradient = torch.zeros_like(output) if gradient is None else gradient
-            if not torch.isfinite(gradient).all():
-                raise ConfigurationError(
-                    f"layer {name}: its output gradients are not finite; check the model's weights"
-                )
-            pulled[name] = _output_gradients(self.layers[name], gradient)
-        return {name: pulled[name] for name in self.layers}
+        found = {
+            name: torch.zeros_like(output) if gradient is None else gradient
+            for (name, output), gradient in zip(self._outputs.items(), gradients, strict=True)
+        }
+        check_finite(found, "its output gradients are not finite; check the model's weights")
+        return {name: _output_gradients(layer, found[name]) for name, layer in self.layers.items()}

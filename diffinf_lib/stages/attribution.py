@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.artifacts import json_digest, plain, read_arrays, stage, tensor_digest, write_arrays
-from diffinf_lib.attribution import gradient_dot_scores, influence, pixel_distance_scores, random_scores
-from diffinf_lib.attribution.influence import check_dampings
+from diffinf_lib.attribution import check_dampings, gradient_dot_scores, influence, pixel_distance_scores, random_scores
 from diffinf_lib.curvature import Approximation, Curvature, fit_curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import DataError, require

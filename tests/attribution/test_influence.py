@@ -2,12 +2,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import conv_denoiser, draw_batch, images, linear_denoiser, tiny_unet
+from cases import (
+    by_definition,
+    conv_denoiser,
+    draw_batch,
+    images,
+    linear_denoiser,
+    same_draws_for_both_passes,
+    tiny_unet,
+)
 
 import diffinf_lib as di
 from diffinf_lib.artifacts import file_digest
-from diffinf_lib.attribution.influence import layer_scores
-from diffinf_lib.curvature import CurvatureConfig, fit_curvature
+from diffinf_lib.attribution.scoring import Inverses, block_scores
+from diffinf_lib.curvature import Curvature, CurvatureConfig, LayerCurvature, fit_curvature
 from diffinf_lib.curvature.exact import dense_ggn
 from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
 from diffinf_lib.diffusion import DrawConfig, per_draw_loss
@@ -36,12 +44,9 @@ def double(data):
 
 def test_scores_are_the_damped_inverse_between_gradients_over_n(monkeypatch):
     """In a linear denoiser EK-FAC is exact, so the scores are (1/N) ∇m (GGN + λI)⁻¹ ∇ℓ by dense algebra."""
-    from diffinf_lib.curvature import fit
-
-    original = fit._Fit.batches
-    monkeypatch.setattr(fit._Fit, "batches", lambda self, pass_name: original(self, "x"))
+    same_draws_for_both_passes(monkeypatch)
     model, train, queries = linear_denoiser(), images(5, 2), images(3, 2, seed=1)
-    curvature = fit_curvature(model, train, CONFIG, exact_labels=True)
+    curvature = fit_curvature(model, train, by_definition(CONFIG.draws))
     scores = di.influence(
         model, curvature, train, queries, measurement=MEASUREMENT, draws=DRAWS, damping=[1e-3, 0.5], seed=0
     )
@@ -77,7 +82,7 @@ def test_scores_predict_leaving_one_out_with_their_sign():
         return model
 
     model = optimum(train)
-    curvature = fit_curvature(model, train, CurvatureConfig(draws=draws), exact_labels=True)
+    curvature = fit_curvature(model, train, by_definition(draws))
     scores = di.influence(model, curvature, train, queries, measurement=measurement, draws=draws, damping=0.0)
     before = di.measure(model, double(queries), measurement)
     changes = []
@@ -143,11 +148,11 @@ def test_bad_dampings_are_refused_before_any_work(damping):
 
 
 def test_bad_choices_are_refused_before_any_work(monkeypatch):
-    from diffinf_lib import gradients
+    from diffinf_lib.gradients import compute
 
     model, train = conv_denoiser(), images(2, 4)
     curvature = fit_curvature(model, train, CurvatureConfig("kfac", DrawConfig(4)))
-    monkeypatch.setattr(gradients, "example_gradient", lambda *_, **__: pytest.fail("work before the refusal"))
+    monkeypatch.setattr(compute, "example_gradient", lambda *_, **__: pytest.fail("work before the refusal"))
     for options, message in [
         ({"approximation": "kfca"}, "approximation='kfca'"),
         ({"approximation": "ekfac"}, "fitted as 'kfac'"),
@@ -184,6 +189,13 @@ def test_a_model_in_training_frozen_or_without_grad_gives_the_same_scores_and_is
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
+def scores_of_one_block(queries, train, eigenvalues):
+    """Undamped scores of gradients in the basis of the given eigenvalues."""
+    curvature = Curvature({"layer": LayerCurvature(corrected_eigenvalues=eigenvalues)})
+    ((_, scores),) = block_scores({"layer": queries}, {"layer": train}, curvature, Inverses([0.0], ["diagonal"]))
+    return scores[0]
+
+
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
 def test_without_damping_rounding_noise_is_not_scored(kind, tolerance):
     """Directions that no gradient has are zero but for rounding; dividing rounding by its own square would swamp scores."""
@@ -194,13 +206,13 @@ def test_without_damping_rounding_noise_is_not_scored(kind, tolerance):
     eigenvalues = rotated.square().mean(0)
     exact = rotated[..., :3].double()
     expected = (exact[:4] / exact.square().mean(0)).flatten(1) @ exact.flatten(1).T
-    scores = layer_scores(rotated[:4], rotated, eigenvalues, 0.0).double()
+    scores = scores_of_one_block(rotated[:4], rotated, eigenvalues)
     torch.testing.assert_close(scores, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
 def test_no_curvature_and_no_damping_contribute_nothing():
     queries, train = torch.ones(1, 1, 2), torch.ones(1, 1, 2)
-    scores = layer_scores(queries, train, torch.tensor([[0.0, 2.0]]), 0.0)
+    scores = scores_of_one_block(queries, train, torch.tensor([[0.0, 2.0]]))
     assert scores.tolist() == [[0.5]]
 
 

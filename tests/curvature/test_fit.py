@@ -1,8 +1,19 @@
 """K-FAC and EK-FAC against the dense GGN, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from cases import conv_denoiser, deep_linear_denoiser, draw_batch, images, linear_denoiser, tiny_unet
+from cases import (
+    by_definition,
+    conv_denoiser,
+    deep_linear_denoiser,
+    draw_batch,
+    images,
+    linear_denoiser,
+    same_draws_for_both_passes,
+    tiny_unet,
+)
 
 from diffinf_lib.curvature import Curvature, CurvatureConfig, fit_curvature
 from diffinf_lib.curvature.exact import dense_blocks
@@ -11,14 +22,6 @@ from diffinf_lib.errors import ArtifactError, ConfigurationError
 
 DRAWS = DrawConfig(4)
 CONFIG = CurvatureConfig(draws=DRAWS)
-
-
-def same_draws_for_both_passes(monkeypatch):
-    """Fit both passes on one set of draws, so that they can be compared with a dense matrix over these."""
-    from diffinf_lib.curvature import fit
-
-    original = fit._Fit.batches
-    monkeypatch.setattr(fit._Fit, "batches", lambda self, pass_name: original(self, "x"))
 
 
 def relative_error(block, reference):
@@ -31,7 +34,7 @@ def test_exact_in_linear_networks(make, approximation, monkeypatch):
     """A linear layer's block is J_outᵀJ_out ⊗ E[aaᵀ] with a constant J_out: Kronecker-factored, so both are exact."""
     same_draws_for_both_passes(monkeypatch)
     model, data = make(), images(3, 2)
-    curvature = fit_curvature(model, data, CONFIG, exact_labels=True)
+    curvature = fit_curvature(model, data, by_definition(DRAWS))
     reference = dense_blocks(model, draw_batch(data, DRAWS, stage="x"))
     for name, layer in curvature.layers.items():
         torch.testing.assert_close(layer.block(approximation), reference[name], rtol=1e-8, atol=1e-12, msg=name)
@@ -41,7 +44,7 @@ def test_exact_in_linear_networks(make, approximation, monkeypatch):
 def test_ekfac_is_closer_than_kfac_and_keeps_the_trace(make, side, monkeypatch):
     same_draws_for_both_passes(monkeypatch)
     model, data = make(), images(2, side)
-    curvature = fit_curvature(model, data, CurvatureConfig(draws=DrawConfig(2)), exact_labels=True)
+    curvature = fit_curvature(model, data, by_definition(DrawConfig(2)))
     reference = dense_blocks(model, draw_batch(data, DrawConfig(2), stage="x"))
     errors = {"kfac": 0.0, "ekfac": 0.0}
     for name, layer in curvature.layers.items():
@@ -58,10 +61,10 @@ def test_ekfac_is_closer_than_kfac_and_keeps_the_trace(make, side, monkeypatch):
 def test_sampled_labels_converge_to_the_exact_ones(monkeypatch):
     same_draws_for_both_passes(monkeypatch)
     model, data = conv_denoiser(), images(2, 4)
-    exact = fit_curvature(model, data, CONFIG, exact_labels=True)
+    exact = fit_curvature(model, data, by_definition(DRAWS))
 
     def error(labels):
-        sampled = fit_curvature(model, data, CurvatureConfig(draws=DRAWS, labels=labels))
+        sampled = fit_curvature(model, data, by_definition(DRAWS, exact_labels=False, labels=labels))
         pairs = [(sampled.layers[name].block("ekfac"), exact.layers[name].block("ekfac")) for name in exact.layers]
         return sum(relative_error(*pair) for pair in pairs)
 
@@ -94,13 +97,13 @@ def stopping_after(calls, function):
 
 
 def test_an_interrupted_fit_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    from diffinf_lib.curvature import fit
+    from diffinf_lib.curvature import passes
 
     model, data = conv_denoiser(), images(4, 4)
     whole = fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path / "whole")
     for stop_at in (3, 5, 4):  # in the first pass, in the second, and in the second again
         with monkeypatch.context() as patch:
-            patch.setattr(fit._Fit, "vectors", stopping_after(stop_at, fit._Fit.vectors))
+            patch.setattr(passes, "label_vectors", stopping_after(stop_at, passes.label_vectors))
             with pytest.raises(KeyboardInterrupt):
                 fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path / "part", checkpoint_seconds=0)
     part = fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path / "part", checkpoint_seconds=0)
@@ -110,11 +113,11 @@ def test_an_interrupted_fit_goes_on_bit_for_bit(tmp_path, monkeypatch):
 
 def test_an_interrupted_fit_does_not_go_on_with_another_batch_size(tmp_path, monkeypatch):
     """Partial sums are counted in batches: other batches would count some draws twice and leave others out."""
-    from diffinf_lib.curvature import fit
+    from diffinf_lib.curvature import passes
 
     model, data = conv_denoiser(), images(4, 4)
     with monkeypatch.context() as patch:
-        patch.setattr(fit._Fit, "vectors", stopping_after(3, fit._Fit.vectors))
+        patch.setattr(passes, "label_vectors", stopping_after(3, passes.label_vectors))
         with pytest.raises(KeyboardInterrupt):
             fit_curvature(model, data, CONFIG, batch_size=4, out=tmp_path, checkpoint_seconds=0)
     with pytest.raises(ArtifactError, match="batch_size is 4 there, 2 asked"):
@@ -123,8 +126,8 @@ def test_an_interrupted_fit_does_not_go_on_with_another_batch_size(tmp_path, mon
 
 def test_exact_and_sampled_labels_are_not_taken_for_each_other(tmp_path):
     fit_curvature(conv_denoiser(), images(2, 4), CONFIG, out=tmp_path)
-    with pytest.raises(ArtifactError, match="exact_labels is None there, True asked"):
-        fit_curvature(conv_denoiser(), images(2, 4), CONFIG, exact_labels=True, out=tmp_path)
+    with pytest.raises(ArtifactError, match="exact_labels is False there, True asked"):
+        fit_curvature(conv_denoiser(), images(2, 4), replace(CONFIG, exact_labels=True), out=tmp_path)
 
 
 def test_a_curvature_of_another_model_is_refused(tmp_path):

@@ -56,11 +56,12 @@ def test_unsupported_layers_are_named():
     conv = lambda **options: nn.Conv2d(1, 1, 3, padding=1, **options).double()  # noqa: E731
     refused(Wrapper(conv(), lambda layer, x: layer(layer(x))), "layer layer: used twice")
     refused(Wrapper(conv(), lambda layer, x: x), "layer layer: not used")
-    refused(Wrapper(conv(padding_mode="circular"), lambda layer, x: layer(x)), "padding_mode='circular'")
-    two = nn.Conv2d(2, 2, 3, padding=1, groups=2).double()
-    refused(Wrapper(two, lambda layer, x: layer(x.expand(-1, 2, -1, -1))[:, :1]), "layer layer: groups=2")
     refused(Wrapper(conv(), lambda layer, x: layer(x).relu_()), "layer layer: .* changed in place")
-    refused(Wrapper(nn.Conv2d(1, 1, 3, padding="same").double(), lambda layer, x: layer(x)), "layer layer: padding")
+    tied = Wrapper(nn.ModuleList([conv(), conv()]), lambda layer, x: layer[1](layer[0](x)))
+    tied.layer[1].weight = tied.layer[0].weight
+    refused(tied, "layer layer.1: shares a parameter with layer layer.0")
+    other = Wrapper(nn.Sequential(conv(), nn.ConvTranspose2d(1, 1, 1).double()), lambda layer, x: layer(x))
+    refused(other, r"layer layer.1: ConvTranspose2d is not supported.*freeze")
     refused(Wrapper(nn.Identity(), lambda layer, x: layer(x)), "no Conv2d or Linear")
 
 
@@ -71,3 +72,9 @@ def test_gradients_that_are_not_finite_are_named():
     batch = draw_batch(images(1, 4), DrawConfig(2), stage="x")
     with pytest.raises(ConfigurationError, match="layer down: its output gradients are not finite"):
         ForwardPass(model, curvature_layers(model), batch.images, batch.timesteps).pull_back(batch.noise)
+
+
+def test_a_frozen_layer_of_another_kind_is_left_out():
+    model = Wrapper(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1)), lambda layer, x: layer(x))
+    model.layer[1].requires_grad_(False)
+    assert list(curvature_layers(model)) == ["layer.0"]

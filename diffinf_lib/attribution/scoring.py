@@ -1,0 +1,138 @@
+"""Scoring: products of gradients with a damped inverse curvature between them, for any list of dampings at once.
+
+In the eigenbasis the inverse is a division, element by element: a score is Σ_oi G_q G_n / (Λ + λ) over all blocks. Another
+damping, or K-FAC instead of EK-FAC, divides the same numbers by others.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffinf_lib.compression import Compression, StoreFormat
+from diffinf_lib.curvature import Approximation, Curvature
+from diffinf_lib.errors import require
+from diffinf_lib.gradients import LayerGradients
+
+DampingKind = Literal["absolute", "relative"]
+
+
+def check_dampings(damping: float | Sequence[float]) -> list[float]:
+    """One damping or several, as a list.
+
+    Raises:
+        ConfigurationError: one is negative or not finite, or there is none.
+    """
+    dampings = [float(damping)] if isinstance(damping, Real) else [float(value) for value in damping]  # type: ignore[union-attr]
+    require(len(dampings) > 0, "damping: give at least one number")
+    for value in dampings:
+        require(math.isfinite(value) and value >= 0, f"damping={value}: give a number >= 0, such as 1e-8")
+    return dampings
+
+
+@dataclass(frozen=True)
+class Inverses:
+    """The damped inverses that scores are read with: every approximation at every damping.
+
+    Attributes:
+        damping_kind: `absolute`, λ itself; or `relative`, λ as a fraction of the mean eigenvalue of each block.
+    """
+
+    dampings: Sequence[float] = (1e-8,)
+    approximations: Sequence[Approximation] = ("ekfac",)
+    damping_kind: DampingKind = "absolute"
+
+    def __post_init__(self) -> None:
+        check_dampings(list(self.dampings))
+        require(self.damping_kind in ("absolute", "relative"), f"damping_kind={self.damping_kind!r}: give 'absolute' or "
+                "'relative'")  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.dampings) * len(self.approximations)
+
+    def each(self) -> Iterator[tuple[Approximation, float]]:
+        """Every approximation with every damping, approximations outermost."""
+        return ((approximation, damping) for approximation in self.approximations for damping in self.dampings)
+
+    def factors(self, curvature: Curvature, name: str) -> Iterator[Float[Tensor, "O I"]]:
+        """1/(Λ + λ) of one block, in the order of `each`.
+
+        Where Λ + λ is zero, or so small beside the largest Λ that both come from rounding, the curvature says nothing and
+        the direction contributes nothing. Λ is a square: rounding of 10 eps in a gradient is 100 eps² here.
+        """
+        for approximation, damping in self.each():
+            eigenvalues = curvature.layers[name].eigenvalues(approximation)
+            damped = eigenvalues + damping * (eigenvalues.mean() if self.damping_kind == "relative" else 1.0)
+            known = damped > 100 * torch.finfo(damped.dtype).eps ** 2 * eigenvalues.max()
+            yield torch.where(known, 1 / torch.where(known, damped, 1.0), 0.0)
+
+
+def preconditioned(gradients: LayerGradients, curvature: Curvature, inverses: Inverses) -> Iterator[LayerGradients]:
+    """(F + λI)⁻¹ G in the eigenbasis, for each of the inverses."""
+    names = list(curvature.layers)
+    for factors in zip(*(inverses.factors(curvature, name) for name in names), strict=True):
+        yield {name: gradients[name] * factor for name, factor in zip(names, factors, strict=True)}
+
+
+def block_scores(
+    queries: LayerGradients, train: LayerGradients, curvature: Curvature, inverses: Inverses
+) -> Iterator[tuple[str, Float[Tensor, "R Q n"]]]:
+    """Each block's share of ∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n, for each of the R inverses; float64, on the CPU.
+
+    A block's preconditioned queries are the only large intermediate. Of queries and training gradients the fewer are divided.
+    """
+    for name in curvature.layers:
+        few, many = queries[name].flatten(1), train[name].flatten(1)
+        swapped = len(few) > len(many)
+        few, many = (many, few) if swapped else (few, many)
+        shares = []
+        for factor in inverses.factors(curvature, name):
+            share = (few * factor.flatten()) @ many.T
+            shares.append((share.T if swapped else share).double())
+        yield name, torch.stack(shares).cpu()
+
+
+@dataclass
+class KeptQueries:
+    """Queries as they are kept while training gradients stream past.
+
+    By default the plain gradients are kept and divided when they meet a shard. With a format of their own, or with projected
+    training gradients, each of the R inverses' preconditioned queries is encoded and kept (algorithm 1 of the paper).
+    """
+
+    gradients: LayerGradients
+    curvature: Curvature
+    inverses: Inverses
+    form: StoreFormat | None = None
+    train_form: StoreFormat = field(default_factory=StoreFormat)
+
+    def __post_init__(self) -> None:
+        self.curvature = self.curvature.to(next(iter(self.gradients.values())).device)
+        train = Compression(self.curvature, self.train_form)
+        own = Compression(self.curvature, self.form or StoreFormat(), preconditioned=True)
+        self._encoded: list[LayerGradients] | None = None
+        if self.form is not None or self.train_form.kind == "projection":
+            require(self.form is None or self.form.kind != "projection", "query_format='projection': queries are projected "
+                    "when the training gradients are; give train_format='projection'")  # fmt: skip
+            kept = preconditioned(self.gradients, self.curvature, self.inverses)
+            self._encoded = [own.encode(train.dual(queries)) if self.form else train.dual(queries) for queries in kept]
+            self._decode = own.decode if self.form else lambda stored: stored
+            self.gradients = {}
+
+    def scores(self, train: LayerGradients) -> Float[Tensor, "R Q n"]:
+        """∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n for one shard of training gradients; float64, on the CPU."""
+        if self._encoded is None:
+            return torch.stack(
+                [share for _, share in block_scores(self.gradients, train, self.curvature, self.inverses)]
+            ).sum(0)
+        results = []
+        for stored in self._encoded:
+            queries = self._decode(stored)
+            parts = [(queries[name].flatten(1) @ train[name].flatten(1).T).double().cpu() for name in queries]
+            results.append(torch.stack(parts).sum(0))
+        return torch.stack(results)

@@ -1,0 +1,216 @@
+"""Passes: what a fit takes of each group of draws, first the Kronecker factors, then the corrected eigenvalues.
+
+A *unit* is what an outer product is taken of: a draw, or with `loss_per_example` an example's sum over its draws. A group
+holds whole units; it is worked through in chunks of at most `batch_size` draws.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffinf_lib.curvature.blocks import layer_blocks, split_into_blocks
+from diffinf_lib.curvature.config import CurvatureConfig
+from diffinf_lib.curvature.covariance import input_covariance_sum
+from diffinf_lib.curvature.ekfac import LayerCurvature, correction_sum
+from diffinf_lib.curvature.kfac import output_gradient_factor_sum, second_moment
+from diffinf_lib.curvature.labels import KeyedRandomness, label_vectors
+from diffinf_lib.curvature.layers import (
+    ForwardPass,
+    check_finite,
+    curvature_layers,
+    differentiable,
+    gradient_matrices,
+    layer_parameters,
+)
+from diffinf_lib.diffusion import DrawBatch, Network, NoiseSchedule, noisy_images, predict_noise
+
+Sums = dict[str, Tensor]
+AddGroup = Callable[[Sums, DrawBatch, int, KeyedRandomness], None]
+"""(sums, group, place of its first draw among all, randomness of the pass): add a group's share to the sums."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some draws of a group.
+
+    Attributes:
+        first: place of the first draw among all N·S.
+        unit: which unit of the group each draw belongs to, `[B]`; None where each is its own.
+        units: number of units in the group.
+    """
+
+    draws: DrawBatch
+    first: int
+    unit: Tensor | None
+    units: int
+
+
+class Passes:
+    """The two passes of a fit over one model."""
+
+    def __init__(self, model: Network, config: CurvatureConfig, schedule: NoiseSchedule, batch_size: int):
+        self.model, self.config, self.schedule, self.batch_size = model, config, schedule, batch_size
+        self.layers = curvature_layers(model)
+        self.blocks = layer_blocks(self.layers, config.bias)
+
+    @property
+    def per_example(self) -> bool:
+        """Whether a unit is an example."""
+        return self.config.partition == "loss_per_example"
+
+    def group_size(self, draws: int, batched: bool) -> int:
+        """Draws in a group: as configured where their gradients are summed, else what fits a batch; whole units."""
+        size = self.config.group if batched else self.batch_size
+        return -(-size // draws) * draws if self.per_example else size
+
+    def chunks(self, group: DrawBatch, first: int) -> Iterator[Chunk]:
+        """A group in pieces of at most `batch_size` draws."""
+        unit = group.example - group.example[0] if self.per_example else None
+        for start in range(0, len(group.images), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            draws = DrawBatch(*(field[part] for field in group))
+            yield Chunk(
+                draws, first + start, None if unit is None else unit[part], 0 if unit is None else int(unit[-1]) + 1
+            )
+
+    def forward(self, draws: DrawBatch) -> ForwardPass:
+        """A forward pass whose layers' inputs and outputs are remembered."""
+        noisy = noisy_images(draws.images, draws.timesteps, draws.noise, self.schedule)
+        with differentiable(self.model, self.layers):
+            return ForwardPass(self.model, self.layers, noisy, draws.timesteps)
+
+    def pulled_back(
+        self, chunk: Chunk, random: KeyedRandomness
+    ) -> tuple[ForwardPass, Iterator[dict[str, Float[Tensor, "B P O"]]]]:
+        """The forward pass of a chunk, and each label vector's output gradients by layer."""
+        forward = self.forward(chunk.draws)
+        vectors = label_vectors(forward.prediction, chunk.draws, chunk.first, self.config, random)
+        return forward, (forward.pull_back(v, last=i == len(vectors) - 1) for i, v in enumerate(vectors))
+
+    # --- first pass
+
+    def add_factors(self, sums: Sums, group: DrawBatch, first: int, random: KeyedRandomness) -> None:
+        """Add a group's share of A and B of every block."""
+        add = self._add_expanded if self.config.sharing == "expand" else self._add_reduced
+        add(sums, group, first, random)
+
+    def _add_expanded(self, sums: Sums, group: DrawBatch, first: int, random: KeyedRandomness) -> None:
+        for chunk in self.chunks(group, first):
+            forward, vectors = self.pulled_back(chunk, random)
+            weights, places = self._weights(chunk.draws), self._places(chunk, random)
+            for name, block in self.blocks.items():
+                raw = forward.raw_input(block.layer_name)
+                _add(sums, f"{name}/A", input_covariance_sum(block, raw, places=places, weights=weights))
+            for pulled in vectors:
+                for name, block in self.blocks.items():
+                    gradients = block.output_gradients(pulled[block.layer_name])
+                    _add(sums, f"{name}/B", output_gradient_factor_sum(gradients))
+
+    def _add_reduced(self, sums: Sums, group: DrawBatch, first: int, random: KeyedRandomness) -> None:
+        units: Sums = {}
+        for chunk in self.chunks(group, first):
+            forward, vectors = self.pulled_back(chunk, random)
+            scale = chunk.draws.weights / random.draws if self.per_example else chunk.draws.weights.sqrt()
+            for name, block in self.blocks.items():
+                mean = block.inputs(forward.raw_input(block.layer_name)).mean(1) * scale.unsqueeze(1)
+                _add_units(units, f"{name}/A", mean, chunk)
+            for index, pulled in enumerate(vectors):
+                for name, block in self.blocks.items():
+                    total = block.output_gradients(pulled[block.layer_name]).sum(1)
+                    _add_units(units, f"{name}/B/{index}", total, chunk)
+        for name, rows in units.items():
+            # A is a mean over units, but sums are divided by the number of draws
+            share = random.draws if self.per_example and name.endswith("/A") else 1
+            _add(sums, name if name.endswith("/A") else name.rpartition("/")[0], share * second_moment(rows))
+
+    def _weights(self, draws: DrawBatch) -> Tensor | None:
+        return None if bool((draws.weights == 1).all()) else draws.weights
+
+    def _places(self, chunk: Chunk, random: KeyedRandomness) -> Tensor | None:
+        count = self.config.input_positions
+        return None if count is None else random.places(chunk.draws, chunk.first, count).to(chunk.draws.images)
+
+    # --- second pass
+
+    def corrections(self, bases: dict[str, LayerCurvature]) -> AddGroup:
+        """The second pass in some bases; sums are by block."""
+        batched = self.config.correction == "batched"
+        add = self._add_batched if batched else self._add_each
+
+        def add_corrections(sums: Sums, group: DrawBatch, first: int, random: KeyedRandomness) -> None:
+            add(bases, sums, group, first, random)
+
+        return add_corrections
+
+    def _add_each(
+        self, bases: dict[str, LayerCurvature], sums: Sums, group: DrawBatch, first: int, random: KeyedRandomness
+    ) -> None:
+        """The definition: square the rotated gradient of each unit."""
+        units: Sums = {}
+        for chunk in self.chunks(group, first):
+            forward, vectors = self.pulled_back(chunk, random)
+            for index, pulled in enumerate(vectors):
+                for name, block in self.blocks.items():
+                    gradients = block.output_gradients(pulled[block.layer_name]).transpose(1, 2)
+                    matrices = gradients @ block.inputs(forward.raw_input(block.layer_name))
+                    if chunk.unit is None:
+                        _add(sums, name, correction_sum(bases[name], matrices))
+                    else:
+                        _add_units(units, f"{name}/{index}", matrices, chunk)
+        for name, matrices in units.items():
+            _add(sums, name.rpartition("/")[0], correction_sum(bases[name.rpartition("/")[0]], matrices))
+
+    def _add_batched(
+        self, bases: dict[str, LayerCurvature], sums: Sums, group: DrawBatch, first: int, random: KeyedRandomness
+    ) -> None:
+        """Square the rotated gradient of a sum of units with independent vectors of mean zero: cross terms vanish.
+
+        For sampled labels E[(Σ_d J_dᵀ v_d)²] = Σ_d E[(J_dᵀ v_d)²], because the v_d are independent with mean zero. Any other
+        vectors are made so by a random sign for each unit. One ordinary backward pass serves the whole batch.
+        """
+        totals: dict[int, Sequence[Tensor]] = {}
+        parameters = layer_parameters(self.layers)
+        for chunk in self.chunks(group, first):
+            noisy = noisy_images(chunk.draws.images, chunk.draws.timesteps, chunk.draws.noise, self.schedule)
+            with differentiable(self.model, self.layers):
+                prediction = predict_noise(self.model, noisy, chunk.draws.timesteps)
+                vectors = label_vectors(prediction, chunk.draws, chunk.first, self.config, random)
+                if self.config.partition != "model" or self.config.exact_labels:
+                    signs = random.signs(chunk.draws, chunk.first, per_example=self.per_example)
+                    vectors = vectors * signs.to(vectors).view(1, -1, 1, 1, 1)
+                for index, vector in enumerate(vectors):
+                    last = index == len(vectors) - 1
+                    found = torch.autograd.grad(prediction, parameters, vector, retain_graph=not last)
+                    totals[index] = (
+                        [a + b for a, b in zip(totals[index], found, strict=True)] if index in totals else list(found)
+                    )
+        for total in totals.values():
+            matrices = gradient_matrices(self.layers, tuple(total))
+            check_finite(matrices, "its gradients are not finite; check the model's weights")
+            for name, matrix in split_into_blocks(matrices, self.blocks).items():
+                _add(sums, name, correction_sum(bases[name], matrix.unsqueeze(0)))
+
+
+def _plus(total: Sequence[Tensor] | None, found: Sequence[Tensor]) -> Sequence[Tensor]:
+    return found if total is None else tuple(a + b for a, b in zip(total, found, strict=True))
+
+
+def _add(sums: Sums, name: str, value: Tensor) -> None:
+    """Sums are kept in float64: there are many draws, and a resumed sum must be the same sum."""
+    if name in sums:
+        sums[name].add_(value)
+    else:
+        sums[name] = value.double()
+
+
+def _add_units(units: Sums, name: str, values: Float[Tensor, "B ..."], chunk: Chunk) -> None:
+    """Add draws to their units."""
+    if chunk.unit is None:
+        units[name] = torch.cat([units[name], values]) if name in units else values
+        return
+    if name not in units:
+        units[name] = values.new_zeros(chunk.units, *values.shape[1:])
+    units[name].index_add_(0, chunk.unit.to(values.device), values)

@@ -1,0 +1,164 @@
+"""Compute: the gradient of each example's loss, averaged over its draws.
+
+The draws of one example are one batch, and autograd's own weight gradients are the sum over it: nothing per draw is kept.
+Where an example has few draws, several examples share a batch, and each layer's per-example gradients are one batched
+product of its inputs and output gradients.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffinf_lib.curvature import Curvature, ForwardPass, curvature_blocks, curvature_layers, split_into_blocks
+from diffinf_lib.curvature.layers import differentiable, gradient_matrices, layer_parameters
+from diffinf_lib.data import ImageSet
+from diffinf_lib.diffusion import (
+    DEFAULT_SCHEDULE,
+    DrawBatch,
+    DrawConfig,
+    Network,
+    NoiseSchedule,
+    iterate_draws,
+    noisy_images,
+    per_draw_loss,
+)
+from diffinf_lib.errors import ConfigurationError, require
+
+LayerGradients = dict[str, Float[Tensor, "n O I"]]
+
+TRAIN_STAGE = "train-gradients"
+"""The stage under which the draws of training gradients are keyed."""
+
+GROUPED_BELOW = 4
+"""Examples share a batch below so many draws each: there one batch an example is slower (`benchmarks/gradients.py`)."""
+
+
+@dataclass(frozen=True)
+class GradientConfig:
+    """Which draws a gradient is averaged over.
+
+    Attributes:
+        draws: the draws of each example.
+        stage: what the draws are keyed by; a query takes its measurement's stage, and with it the measurement's draws.
+        seed: of the draws.
+        timesteps: take only the draws with low ≤ t < high, still dividing by all: gradients of a partition of 0..T add up
+            to the whole. None takes all.
+    """
+
+    draws: DrawConfig = DrawConfig(250)
+    stage: str = TRAIN_STAGE
+    seed: int = 0
+    timesteps: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        low_high = self.timesteps
+        require(low_high is None or 0 <= low_high[0] < low_high[1], f"timesteps={low_high}: give (low, high) with "
+                "0 <= low < high")  # fmt: skip
+
+
+def _batches(
+    images: Tensor, ids: Tensor, config: GradientConfig, schedule: NoiseSchedule, batch_size: int
+) -> Iterator[DrawBatch]:
+    """The draws that the gradients are averaged over; batches that hold none are left out."""
+    batches = iterate_draws(
+        images, ids, config.draws, seed=config.seed, stage=config.stage, schedule=schedule, batch_size=batch_size
+    )
+    for batch in batches:
+        if config.timesteps is not None:
+            low, high = config.timesteps
+            kept = ((batch.timesteps >= low) & (batch.timesteps < high)).nonzero().squeeze(1)
+            batch = DrawBatch(*(field[kept.to(field.device)] for field in batch))
+        if len(batch.images):
+            yield batch
+
+
+def example_gradient(
+    model: Network,
+    image: Float[Tensor, "1 C H W"],
+    example_id: int,
+    config: GradientConfig,
+    *,
+    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    batch_size: int = 256,
+) -> dict[str, Float[Tensor, "O I"]]:
+    """∇ℓ(θ, x): the gradient of one example's loss averaged over its draws, one matrix a layer, the bias its last column.
+
+    Args:
+        batch_size: draws a pass; the result depends on it by rounding only.
+
+    Raises:
+        ConfigurationError: a gradient is not finite; the message names the layer and the example.
+    """
+    layers = curvature_layers(model)
+    parameters = layer_parameters(layers)
+    total: list[Tensor] | None = None
+    for batch in _batches(image, torch.tensor([example_id]), config, schedule, batch_size):
+        with differentiable(model, layers):
+            losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule) * batch.weights
+            gradients = torch.autograd.grad(losses.sum() / config.draws.count, parameters)
+        total = list(gradients) if total is None else [a.add_(b) for a, b in zip(total, gradients, strict=True)]
+    if total is None:
+        total = [torch.zeros_like(parameter) for parameter in parameters]
+    return gradient_matrices(layers, tuple(total))
+
+
+def grouped_gradients(
+    model: Network,
+    images: ImageSet,
+    config: GradientConfig,
+    *,
+    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    batch_size: int = 256,
+) -> dict[str, Float[Tensor, "n O I"]]:
+    """The same for several examples that share batches, one matrix a block; worth it where draws are few."""
+    layers, blocks = curvature_layers(model), curvature_blocks(model)
+    pixels = images.images.to(layer_parameters(layers)[0])
+    totals = {name: pixels.new_zeros(len(images), *block.shape) for name, block in blocks.items()}
+    examples = max(1, batch_size // config.draws.count)
+    for batch in _batches(pixels, images.ids, config, schedule, examples * config.draws.count):
+        noisy = noisy_images(batch.images, batch.timesteps, batch.noise, schedule)
+        with differentiable(model, layers):
+            forward = ForwardPass(model, layers, noisy, batch.timesteps)
+        residual = 2 / batch.images[0].numel() * (forward.prediction.detach() - batch.noise)
+        pulled = forward.pull_back(residual * (batch.weights / config.draws.count).view(-1, 1, 1, 1))
+        example = batch.example.to(pixels.device)
+        for name, block in blocks.items():
+            gradients = block.output_gradients(pulled[block.layer_name]).transpose(1, 2)
+            totals[name].index_add_(0, example, gradients @ block.inputs(forward.raw_input(block.layer_name)))
+    return totals
+
+
+def gradients_in_eigenbasis(
+    model: Network,
+    curvature: Curvature,
+    images: ImageSet,
+    config: GradientConfig,
+    *,
+    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    batch_size: int = 256,
+) -> LayerGradients:
+    """Q_Bᵀ ∇ℓ(θ, x_n) Q_A of every image, `[n, d_out, d_in]` a block.
+
+    Raises:
+        ConfigurationError: a gradient is not finite; the message names the block and the example.
+    """
+    blocks = curvature.blocks(model)
+    first = next(model.parameters())
+    pixels = images.images.to(first.device, first.dtype)
+    rows = [
+        example_gradient(model, pixels[i : i + 1], int(images.ids[i]), config, schedule=schedule, batch_size=batch_size)
+        for i in range(len(images))
+    ]
+    stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    for name, matrices in stacked.items():
+        finite = torch.isfinite(matrices).all(2).all(1)
+        if not bool(finite.all()):
+            example = int(images.ids[~finite.cpu()][0])
+            raise ConfigurationError(
+                f"layer {name}: the gradient of example {example} is not finite; check the weights"
+            )
+    parts = split_into_blocks(stacked, blocks)
+    return {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}

@@ -1,0 +1,233 @@
+"""Every curvature there is to choose, against brute force in float64: values, scale, and the fast ways in expectation."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import (
+    by_definition,
+    conv_denoiser,
+    draw_batch,
+    images,
+    linear_denoiser,
+    same_draws_for_both_passes,
+    tiny_unet,
+)
+from torch import nn
+
+from diffinf_lib.curvature import CurvatureConfig, curvature_blocks, fit, fit_curvature
+from diffinf_lib.curvature.exact import dense_ggn, layer_slices
+from diffinf_lib.curvature.labels import KeyedRandomness
+from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
+from diffinf_lib.diffusion import DrawConfig, per_draw_loss
+from diffinf_lib.errors import ConfigurationError
+
+DRAWS = DrawConfig(4)
+
+
+class GroupedDenoiser(nn.Module):
+    """Grouped and dilated convolutions, and a linear layer over tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.spread = nn.Conv2d(1, 4, 3, padding=1)
+        self.grouped = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.mix = nn.Linear(4, 1)
+
+    def forward(self, noisy, timesteps):
+        hidden = self.grouped(torch.tanh(self.spread(noisy)))
+        return self.mix(hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def grouped_denoiser():
+    torch.manual_seed(0)
+    return GroupedDenoiser().double()
+
+
+def draw_gradients(model, data, draws):
+    """∇ of each draw's loss, `[N·S, P]`, parameters ordered as in the dense matrices."""
+    layers, batch, rows = curvature_layers(model), draw_batch(data, draws, stage="x"), []
+    losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise)
+    for loss in losses:
+        gradients = torch.autograd.grad(loss, layer_parameters(layers), retain_graph=True)
+        rows.append(torch.cat([matrix.flatten() for matrix in gradient_matrices(layers, gradients).values()]))
+    return torch.stack(rows)
+
+
+def dense(model, data, partition):
+    """The matrix that a partition means, by brute force."""
+    if partition == "model":
+        return dense_ggn(model, draw_batch(data, DRAWS, stage="x"))
+    gradients = draw_gradients(model, data, DRAWS)
+    if partition == "loss_per_example":
+        gradients = gradients.view(len(data), DRAWS.count, -1).mean(1)
+    return gradients.T @ gradients / len(gradients)
+
+
+PARTITIONS = ["model", "loss_per_draw", "loss_per_example"]
+
+
+def definition(partition, **options):
+    return by_definition(DRAWS, partition=partition, exact_labels=partition == "model", **options)
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+@pytest.mark.parametrize("bias", ["joint", "separate"])
+@pytest.mark.parametrize(("make", "side"), [(linear_denoiser, 2), (conv_denoiser, 4), (grouped_denoiser, 4)])
+def test_diagonal_identity_and_trace_are_those_of_the_dense_matrix(make, side, bias, partition, monkeypatch):
+    """One scale for every choice: the diagonal is the diagonal, and all others keep each block's trace."""
+    same_draws_for_both_passes(monkeypatch)
+    model, data = make(), images(3, side)
+    reference, slices = dense(model, data, partition), layer_slices(model)
+    config = definition(partition, bias=bias)
+    diagonal = fit_curvature(model, data, replace(config, approximation="diagonal"), batch_size=5)
+    ekfac = fit_curvature(model, data, config, batch_size=5)
+    for name, block in curvature_blocks(model, bias).items():
+        whole = (block.layer.weight.shape[0], -1)
+        expected = block.of(reference.diagonal()[slices[block.layer_name]].view(whole))
+        torch.testing.assert_close(diagonal.layers[name].eigenvalues("diagonal"), expected, rtol=1e-9, atol=1e-14)
+        mean = expected.mean().expand_as(expected)
+        for curvature in (diagonal, ekfac):
+            torch.testing.assert_close(curvature.layers[name].eigenvalues("identity"), mean, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+def test_corrected_eigenvalues_are_the_diagonal_in_the_eigenbasis(partition, sharing, monkeypatch):
+    same_draws_for_both_passes(monkeypatch)
+    model, data = grouped_denoiser(), images(3, 4)
+    reference, slices = dense(model, data, partition), layer_slices(model)
+    curvature = fit_curvature(model, data, definition(partition, sharing=sharing), batch_size=5)
+    for name, block in curvature.blocks(model).items():
+        layer, place = curvature.layers[name], slices[block.layer_name]
+        index = block.of(torch.arange(place.start, place.stop).view(block.layer.weight.shape[0], -1)).flatten()
+        basis = torch.kron(layer.output_eigenvectors, layer.input_eigenvectors)
+        expected = (basis.T @ reference[index][:, index] @ basis).diagonal().view(block.shape)
+        torch.testing.assert_close(layer.corrected_eigenvalues, expected, rtol=1e-8, atol=1e-13)
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+def test_one_position_makes_kfac_reduce_and_expand_the_same(partition, monkeypatch):
+    same_draws_for_both_passes(monkeypatch)
+    if partition == "loss_per_example":
+        pytest.skip("draws are positions there")
+    model, data = linear_denoiser(), images(3, 2)
+    expand, reduce = (fit_curvature(model, data, definition(partition, sharing=s)) for s in ("expand", "reduce"))
+    for name, layer in expand.layers.items():
+        torch.testing.assert_close(reduce.layers[name].block("kfac"), layer.block("kfac"), rtol=1e-9, atol=1e-13)
+
+
+def test_kfac_reduce_is_its_definition(monkeypatch):
+    """A = E[ā āᵀ] and B = E[ĝ ĝᵀ] from the gradient matrices alone: ĝ is the bias column of G."""
+    same_draws_for_both_passes(monkeypatch)
+    model, data = conv_denoiser(), images(2, 4)
+    curvature = fit_curvature(
+        model, data, by_definition(DRAWS, partition="loss_per_draw", exact_labels=False, sharing="reduce")
+    )
+    place = layer_slices(model)["down"]
+    bias_gradients = draw_gradients(model, data, DRAWS)[:, place].view(-1, 3, 10)[:, :, -1]
+    expected = bias_gradients.T @ bias_gradients / len(bias_gradients)
+    layer = curvature.layers["down"]
+    # the input factor's constant column makes the lower right entry of A one, so B stands in the block's bias corner
+    block = layer.block("kfac").view(3, 10, 3, 10)[:, -1, :, -1]
+    torch.testing.assert_close(block, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_an_example_with_one_draw_is_a_draw(monkeypatch):
+    same_draws_for_both_passes(monkeypatch)
+    model, data, one = conv_denoiser(), images(5, 4), DrawConfig(1, noise="independent")
+    per_draw, per_example = (
+        fit_curvature(model, data, replace(definition(partition), draws=one)) for partition in PARTITIONS[1:]
+    )
+    for name, layer in per_example.layers.items():
+        torch.testing.assert_close(layer.block("ekfac"), per_draw.layers[name].block("ekfac"), rtol=1e-9, atol=1e-14)
+
+
+def seeded(monkeypatch, seed):
+    """Fits from here on take their labels, signs and positions from this seed; draws stay."""
+    monkeypatch.setattr(fit, "KeyedRandomness", lambda ids, draws, _, name: KeyedRandomness(ids, draws, seed, name))
+
+
+def assert_unbiased(samples, expected, name, within):
+    """The mean of independent samples `[R, …]` is off by its own standard error, not by more, and that is small."""
+    error = float((samples.mean(0) - expected).norm())
+    standard_error = float((samples.var(0).sum() / len(samples)).sqrt())
+    assert error < 2.5 * standard_error + 1e-12, name
+    assert error < within * float(expected.norm()), name
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+@pytest.mark.parametrize("exact_labels", [True, False])
+def test_batched_correction_agrees_with_per_draw_in_expectation(partition, exact_labels, monkeypatch):
+    """Averaged over many seeds of the signs or labels, squares of sums are sums of squares, cross terms and all."""
+    if exact_labels and partition != "model":
+        pytest.skip("GGN^loss has no labels")
+    same_draws_for_both_passes(monkeypatch)
+    model, data = conv_denoiser(), images(3, 4)
+    config = replace(definition(partition), approximation="diagonal")
+    reference = fit_curvature(model, data, config)
+    batched = replace(config, correction="batched", group=6, exact_labels=exact_labels)
+    fits = []
+    for seed in range(150):
+        seeded(monkeypatch, seed)
+        fits.append(fit_curvature(model, data, batched, batch_size=4))
+    for name, layer in reference.layers.items():
+        samples = torch.stack([curvature.layers[name].corrected_eigenvalues for curvature in fits])
+        assert_unbiased(samples, layer.corrected_eigenvalues, name, within=0.3)
+
+
+def test_without_signs_cross_terms_would_show():
+    """The control of the test above: loss gradients of one batch are not centred, their plain sum squares to more."""
+    gradients = draw_gradients(conv_denoiser(), images(3, 4), DRAWS)
+    assert float(gradients.sum(0).square().sum() / gradients.square().sum()) > 1.5
+
+
+def test_sampled_positions_agree_with_all_in_expectation(monkeypatch):
+    same_draws_for_both_passes(monkeypatch)
+    model, data = tiny_unet(), images(2, 4)
+    config = by_definition(DRAWS, approximation="kfac")
+
+    def factors(**options):
+        return fit._Fit(model, data, replace(config, **options), 0, fit.DEFAULT_SCHEDULE, 64, False).factors(None, None)
+
+    samples = []
+    for seed in range(200):
+        seeded(monkeypatch, seed)
+        samples.append(factors(input_positions=3))
+    for name, factor in factors().items():
+        assert_unbiased(torch.stack([sample[name] for sample in samples]), factor, name, within=0.1)
+
+
+def test_groups_do_not_depend_on_the_batch_size():
+    model, data = conv_denoiser(), images(5, 4)
+    for partition in PARTITIONS:
+        config = CurvatureConfig(draws=DRAWS, group=10, partition=partition, factor_draws=None)
+        whole, parts = (fit_curvature(model, data, config, batch_size=size) for size in (64, 3))
+        for name, layer in whole.layers.items():
+            torch.testing.assert_close(parts.layers[name].block("ekfac"), layer.block("ekfac"), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"partition": "los"}, "partition='los': give model, loss_per_draw or loss_per_example"),
+        ({"sharing": "sum"}, "sharing='sum'"),
+        ({"correction": "none"}, "correction='none'"),
+        ({"bias": "no"}, "bias='no'"),
+        ({"group": 0}, "group=0: give a positive number"),
+        ({"labels": 2, "partition": "loss_per_draw"}, "labels=2"),
+        ({"labels": 2, "exact_labels": True}, "labels=2"),
+        ({"exact_labels": True, "partition": "loss_per_draw"}, "has no labels"),
+        ({"partition": "loss_per_example"}, "leave factor_draws=None"),
+    ],
+)
+def test_bad_choices_are_refused(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        CurvatureConfig(**options)
+
+
+def test_no_images_and_no_batch_are_refused():
+    with pytest.raises(ConfigurationError, match="no images"):
+        fit_curvature(conv_denoiser(), images(0, 4))
+    with pytest.raises(ConfigurationError, match="batch_size=0"):
+        fit_curvature(conv_denoiser(), images(1, 4), batch_size=0)
