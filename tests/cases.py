@@ -76,7 +76,7 @@ def draw_batch(data: ImageSet, draws: DrawConfig, *, stage: str, seed: int = 0, 
 def by_definition(draws: DrawConfig, **options) -> CurvatureConfig:
     """The curvature as it is defined: all draws in both passes, all positions, a square for each draw, exact labels."""
     options = {"exact_labels": True} | options
-    return CurvatureConfig(draws=draws, factor_draws=None, input_positions=None, correction="per_draw", **options)
+    return CurvatureConfig(draws=draws, factor_draws=draws, input_positions=None, correction="per_draw", **options)
 
 
 def same_draws_for_both_passes(monkeypatch):

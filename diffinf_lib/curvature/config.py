@@ -1,12 +1,14 @@
 """What curvature to fit, and from how many draws."""
 
+import math
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from diffinf_lib.curvature.blocks import BiasRule
 from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import require
+from diffinf_lib.precision import Precision
 
 Approximation = Literal["ekfac", "kfac", "diagonal", "identity"]
 Partition = Literal["model", "loss_per_draw", "loss_per_example"]
@@ -22,7 +24,7 @@ class CurvatureConfig:
         approximation: `ekfac` (George et al. 2018), `kfac` (Martens & Grosse 2015), `diagonal` (EK-FAC without a change of
             basis), or `identity` (the best multiple of the identity for each block). Scores read the last three, as far
             as they are there, from one fit: K-FAC from a fit of EK-FAC.
-        draws: draws of each training image for the corrected eigenvalues, and for the factors unless they have their own.
+        draws: draws of each training image for the corrected eigenvalues.
         partition: which matrix (Mlodozeniec et al. 2025, section 3.1): `model`, GGN^model = (2/C) E[JᵀJ];
             `loss_per_draw`, GGN^loss = E[∇ℓ ∇ℓᵀ] with an outer product for each draw (t, ε); or `loss_per_example`, the
             same with an outer product for each example of its gradient averaged over draws (TRAK's Gram matrix).
@@ -33,9 +35,11 @@ class CurvatureConfig:
         correction: `batched` squares the rotated gradient of a random-sign sum of `group` draws, whose expectation is the
             sum of the squares; `per_draw` squares each draw's. The same expectation, a fraction of the cost.
         group: draws that are summed before squaring.
-        factor_draws: draws of each image for the Kronecker factors; default the same as `draws`.
+        factor_draws: draws of each image for the Kronecker factors; None for a third of `draws`, or for all of them where
+            an outer product is taken of a mean over draws.
         input_positions: positions of each draw that the input factor is averaged over, drawn at random, one in each of as
             many equal slices; None takes all.
+        precision: of the matrix products, see `diffinf_lib.precision`.
     """
 
     approximation: Approximation = "ekfac"
@@ -47,13 +51,14 @@ class CurvatureConfig:
     bias: BiasRule = "joint"
     correction: Correction = "batched"
     group: int = 64
-    factor_draws: DrawConfig | None = field(default_factory=lambda: DrawConfig(count=10))
+    factor_draws: DrawConfig | None = None
     input_positions: int | None = 4
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         for name, allowed in [
             ("approximation", Approximation), ("partition", Partition), ("sharing", Sharing), ("bias", BiasRule),
-            ("correction", Correction),
+            ("correction", Correction), ("precision", Precision),
         ]:  # fmt: skip
             choices, value = typing.get_args(allowed), getattr(self, name)
             require(value in choices, f"{name}={value!r}: give {', '.join(choices[:-1])} or {choices[-1]}")
@@ -65,9 +70,19 @@ class CurvatureConfig:
                 "give labels=1")  # fmt: skip
         require(self.partition == "model" or not self.exact_labels, f"exact_labels with partition={self.partition!r}: GGN^loss "
                 "has no labels; leave it out")  # fmt: skip
-        same = self.factor_draws in (None, self.draws)
+        same = self.drawn_for_factors == self.draws
         require(self.partition != "loss_per_example" or same, f"factor_draws={self.factor_draws}: draw-averaged gradients "
                 "depend on the number of draws; with partition='loss_per_example' leave factor_draws=None")  # fmt: skip
+
+    @property
+    def drawn_for_factors(self) -> DrawConfig:
+        """The draws of each image for the Kronecker factors."""
+        if self.factor_draws is not None:
+            return self.factor_draws
+        if self.partition == "loss_per_example" or self.draws.count < 3:
+            return self.draws
+        pairs = 2 if self.draws.noise == "antithetic" else 1
+        return replace(self.draws, count=pairs * math.ceil(self.draws.count / pairs / 3))
 
     @property
     def needs_factors(self) -> bool:

@@ -30,6 +30,7 @@ from diffinf_lib.curvature.passes import AddGroup, Passes, Sums
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, iterate_draws
 from diffinf_lib.errors import require
+from diffinf_lib.precision import matrix_precision
 
 CURVATURE_FILE = "curvature.safetensors"
 PARTIAL = "partial.safetensors"
@@ -104,7 +105,8 @@ class _Fit:
         done, sums = keep.load(pass_name, self.device) if keep else (0, {})
         bar = tqdm(total=count, initial=done, desc=pass_name, unit="group", disable=not self.progress)
         for index, batch in enumerate(islice(self.draws(draws, pass_name, group), done, None), start=done):
-            add(sums, batch, index * group, random)
+            with matrix_precision(self.config.precision, self.device):
+                add(sums, batch, index * group, random)
             bar.update()
             if keep and index + 1 < count:
                 keep.save(pass_name, index + 1, sums)
@@ -116,7 +118,7 @@ class _Fit:
         path = folder / FACTORS if folder else None
         if path and path.exists():
             return {name: value.to(self.device) for name, value in read_tensors(path).items()}
-        draws = self.config.factor_draws or self.config.draws
+        draws = self.config.drawn_for_factors
         group = self.passes.group_size(draws.count, batched=False)
         found = self.means("factors", draws, group, self.passes.add_factors, keep)
         if path:

@@ -26,6 +26,7 @@ from diffinf_lib.diffusion import (
     per_draw_loss,
 )
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.precision import Precision, matrix_precision
 
 LayerGradients = dict[str, Float[Tensor, "n O I"]]
 
@@ -46,12 +47,14 @@ class GradientConfig:
         seed: of the draws.
         timesteps: take only the draws with low ≤ t < high, still dividing by all: gradients of a partition of 0..T add up
             to the whole. None takes all.
+        precision: of the matrix products, see `diffinf_lib.precision`.
     """
 
     draws: DrawConfig = DrawConfig(250)
     stage: str = TRAIN_STAGE
     seed: int = 0
     timesteps: tuple[int, int] | None = None
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         low_high = self.timesteps
@@ -96,7 +99,7 @@ def example_gradient(
     parameters = layer_parameters(layers)
     total: list[Tensor] | None = None
     for batch in _batches(image, torch.tensor([example_id]), config, schedule, batch_size):
-        with differentiable(model, layers):
+        with differentiable(model, layers), matrix_precision(config.precision, batch.images.device):
             losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule) * batch.weights
             gradients = torch.autograd.grad(losses.sum() / config.draws.count, parameters)
         total = list(gradients) if total is None else [a.add_(b) for a, b in zip(total, gradients, strict=True)]

@@ -119,9 +119,9 @@ def test_an_interrupted_fit_does_not_go_on_with_another_batch_size(tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(passes, "label_vectors", stopping_after(3, passes.label_vectors))
         with pytest.raises(KeyboardInterrupt):
-            fit_curvature(model, data, CONFIG, batch_size=4, out=tmp_path, checkpoint_seconds=0)
+            fit_curvature(model, data, by_definition(DRAWS), batch_size=4, out=tmp_path, checkpoint_seconds=0)
     with pytest.raises(ArtifactError, match="batch_size is 4 there, 2 asked"):
-        fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path, checkpoint_seconds=0)
+        fit_curvature(model, data, by_definition(DRAWS), batch_size=2, out=tmp_path, checkpoint_seconds=0)
 
 
 def test_exact_and_sampled_labels_are_not_taken_for_each_other(tmp_path):

@@ -137,7 +137,8 @@ def test_an_example_with_one_draw_is_a_draw(monkeypatch):
     same_draws_for_both_passes(monkeypatch)
     model, data, one = conv_denoiser(), images(5, 4), DrawConfig(1, noise="independent")
     per_draw, per_example = (
-        fit_curvature(model, data, replace(definition(partition), draws=one)) for partition in PARTITIONS[1:]
+        fit_curvature(model, data, replace(definition(partition), draws=one, factor_draws=one))
+        for partition in PARTITIONS[1:]
     )
     for name, layer in per_example.layers.items():
         torch.testing.assert_close(layer.block("ekfac"), per_draw.layers[name].block("ekfac"), rtol=1e-9, atol=1e-14)
@@ -201,7 +202,7 @@ def test_sampled_positions_agree_with_all_in_expectation(monkeypatch):
 def test_groups_do_not_depend_on_the_batch_size():
     model, data = conv_denoiser(), images(5, 4)
     for partition in PARTITIONS:
-        config = CurvatureConfig(draws=DRAWS, group=10, partition=partition, factor_draws=None)
+        config = CurvatureConfig(draws=DRAWS, group=10, partition=partition)
         whole, parts = (fit_curvature(model, data, config, batch_size=size) for size in (64, 3))
         for name, layer in whole.layers.items():
             torch.testing.assert_close(parts.layers[name].block("ekfac"), layer.block("ekfac"), rtol=1e-8, atol=1e-12)
@@ -218,12 +219,39 @@ def test_groups_do_not_depend_on_the_batch_size():
         ({"labels": 2, "partition": "loss_per_draw"}, "labels=2"),
         ({"labels": 2, "exact_labels": True}, "labels=2"),
         ({"exact_labels": True, "partition": "loss_per_draw"}, "has no labels"),
-        ({"partition": "loss_per_example"}, "leave factor_draws=None"),
+        ({"partition": "loss_per_example", "factor_draws": DRAWS}, "leave factor_draws=None"),
+        ({"precision": "float8"}, "precision='float8'"),
     ],
 )
 def test_bad_choices_are_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         CurvatureConfig(**options)
+
+
+def test_factors_take_a_third_of_the_draws_unless_told_otherwise():
+    def drawn(*draws, **options):
+        return CurvatureConfig(draws=DrawConfig(*draws), **options).drawn_for_factors.count
+
+    assert drawn(30) == 10
+    assert drawn(32) == 12  # antithetic pairs
+    assert drawn(32, "uniform", "independent") == 11
+    assert drawn(2) == 2
+    assert drawn(30, partition="loss_per_example") == 30
+    assert drawn(30, factor_draws=DrawConfig(4)) == 4
+
+
+def test_bfloat16_rounds_a_little_and_keeps_sums_in_float32():
+    model, data = tiny_unet().float(), images(4, 4)
+    exact, rounded = (
+        fit_curvature(model, data, CurvatureConfig(draws=DRAWS, precision=precision))
+        for precision in ("float32", "bfloat16")
+    )
+    assert all(layer.corrected_eigenvalues.dtype == torch.float32 for layer in rounded.layers.values())
+    before, after = (
+        sum(float(layer.corrected_eigenvalues.sum()) for layer in curvature.layers.values())
+        for curvature in (exact, rounded)
+    )
+    assert 0 < abs(after / before - 1) < 0.05
 
 
 def test_no_images_and_no_batch_are_refused():
