@@ -65,7 +65,8 @@ class DrawConfig:
             unit. A draw at t has the weight (1/T) / p(t), so expectations stay those over uniform timesteps.
         shared: all examples get the same draws (common random numbers). What the noise does to every example alike then
             drops out of comparisons between examples, and these are what a ranking or an LDS is made of: the variance of a
-            difference loses what the two have in common. A single example's gradient is no more exact than without.
+            difference loses what the two have in common. A single example's gradient is no more exact than without, and a
+            mean over examples less: for curvature leave it off.
     """
 
     count: int = 250
