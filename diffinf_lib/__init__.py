@@ -44,12 +44,15 @@ from diffinf_lib.evaluation import (
     predicted_changes,
 )
 from diffinf_lib.gradients import GradientConfig, all_gradients, example_gradient, gradient_shards
+from diffinf_lib.importance import timestep_proposal
 from diffinf_lib.measurements import MeasurementConfig, measure
 from diffinf_lib.models import UNetConfig, build_unet, count_parameters, load_unet, save_unet
 from diffinf_lib.presets import PRESETS, Preset, get_preset, with_options
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.sampling import SamplingConfig, sample, sample_trajectories
 from diffinf_lib.stages import (
+    Cell,
+    DrawsStudy,
     as_queries,
     baseline_scores,
     curvature_of_run,
@@ -61,8 +64,10 @@ from diffinf_lib.stages import (
     lds_of_run,
     open_run,
     queries,
+    query_gradients,
     query_sets,
     retrained_measurements,
     subset_masks,
+    train_gradients,
 )
 from diffinf_lib.training import TrainingConfig, TrainingResult, train

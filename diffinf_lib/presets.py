@@ -16,6 +16,7 @@ import typing
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from diffinf_lib.compression import StoreFormat
 from diffinf_lib.curvature import CurvatureConfig
 from diffinf_lib.data import DatasetConfig
 from diffinf_lib.diffusion import DrawConfig, NoiseSchedule
@@ -57,6 +58,7 @@ class Preset:
     Attributes:
         gradient_draws: draws of each training gradient; queries take the measurement's own draws.
         damping: λ added to the curvature's eigenvalues when scoring.
+        store_format: how training gradients are kept on disk.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Preset:
     curvature: CurvatureConfig = CurvatureConfig()
     gradient_draws: DrawConfig = DrawConfig(250)
     damping: float = 1e-8
+    store_format: StoreFormat = StoreFormat()
 
     def retraining(self) -> TrainingConfig:
         """The training of a subset: that of the full model with fewer steps."""
@@ -94,6 +97,7 @@ _DIGITS = Preset(
     ),
     subsets=SubsetConfig(count=64, seeds=3, steps=500),
     curvature=CurvatureConfig(draws=DrawConfig(30)),
+    gradient_draws=DrawConfig(64, timesteps="signal", shared=True),
 )
 
 _SMOKE = replace(
@@ -107,7 +111,7 @@ _SMOKE = replace(
     sampling=SamplingConfig(count=3, steps=5, method="ddim"),
     measurement=MeasurementConfig(draws=DrawConfig(16)),
     curvature=CurvatureConfig(draws=DrawConfig(4)),
-    gradient_draws=DrawConfig(8),
+    gradient_draws=DrawConfig(8, timesteps="signal", shared=True),
 )
 
 _CIFAR_UNET = UNetConfig(
@@ -169,7 +173,7 @@ _CIFAR2_SMALL = replace(
     sampling=SamplingConfig(count=64, method="ddim", steps=100),
     measurement=MeasurementConfig(draws=DrawConfig(256)),
     curvature=CurvatureConfig(draws=DrawConfig(4)),
-    gradient_draws=DrawConfig(64),
+    gradient_draws=DrawConfig(64, timesteps="signal", shared=True),
 )
 
 _ARTBENCH10 = replace(
@@ -217,7 +221,13 @@ def _as_run(preset: Preset) -> Preset:
         dataset=dataset,
         training=replace(preset.training, weight_decay=1e-2, **ema),  # AdamW's own default: the code never passed 1e-6
         measurement=replace(preset.measurement, draws=replace(preset.measurement.draws, **uniform)),
-        curvature=replace(preset.curvature, draws=replace(preset.curvature.draws, **uniform)),
+        curvature=replace(
+            preset.curvature,
+            draws=replace(preset.curvature.draws, **uniform),
+            factor_draws=replace(preset.curvature.draws, **uniform),
+            input_positions=None,
+            correction="per_draw",
+        ),
         gradient_draws=replace(preset.gradient_draws, **uniform),
     )
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.data import ImageSet
+from diffinf_lib.errors import require
 from diffinf_lib.gradients import LayerGradients
 from diffinf_lib.randomness import keyed_generator
 
@@ -22,7 +23,12 @@ def gradient_dot_scores(queries: LayerGradients, train: LayerGradients) -> Float
     """∇m_q · ∇ℓ_n: influence with the identity for a curvature; arbitrary scale.
 
     A rotation leaves dot products alone, so gradients in the eigenbasis serve as they are.
+
+    Raises:
+        ConfigurationError: gradients of different blocks, or projected ones, which have forgotten their directions.
     """
+    require(queries.keys() == train.keys(), "gradients: queries and training images are kept in different forms; a projection "
+            "serves influence only, give another store format")  # fmt: skip
     parts = [queries[name].flatten(1).double() @ train[name].flatten(1).double().T for name in queries]
     return torch.stack(parts).sum(0)
 

@@ -12,8 +12,10 @@ from diffinf_lib.stages.attribution import (
     curvature_of_run,
     influence_scores,
     lds_of_run,
-    stored_gradients,
+    query_gradients,
+    train_gradients,
 )
+from diffinf_lib.stages.draws_study import Cell, DrawsStudy
 from diffinf_lib.stages.ground_truth import (
     collected_measurements,
     ground_truth_bundle,
@@ -29,6 +31,8 @@ from diffinf_lib.stages.run import Run, open_run
 
 __all__ = [
     "QUERY_SETS",
+    "Cell",
+    "DrawsStudy",
     "Run",
     "as_queries",
     "baseline_scores",
@@ -42,11 +46,12 @@ __all__ = [
     "lds_of_run",
     "open_run",
     "queries",
+    "query_gradients",
     "query_sets",
     "retrained_measurements",
     "retrained_model",
     "shard_of",
-    "stored_gradients",
     "subset_mask",
     "subset_masks",
+    "train_gradients",
 ]

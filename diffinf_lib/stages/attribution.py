@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diffinf_lib.artifacts import json_digest, plain, read_arrays, stage, tensor_digest, write_arrays
 from diffinf_lib.attribution import check_dampings, gradient_dot_scores, influence, pixel_distance_scores, random_scores
+from diffinf_lib.compression import StoreFormat
 from diffinf_lib.curvature import Approximation, Curvature, fit_curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import DataError, require
@@ -51,7 +52,7 @@ def influence_scores(
     dampings = check_dampings([preset.damping] if damping is None else damping)
     approximation = approximation or preset.curvature.approximation
     model, curvature = full_model(run).model, curvature_of_run(run)
-    key = tensor_digest(queries.images, queries.ids)
+    key = _query_key(queries)
     identity = {
         "model": model_identity(run),
         "curvature": curvature.digest,
@@ -60,6 +61,7 @@ def influence_scores(
         "approximation": approximation,
         "measurement": preset.measurement,
         "gradient_draws": preset.gradient_draws,
+        "store_format": preset.store_format,
         "seed": run.seed,
     }
     folder = run.path("scores", json_digest(plain(identity))[:12])
@@ -77,43 +79,42 @@ def influence_scores(
                 seed=run.seed,
                 schedule=preset.schedule,
                 store=run.path("gradients", "train"),
-                query_store=run.path("gradients", f"queries-{key[:12]}"),
+                query_store=run.path("gradients", f"queries-{key}"),
+                train_format=preset.store_format,
                 progress=run.progress,
             )
             write_arrays(folder / "scores.npz", scores=scores.numpy())
     return torch.from_numpy(read_arrays(folder / "scores.npz")["scores"])
 
 
-def stored_gradients(run: Run, queries: ImageSet) -> tuple[LayerGradients, LayerGradients]:
-    """Gradients of the queries and of the training images, in the eigenbasis, from the stores that scoring uses."""
-    preset, model, curvature = run.preset, full_model(run).model, curvature_of_run(run)
-    key = tensor_digest(queries.images, queries.ids)[:12]
-    sets = [
-        (queries, GradientConfig(preset.measurement.draws, MEASUREMENT_STAGE, run.seed), f"queries-{key}"),
-        (run.data.train, GradientConfig(preset.gradient_draws, seed=run.seed), "train"),
-    ]
-    query_gradients, train_gradients = (
-        all_gradients(
-            gradient_shards(
-                model,
-                curvature,
-                images,
-                config,
-                schedule=preset.schedule,
-                store=run.path("gradients", name),
-                progress=run.progress,
-            )
-        )
-        for images, config, name in sets
-    )
-    return query_gradients, train_gradients
+def _stored(run: Run, images: ImageSet, config: GradientConfig, name: str, form: StoreFormat | None) -> LayerGradients:
+    shards = gradient_shards(
+        full_model(run).model, curvature_of_run(run), images, config, schedule=run.preset.schedule,
+        store=run.path("gradients", name), form=form, progress=run.progress,
+    )  # fmt: skip
+    return all_gradients(shards)
+
+
+def query_gradients(run: Run, queries: ImageSet) -> LayerGradients:
+    """Gradients of queries in the eigenbasis, over the measurement's own draws, from the store that scoring uses."""
+    config = GradientConfig(run.preset.measurement.draws, MEASUREMENT_STAGE, run.seed)
+    return _stored(run, queries, config, f"queries-{_query_key(queries)}", None)
+
+
+def train_gradients(run: Run) -> LayerGradients:
+    """Gradients of the training images in the eigenbasis, from the store that scoring uses, all in memory."""
+    config = GradientConfig(run.preset.gradient_draws, seed=run.seed)
+    return _stored(run, run.data.train, config, "train", run.preset.store_format)
+
+
+def _query_key(queries: ImageSet) -> str:
+    return tensor_digest(queries.images, queries.ids)[:12]
 
 
 def baseline_scores(run: Run, queries: ImageSet) -> dict[str, Tensor]:
     """Scores that a method must beat, by name: gradient dot product, pixel distance, random."""
-    query_gradients, train_gradients = stored_gradients(run, queries)
     return {
-        "gradient dot product": gradient_dot_scores(query_gradients, train_gradients),
+        "gradient dot product": gradient_dot_scores(query_gradients(run, queries), train_gradients(run)),
         "pixel distance": pixel_distance_scores(run.data.train, queries),
         "random": random_scores(len(queries), len(run.data.train), seed=run.seed),
     }

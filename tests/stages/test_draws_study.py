@@ -1,0 +1,51 @@
+"""The draws study on the smoke preset: its cells are what influence gives, they are kept, and the bundle holds them all."""
+
+import numpy as np
+import pytest
+import torch
+
+import diffinf_lib as di
+from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.stages import draws_study
+
+
+@pytest.fixture
+def study(tmp_path):
+    run = di.open_run(di.get_preset("smoke"), tmp_path / "run", progress=False)
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.stack([torch.randperm(24, generator=generator) < 12 for _ in range(5)])
+    measurements = torch.rand(5, 2, 6, generator=generator, dtype=torch.float64)
+    queries = run.data.queries
+    truth = di.GroundTruth(masks, measurements, run.data.train.ids, queries.ids, queries.images)
+    return di.DrawsStudy(run, {"held-out": truth})
+
+
+def test_a_cell_is_the_lds_of_influence_with_its_draws(study):
+    cell = di.Cell("signal, antithetic, shared", 4, seed=0)
+    truth, preset = study.truths["held-out"], study.run.preset
+    scores = di.influence(
+        study.model, study.curvature, study.run.data.train, truth.queries, measurement=preset.measurement,
+        draws=di.DrawConfig(4, timesteps="signal", shared=True), damping=preset.damping, schedule=preset.schedule,
+    )  # fmt: skip
+    torch.testing.assert_close(study.scores(cell)["held-out"], scores, rtol=1e-5, atol=1e-6 * float(scores.abs().max()))
+    np.testing.assert_allclose(study.lds(cell)["held-out"], di.lds(scores, truth).per_query, atol=1e-12)
+    other = study.scores(di.Cell("signal, antithetic, shared", 4, seed=1))["held-out"]
+    assert not torch.allclose(other, scores)
+
+
+def test_cells_are_kept_and_bundled(study, tmp_path, monkeypatch):
+    counts, seeds = [2, 4], {2: 2, 4: 1}
+    folder = study.bundle("smoke-draws", counts, seeds, ["uniform", "signal"], root=tmp_path / "results")
+    monkeypatch.setattr(draws_study.DrawsStudy, "scores", lambda *_: pytest.fail("a kept cell was computed again"))
+    again = study.bundle("again", counts, seeds, ["uniform", "signal"], root=tmp_path / "results")
+    made, second = (di.load_bundle(path.name, root=path.parent) for path in (folder, again))
+    values = made.arrays["held-out/lds"]
+    assert values.shape == (2, 2, 2, 6)
+    assert np.isnan(values[:, 1, 1]).all() and np.isfinite(values[:, 0]).all() and np.isfinite(values[:, 1, 0]).all()
+    np.testing.assert_array_equal(values, second.arrays["held-out/lds"])
+    np.testing.assert_allclose(values[1, 1, 0], study.lds(di.Cell("signal", 4, 0))["held-out"], rtol=1e-6)
+
+
+def test_an_unknown_rule_is_refused(study):
+    with pytest.raises(ConfigurationError, match="rule='best': give one of uniform, stratified"):
+        study.lds(di.Cell("best", 4, 0))
