@@ -1,0 +1,264 @@
+"""Peers: EK-FAC by curvlinops 3.0.1 and by kronfluence 1.0.1, set up for diffusion models as their authors would.
+
+Both fit the same matrix as this library's default, GGN^model = (2/C) E[JᵀJ] with one sampled label a draw, over the same
+Conv2d and Linear layers, biases joined to their weights, weights shared over positions as in K-FAC-expand. A data point
+of either is one draw (image, t, ε): the whole predicted noise is one output vector, hence one loss term. Both run both
+stages over the draws: the factors, then the eigenvalues in the eigenbasis of the factors.
+
+They are given what makes them fast: draws made beforehand, batches cut beforehand, no progress bars, no profiling, no
+checks of determinism, no counting passes over the data.
+"""
+
+import copy
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import curvlinops
+import torch
+from kronfluence.analyzer import Analyzer, prepare_model
+from kronfluence.arguments import FactorArguments, ScoreArguments
+from kronfluence.task import Task
+from kronfluence.utils.dataset import DataLoaderKwargs
+from torch import Tensor, nn
+
+from diffinf_lib.curvature.layers import curvature_layers, layer_parameters
+from diffinf_lib.data import ImageSet
+from diffinf_lib.diffusion import (
+    DEFAULT_SCHEDULE,
+    DrawBatch,
+    DrawConfig,
+    Network,
+    NoiseSchedule,
+    iterate_draws,
+    noisy_images,
+    per_draw_loss,
+    predict_noise,
+)
+
+Inverse = Any
+"""A curvlinops operator that multiplies with (F + λI)⁻¹."""
+
+
+def draw_batches(
+    model: Network, images: ImageSet, draws: DrawConfig, *, batch_size: int, seed: int = 0, stage: str = "factors"
+) -> list[DrawBatch]:
+    """All draws of all images on the model's device, cut into batches."""
+    first = next(model.parameters())
+    pixels = images.images.to(first.device, first.dtype)
+    return list(iterate_draws(pixels, images.ids, draws, seed=seed, stage=stage, batch_size=batch_size))
+
+
+def plain_forward_backward(
+    model: Network, batches: Sequence[DrawBatch], schedule: NoiseSchedule = DEFAULT_SCHEDULE
+) -> None:
+    """The unit: forward and backward of the loss over the draws, weight gradients included; nothing is kept."""
+    parameters = layer_parameters(curvature_layers(model))
+    for batch in batches:
+        losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule)
+        torch.autograd.grad(losses.sum(), parameters)
+
+
+# curvlinops
+
+
+class _FlatPrediction(nn.Module):
+    """The network as curvlinops wants it: one argument, and one output vector `[B, C]` a data point."""
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return predict_noise(self.network, inputs["noisy"], inputs["timesteps"]).flatten(1)
+
+
+def fit_with_curvlinops(
+    model: Network, batches: Sequence[DrawBatch], schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, fisher_type: str = "mc"
+) -> curvlinops.EKFACLinearOperator:
+    """EK-FAC in both stages by curvlinops.
+
+    Its mean-squared error with reduction "mean" has the Hessian (2/C) I in the output, so its operator has the scale of
+    this library's curvature: one damping means the same for both.
+    """
+    data = [
+        (
+            {"noisy": noisy_images(batch.images, batch.timesteps, batch.noise, schedule), "timesteps": batch.timesteps},
+            batch.noise.flatten(1),
+        )
+        for batch in batches
+    ]
+    operator = curvlinops.EKFACLinearOperator(
+        _FlatPrediction(model), nn.MSELoss(reduction="mean"), layer_parameters(curvature_layers(model)), data,
+        fisher_type=fisher_type, mc_samples=1, kfac_approx="expand", separate_weight_and_bias=False,
+        num_per_example_loss_terms=1, num_data=sum(len(batch.images) for batch in batches),
+        batch_size_fn=lambda inputs: len(inputs["timesteps"]), check_deterministic=False, progressbar=False,
+    )  # fmt: skip
+    operator.compute_kronecker_factors()
+    operator.compute_eigenvalue_correction()
+    return operator
+
+
+def damped_inverse(operator: curvlinops.EKFACLinearOperator, damping: float) -> Inverse:
+    """(F + λI)⁻¹ in the eigenbasis, λ added to every corrected eigenvalue."""
+    return curvlinops.KFACInverseLinearOperator(operator, damping=damping, use_exact_damping=True)
+
+
+def averaged_gradients(
+    model: Network,
+    images: ImageSet,
+    draws: DrawConfig,
+    *,
+    stage: str,
+    seed: int = 0,
+    batch_size: int = 256,
+    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+) -> Iterator[Tensor]:
+    """∇ℓ(θ, x_n) of one image after another by plain autograd, averaged over its draws, flattened to one vector."""
+    parameters = layer_parameters(curvature_layers(model))
+    for position in range(len(images)):
+        total = None
+        one = images.subset(slice(position, position + 1))
+        for batch in draw_batches(model, one, draws, batch_size=batch_size, seed=seed, stage=stage):
+            losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule)
+            gradients = torch.autograd.grad(losses.sum() / draws.count, parameters)
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            total = flat if total is None else total + flat
+        assert total is not None
+        yield total
+
+
+# kronfluence
+
+
+class DrawTask(Task):
+    """The diffusion loss for kronfluence: a data point is an image with some of its draws.
+
+    A batch is images `[B, C, H, W]`, timesteps `[B, S]` and noise `[B, S, C, H, W]`. Where S > 1 the network runs once
+    for each draw; with `has_shared_parameters=True` kronfluence adds up a data point's gradients over the runs, which
+    makes them gradients of the loss averaged over draws. All runs but the last are pulled back as soon as they are made,
+    so that one run's activations are in memory at a time.
+    """
+
+    def __init__(self, schedule: NoiseSchedule = DEFAULT_SCHEDULE):
+        self.schedule = schedule
+
+    def compute_train_loss(self, batch: tuple[Tensor, ...], model: nn.Module, sample: bool = False) -> Tensor:
+        """Σ over data points of the loss averaged over draws; with `sample`, targets from the model's own Gaussian.
+
+        The loss is the mean over C outputs, −log N(target; prediction, (C/2) I) up to a constant: targets have the
+        variance C/2, which gives the Fisher the scale (2/C) JᵀJ.
+        """
+        images, timesteps, noise = batch
+        draws = timesteps.shape[1]
+        for draw in range(draws):
+            noisy = noisy_images(images, timesteps[:, draw], noise[:, draw], self.schedule)
+            predicted = predict_noise(model, noisy, timesteps[:, draw])
+            target = noise[:, draw]
+            if sample:
+                deviation = math.sqrt(predicted[0].numel() / 2)
+                target = predicted.detach() + deviation * torch.randn_like(predicted)
+            loss = (target - predicted).square().flatten(1).mean(1).sum() / draws
+            if draw < draws - 1:
+                loss.backward()
+        return loss
+
+    def compute_measurement(self, batch: tuple[Tensor, ...], model: nn.Module) -> Tensor:
+        """The measurement is the loss."""
+        return self.compute_train_loss(batch, model)
+
+
+class DrawPoints(torch.utils.data.Dataset):
+    """Data points for `DrawTask`: a whole batch is handed out by one look-up, nothing is collated.
+
+    Args:
+        images: `[n, C, H, W]`.
+        timesteps: `[n, S]`.
+        noise: `[n, S, C, H, W]`.
+    """
+
+    def __init__(self, images: Tensor, timesteps: Tensor, noise: Tensor):
+        self.parts = (images, timesteps, noise)
+
+    @staticmethod
+    def one_draw_each(batches: Sequence[DrawBatch]) -> "DrawPoints":
+        """Every draw a data point of its own."""
+        return DrawPoints(
+            torch.cat([batch.images for batch in batches]),
+            torch.cat([batch.timesteps for batch in batches]).unsqueeze(1),
+            torch.cat([batch.noise for batch in batches]).unsqueeze(1),
+        )
+
+    @staticmethod
+    def one_image_each(batches: Sequence[DrawBatch], draws: int) -> "DrawPoints":
+        """Every image a data point with all its draws."""
+        flat = DrawPoints.one_draw_each(batches).parts
+        timesteps, noise = (part.squeeze(1).unflatten(0, (-1, draws)) for part in flat[1:])
+        return DrawPoints(flat[0][::draws], timesteps, noise)
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(part[index] for part in self.parts)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        return tuple(part[indices[0] : indices[-1] + 1] for part in self.parts)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+@contextmanager
+def kronfluence_analyzer(model: Network, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Iterator[Analyzer]:
+    """kronfluence on a copy of the model, its files in a folder that is deleted at the end.
+
+    Weights are frozen by kronfluence itself, so no weight gradient is computed.
+    """
+    task = DrawTask(schedule)
+    prepared = prepare_model(copy.deepcopy(model), task)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    with tempfile.TemporaryDirectory(prefix="kronfluence-") as folder:
+        analyzer = Analyzer(
+            "benchmark", prepared, task, cpu=on_cpu, disable_tqdm=True, profile=False, output_dir=folder
+        )
+        analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0, collate_fn=_as_it_is))
+        yield analyzer
+
+
+def factor_arguments(**changes: Any) -> FactorArguments:
+    """EK-FAC of the true Fisher over all data points; everything else as kronfluence has it by default."""
+    options = {"covariance_max_examples": None, "lambda_max_examples": None, "use_empirical_fisher": False}
+    return FactorArguments(strategy="ekfac", **options | changes)
+
+
+def fit_with_kronfluence(
+    model: Network, batches: Sequence[DrawBatch], schedule: NoiseSchedule = DEFAULT_SCHEDULE
+) -> dict[str, dict[str, Tensor]]:
+    """EK-FAC in both stages by kronfluence; its eigenvectors and Lambda matrices by name of factor and module."""
+    with kronfluence_analyzer(model, schedule) as analyzer:
+        fit_factors(analyzer, batches)
+        return analyzer.load_all_factors("ekfac")
+
+
+def fit_factors(analyzer: Analyzer, batches: Sequence[DrawBatch], **changes: Any) -> None:
+    """Fit all factors over the draws, in batches of the size that they were cut into."""
+    analyzer.fit_all_factors(
+        "ekfac", DrawPoints.one_draw_each(batches), per_device_batch_size=len(batches[0].images),
+        factor_args=factor_arguments(**changes), overwrite_output_dir=True,
+    )  # fmt: skip
+
+
+def kronfluence_scores(
+    analyzer: Analyzer, queries: DrawPoints, train: DrawPoints, *, damping: float, batch_size: int
+) -> Tensor:
+    """kronfluence's own pairwise scores, `[queries, data points of train]`, without the 1/N; all queries in one batch."""
+    analyzer.compute_pairwise_scores(
+        "pairwise", "ekfac", queries, train, per_device_query_batch_size=len(queries),
+        per_device_train_batch_size=batch_size, score_args=ScoreArguments(damping_factor=damping),
+        overwrite_output_dir=True,
+    )  # fmt: skip
+    return analyzer.load_pairwise_scores("pairwise")["all_modules"]
