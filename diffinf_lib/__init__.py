@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Threads that wait by spinning slow each other down a hundredfold on a busy machine; heeded if torch is not loaded yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from diffinf_lib import artifacts, evaluation, figures, interactive, training
+from diffinf_lib import artifacts, curvature, evaluation, figures, interactive, training
 from diffinf_lib.artifacts import Bundle, load_bundle, show_versions, write_bundle
 from diffinf_lib.attribution import (
     gradient_cosine_scores,
@@ -21,7 +21,21 @@ from diffinf_lib.attribution import (
     self_influence,
 )
 from diffinf_lib.compression import StoreFormat
-from diffinf_lib.curvature import Curvature, CurvatureConfig, curvature_layers, fit_curvature
+from diffinf_lib.curvature import (
+    Curvature,
+    CurvatureConfig,
+    conjugate_gradient_inverse,
+    curvature_blocks,
+    curvature_layers,
+    curvature_preconditioner,
+    empirical_fisher_operator,
+    fit_curvature,
+    fit_with_curvlinops,
+    ggn_operator,
+    hessian_operator,
+    neumann_inverse,
+    scores_with_inverse,
+)
 from diffinf_lib.data import Dataset, DatasetConfig, ImageSet, load_dataset
 from diffinf_lib.diffusion import (
     DEFAULT_SCHEDULE,
