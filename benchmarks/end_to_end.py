@@ -4,8 +4,8 @@
 
 Three engines, each with two choices of draws:
 
-- *recommended*: 64 stratified, antithetic draws for a training gradient; a query gradient over the measurement's own
-  draws; the preset's draws for the curvature.
+- *recommended*: 32 draws for a training gradient, antithetic, in proportion to the signal, the same for every image; 128
+  such draws of its own for a query gradient; 16 for the curvature.
 - *paper*: 250 uniform draws for either gradient and 30 uniform ones for the curvature, as the authors' code has it.
 
 The engines:
@@ -36,11 +36,10 @@ from torch import Tensor
 
 import diffinf_lib as di
 from benchmarks import harness, peers
+from diffinf_lib.attribution.influence import QUERY_STAGE
 from diffinf_lib.curvature.layers import curvature_layers, layer_parameters
 from diffinf_lib.gradients import TRAIN_STAGE
-from diffinf_lib.measurements import MEASUREMENT_STAGE
 
-PAPER_STAGE = "query-gradients"
 FIT_BATCH = 100
 """Draws a batch of the peers' fits; they are slower with 25, 50 and 200."""
 
@@ -168,9 +167,11 @@ def settings(preset: di.Preset) -> dict[str, Setting]:
     """The two choices of draws."""
     uniform = di.DrawConfig(250, "uniform", "independent")
     as_paper = replace(preset.curvature, draws=di.DrawConfig(30, "uniform", "independent"))
+    few = replace(preset.curvature, draws=di.DrawConfig(16))
+    train, query = di.DrawConfig(32, "signal", shared=True), di.DrawConfig(128, "signal")
     return {
-        "recommended": Setting(preset.curvature, di.DrawConfig(64), preset.measurement.draws, MEASUREMENT_STAGE),
-        "paper": Setting(as_paper, uniform, uniform, PAPER_STAGE),
+        "recommended": Setting(few, train, query, QUERY_STAGE),
+        "paper": Setting(as_paper, uniform, uniform, QUERY_STAGE),
     }
 
 

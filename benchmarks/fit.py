@@ -13,7 +13,6 @@ ready-made; this library makes its own while the clock runs, for each of its two
 """
 
 import argparse
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,19 +49,18 @@ def random_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Ima
 
 
 def our_settings(draws: int) -> dict[str, CurvatureConfig]:
-    """The default, its share of draws for the factors kept (rounded up to pairs), and two settings that spend more.
+    """The default, which takes a third of the draws for the factors, and settings that spend more, one thing at a time.
 
-    These are the same draws and all positions in both passes, and each draw's own rotation on top of that, which is the
-    work that the peers do.
+    The last, with the same draws and all positions in both passes and a rotation for each draw, does the peers' work.
     """
-    default = CurvatureConfig()
-    share = default.factor_draws.count / default.draws.count if default.factor_draws else 1.0
-    few = DrawConfig(2 * math.ceil(draws * share / 2 - 1e-9))
-    full = replace(default, draws=DrawConfig(draws), factor_draws=None, input_positions=None)
+    default = CurvatureConfig(draws=DrawConfig(draws))
+    same = replace(default, factor_draws=default.draws)
+    full = replace(same, input_positions=None)
     return {
-        "ours": replace(default, draws=DrawConfig(draws), factor_draws=few),
-        "ours, all draws in both passes": full,
-        "ours, per-draw correction": replace(full, correction="per_draw"),
+        "ours": default,
+        "ours, the same draws in both passes": same,
+        "ours, and all positions": full,
+        "ours, and per-draw correction": replace(full, correction="per_draw"),
     }
 
 

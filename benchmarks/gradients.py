@@ -14,9 +14,8 @@ import torch
 
 import diffinf_lib as di
 from benchmarks import harness, peers
-from diffinf_lib.diffusion import iterate_draws
-from diffinf_lib.gradients import TRAIN_STAGE, grouped_gradients
-from diffinf_lib.gradients.compute import gradients_in_eigenbasis
+from diffinf_lib.diffusion import DEFAULT_SCHEDULE, iterate_draws
+from diffinf_lib.gradients import TRAIN_STAGE, compute, grouped_gradients
 
 DAMPINGS = [10.0**power for power in range(-10, 0)]
 
@@ -50,12 +49,13 @@ def scoring(train: di.ImageSet, queries: di.ImageSet, draws: di.DrawConfig) -> d
 def grouping(images: di.ImageSet, count: int) -> dict[str, Callable[[], Any]]:
     """Per-example gradients of few draws, each example in a batch of its own, or 256 draws of several in one."""
     model = di.build_unet(di.get_preset("digits").unet)
-    few = images.subset(list(range(4)))
-    identity = di.fit_curvature(model, few, di.CurvatureConfig("identity", di.DrawConfig(2)))
+    blocks = di.curvature_blocks(model)
     config = di.GradientConfig(di.DrawConfig(count, noise="independent"))
     return {
-        f"{count} draws, one example a batch": lambda: gradients_in_eigenbasis(model, identity, images, config),
-        f"{count} draws, examples share batches": lambda: grouped_gradients(model, images, config),
+        f"{count} draws, one example a batch": lambda: compute.separate_gradients(
+            model, images, config, blocks, DEFAULT_SCHEDULE, 256
+        ),
+        f"{count} draws, examples share batches": lambda: grouped_gradients(model, images, config, blocks),
     }
 
 

@@ -11,7 +11,7 @@ from diffinf_lib.diffusion import DrawConfig, per_draw_loss
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 from diffinf_lib.gradients import TRAIN_STAGE, GradientConfig, all_gradients, example_gradient, gradient_shards
 
-CONFIG = GradientConfig(DrawConfig(6))
+CONFIG = GradientConfig(DrawConfig(10))
 CURVATURE = CurvatureConfig(draws=DrawConfig(2))
 
 
@@ -34,7 +34,7 @@ def test_a_gradient_is_that_of_the_mean_loss_over_its_own_draws():
         name: torch.cat([layer.weight.grad.flatten(1)] + [layer.bias.grad.unsqueeze(1)] * (layer.bias is not None), 1)
         for name, layer in di.curvature_layers(model).items()
     }
-    for batch_size in (6, 4, 1):
+    for batch_size in (10, 4, 1):
         gradient = example_gradient(model, data.images[1:2].double(), 1, CONFIG, batch_size=batch_size)
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-13)
 
@@ -98,7 +98,7 @@ def test_a_store_of_other_draws_or_of_another_curvature_is_refused(tmp_path):
     model, data = conv_denoiser().float(), images(3, 4)
     curvature = fit_curvature(model, data, CURVATURE)
     stored(model, curvature, data, tmp_path)
-    with pytest.raises(ArtifactError, match=r"gradients\.draws\.count is 6 there, 4 asked"):
+    with pytest.raises(ArtifactError, match=r"gradients\.draws\.count is 10 there, 4 asked"):
         stored(model, curvature, data, tmp_path, config=GradientConfig(DrawConfig(4)))
     with pytest.raises(ArtifactError, match="curvature is"):
         stored(model, fit_curvature(model, data, CURVATURE, seed=1), data, tmp_path)

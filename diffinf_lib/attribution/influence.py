@@ -18,6 +18,9 @@ from diffinf_lib.errors import require
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig
 
+QUERY_STAGE = "query-gradients"
+"""The stage under which draws of query gradients are keyed, where they are not the measurement's own."""
+
 SHARD_BYTES = 1 << 28
 """Shards of training gradients are scored together up to this size: dividing the queries costs as much as one shard."""
 
@@ -88,6 +91,7 @@ def influence(
     *,
     measurement: MeasurementConfig | Literal["loss"] | None = None,
     draws: DrawConfig | None = None,
+    query_draws: DrawConfig | None = None,
     damping: float | Sequence[float] = 1e-8,
     damping_kind: DampingKind = "absolute",
     approximation: Approximation | Sequence[Approximation] = "ekfac",
@@ -115,6 +119,7 @@ def influence(
         train: the images the model was trained on, `[N, C, H, W]`.
         queries: `[Q, C, H, W]`.
         draws: of each training gradient; default 250.
+        query_draws: of each query gradient; default the measurement's own. Fewer cost less, and some of the LDS.
         damping: λ ≥ 0, or a list of them, all from one pass over the gradients.
         damping_kind: `absolute`, or `relative` to the mean eigenvalue of each block.
         approximation: which eigenvalues to divide by, or a list, all from the same pass.
@@ -139,6 +144,8 @@ def influence(
     measurement = MeasurementConfig(measurement) if isinstance(measurement, str) else measurement or MeasurementConfig()
     shared: dict[str, Any] = {"schedule": schedule, "batch_size": batch_size, "progress": progress}
     query_config = GradientConfig(measurement.draws, MEASUREMENT_STAGE, seed)
+    if query_draws is not None:
+        query_config = GradientConfig(query_draws, QUERY_STAGE, seed)
     query_gradients = all_gradients(
         gradient_shards(model, curvature, queries, query_config, store=query_store, **shared)
     )

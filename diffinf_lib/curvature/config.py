@@ -50,7 +50,7 @@ class CurvatureConfig:
     sharing: Sharing = "expand"
     bias: BiasRule = "joint"
     correction: Correction = "batched"
-    group: int = 64
+    group: int = 100
     factor_draws: DrawConfig | None = None
     input_positions: int | None = 4
     precision: Precision = "float32"

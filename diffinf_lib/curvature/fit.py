@@ -152,7 +152,7 @@ def fit_curvature(
     *,
     seed: int = 0,
     schedule: NoiseSchedule = DEFAULT_SCHEDULE,
-    batch_size: int = 64,
+    batch_size: int = 100,
     out: Path | str | None = None,
     checkpoint_seconds: float = 30.0,
     progress: bool = False,

@@ -4,6 +4,7 @@ A *unit* is what an outer product is taken of: a draw, or with `loss_per_example
 holds whole units; it is worked through in chunks of at most `batch_size` draws.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -67,10 +68,12 @@ class Passes:
         return -(-size // draws) * draws if self.per_example else size
 
     def chunks(self, group: DrawBatch, first: int) -> Iterator[Chunk]:
-        """A group in pieces of at most `batch_size` draws."""
+        """A group in even pieces of at most `batch_size` draws."""
         unit = group.example - group.example[0] if self.per_example else None
-        for start in range(0, len(group.images), self.batch_size):
-            part = slice(start, start + self.batch_size)
+        count = math.ceil(len(group.images) / self.batch_size)
+        size = math.ceil(len(group.images) / count)
+        for start in range(0, len(group.images), size):
+            part = slice(start, start + size)
             draws = DrawBatch(*(field[part] for field in group))
             yield Chunk(
                 draws, first + start, None if unit is None else unit[part], 0 if unit is None else int(unit[-1]) + 1

@@ -5,14 +5,15 @@ Where an example has few draws, several examples share a batch, and each layer's
 product of its inputs and output gradients.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.curvature import Curvature, ForwardPass, curvature_blocks, curvature_layers, split_into_blocks
+from diffinf_lib.curvature import Block, Curvature, ForwardPass, curvature_layers, split_into_blocks
 from diffinf_lib.curvature.layers import differentiable, gradient_matrices, layer_parameters
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import (
@@ -33,8 +34,8 @@ LayerGradients = dict[str, Float[Tensor, "n O I"]]
 TRAIN_STAGE = "train-gradients"
 """The stage under which the draws of training gradients are keyed."""
 
-GROUPED_BELOW = 4
-"""Examples share a batch below so many draws each: there one batch an example is slower (`benchmarks/gradients.py`)."""
+GROUPED_UP_TO = 8
+"""Examples share batches up to so many draws each; beyond, one batch an example is faster (`benchmarks.gradients`)."""
 
 
 @dataclass(frozen=True)
@@ -112,25 +113,27 @@ def grouped_gradients(
     model: Network,
     images: ImageSet,
     config: GradientConfig,
+    blocks: Mapping[str, Block],
     *,
     schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 256,
-) -> dict[str, Float[Tensor, "n O I"]]:
-    """The same for several examples that share batches, one matrix a block; worth it where draws are few."""
-    layers, blocks = curvature_layers(model), curvature_blocks(model)
+) -> LayerGradients:
+    """The same for several examples that share batches, `[n, d_out, d_in]` a block; worth it where draws are few."""
+    layers = curvature_layers(model)
     pixels = images.images.to(layer_parameters(layers)[0])
     totals = {name: pixels.new_zeros(len(images), *block.shape) for name, block in blocks.items()}
     examples = max(1, batch_size // config.draws.count)
     for batch in _batches(pixels, images.ids, config, schedule, examples * config.draws.count):
         noisy = noisy_images(batch.images, batch.timesteps, batch.noise, schedule)
-        with differentiable(model, layers):
+        with differentiable(model, layers), matrix_precision(config.precision, pixels.device):
             forward = ForwardPass(model, layers, noisy, batch.timesteps)
-        residual = 2 / batch.images[0].numel() * (forward.prediction.detach() - batch.noise)
-        pulled = forward.pull_back(residual * (batch.weights / config.draws.count).view(-1, 1, 1, 1))
-        example = batch.example.to(pixels.device)
-        for name, block in blocks.items():
-            gradients = block.output_gradients(pulled[block.layer_name]).transpose(1, 2)
-            totals[name].index_add_(0, example, gradients @ block.inputs(forward.raw_input(block.layer_name)))
+            residual = 2 / batch.images[0].numel() * (forward.prediction.detach() - batch.noise)
+            pulled = forward.pull_back(residual * (batch.weights / config.draws.count).view(-1, 1, 1, 1))
+            example = batch.example.to(pixels.device)
+            for name, block in blocks.items():
+                gradients = block.output_gradients(pulled[block.layer_name]).transpose(1, 2)
+                products = gradients @ block.inputs(forward.raw_input(block.layer_name))
+                totals[name].index_add_(0, example, products.to(pixels.dtype))
     return totals
 
 
@@ -149,19 +152,33 @@ def gradients_in_eigenbasis(
         ConfigurationError: a gradient is not finite; the message names the block and the example.
     """
     blocks = curvature.blocks(model)
+    if config.draws.count <= GROUPED_UP_TO:
+        parts = grouped_gradients(model, images, config, blocks, schedule=schedule, batch_size=batch_size)
+    else:
+        parts = separate_gradients(model, images, config, blocks, schedule, batch_size)
+    for name, matrices in parts.items():
+        if not math.isfinite(matrices.sum()):
+            finite = torch.isfinite(matrices).all(2).all(1)
+            example = int(images.ids[int(finite.logical_not().nonzero()[0])])
+            raise ConfigurationError(
+                f"layer {name}: the gradient of example {example} is not finite; check the weights"
+            )
+    return {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}
+
+
+def separate_gradients(
+    model: Network,
+    images: ImageSet,
+    config: GradientConfig,
+    blocks: Mapping[str, Block],
+    schedule: NoiseSchedule,
+    batch_size: int,
+) -> LayerGradients:
+    """The gradients of several examples, a batch or more for each, `[n, d_out, d_in]` a block."""
     first = next(model.parameters())
     pixels = images.images.to(first.device, first.dtype)
     rows = [
         example_gradient(model, pixels[i : i + 1], int(images.ids[i]), config, schedule=schedule, batch_size=batch_size)
         for i in range(len(images))
     ]
-    stacked = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    for name, matrices in stacked.items():
-        finite = torch.isfinite(matrices).all(2).all(1)
-        if not bool(finite.all()):
-            example = int(images.ids[~finite.cpu()][0])
-            raise ConfigurationError(
-                f"layer {name}: the gradient of example {example} is not finite; check the weights"
-            )
-    parts = split_into_blocks(stacked, blocks)
-    return {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}
+    return split_into_blocks({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, dict(blocks))

@@ -222,4 +222,6 @@ def test_gradients_that_are_not_finite_are_named():
     with torch.no_grad():
         model.middle.weight[0, 0, 1, 1] = float("nan")
     with pytest.raises(ConfigurationError, match="the gradient of example 0 is not finite"):
-        di.influence(model, curvature, train, train, measurement=MEASUREMENT, draws=DRAWS)
+        di.influence(
+            model, curvature, train, train, measurement=MeasurementConfig(draws=DrawConfig(10)), draws=DrawConfig(10)
+        )

@@ -5,12 +5,12 @@ import torch
 from cases import by_definition, conv_denoiser, images, linear_denoiser, tiny_unet
 
 import diffinf_lib as di
-from diffinf_lib.attribution.influence import together
+from diffinf_lib.attribution.influence import QUERY_STAGE, together
 from diffinf_lib.attribution.scoring import Inverses, KeptQueries
 from diffinf_lib.curvature import CurvatureConfig, fit_curvature
-from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards, grouped_gradients
+from diffinf_lib.gradients import GradientConfig, all_gradients, compute, gradient_shards, grouped_gradients
 from diffinf_lib.gradients.compute import gradients_in_eigenbasis
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig
 
@@ -99,9 +99,10 @@ def test_self_influence_is_the_diagonal_and_never_negative(case):
 def test_examples_that_share_a_batch_get_the_same_gradients(count):
     model, data = tiny_unet(attention=True), images(5, 4)
     config = GradientConfig(DrawConfig(count, noise="independent"))
-    grouped = grouped_gradients(model, data, config, batch_size=4)
     curvature = fit_curvature(model, data, CurvatureConfig("identity", DrawConfig(2)))
-    single = gradients_in_eigenbasis(model, curvature, data, config)
+    blocks = curvature.blocks(model)
+    grouped = grouped_gradients(model, data, config, blocks, batch_size=4)
+    single = compute.separate_gradients(model, data, config, blocks, DEFAULT_SCHEDULE, 256)
     for name, expected in single.items():
         torch.testing.assert_close(grouped[name], expected, rtol=1e-9, atol=1e-13)
 
@@ -155,3 +156,12 @@ def test_fewer_queries_than_images_or_more_is_the_same(case):
         KeptQueries(queries, curvature, inverses).scores({n: g[i : i + 1] for n, g in train.items()}) for i in range(7)
     ]
     torch.testing.assert_close(few, torch.cat(one_by_one, dim=2), rtol=1e-12, atol=1e-15)
+
+
+def test_query_draws_of_their_own(case):
+    model, curvature, _, queries = case
+    own = all_gradients(gradient_shards(model, curvature, queries, GradientConfig(DRAWS, QUERY_STAGE)))
+    _, train_gradients = gradients(case)
+    expected = di.scores_from_gradients(own, train_gradients, curvature, count=7, damping=1e-4)[0]
+    found = di.influence(*case, measurement=MEASUREMENT, draws=DRAWS, query_draws=DRAWS, damping=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
