@@ -122,7 +122,7 @@ def averaged_gradients(
         total = None
         one = images.subset(slice(position, position + 1))
         for batch in draw_batches(model, one, draws, batch_size=batch_size, seed=seed, stage=stage):
-            losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule)
+            losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule) * batch.weights
             gradients = torch.autograd.grad(losses.sum() / draws.count, parameters)
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             total = flat if total is None else total + flat
