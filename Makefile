@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.py)
 TEMPLATES := $(wildcard notebooks/experiments/e*.py)
 
-.PHONY: help book test lint reproduce lab sync clean
+.PHONY: help book test lint reproduce bench lab sync clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11: install 3.11 or newer, or call make PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[book,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[book,dev,bench]'
 	touch $@
 
 book: $(STAMP) ## run the digits reproduction and build the book to _build/html/index.html
@@ -40,6 +40,10 @@ test: lint ## lint, every test, the notebooks through nbval, the built pages
 
 reproduce: $(STAMP) ## retrain the digits ground truth and write its bundle; can be killed and called again
 	$(BIN)/diffinf reproduce digits
+
+bench: $(STAMP) ## measure the engine beside curvlinops and kronfluence: about an hour, on a machine that does nothing else
+	for name in "fit --case digits" "fit --case cifar-small" gradients "gradients --grouping" covariance end_to_end growth \
+	  quality planner; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.$$name || exit 1; done
 
 lab: $(STAMP) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks

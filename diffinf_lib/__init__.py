@@ -7,8 +7,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Threads that wait by spinning slow each other down a hundredfold on a busy machine; heeded if torch is not loaded yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from diffinf_lib import artifacts, curvature, evaluation, figures, interactive, training
-from diffinf_lib.artifacts import Bundle, load_bundle, show_versions, write_bundle
+from diffinf_lib import artifacts, curvature, evaluation, figures, interactive, stages, training
+from diffinf_lib.artifacts import Bundle, load_benchmark, load_bundle, show_versions, write_bundle
 from diffinf_lib.attribution import (
     gradient_cosine_scores,
     gradient_dot_scores,

@@ -17,6 +17,7 @@ from diffinf_lib.evaluation import GroundTruth, LDSResult, predicted_changes, sp
 
 # Okabe and Ito's palette: told apart with any kind of colour vision
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6E6E6E"
+SKY, PURPLE = "#56B4E9", "#CC79A7"
 
 STYLE: Any = {
     "figure.dpi": 110,
@@ -187,4 +188,63 @@ def schedule_curves(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Figure:
     axes.plot((1 - kept).sqrt(), color=ORANGE, linestyle="--", label="noise, √(1 − ᾱ)")
     axes.set(xlabel="timestep t", ylabel="share in x_t")
     axes.legend()
+    return figure
+
+
+def draws_curves(lds: Any, counts: Sequence[int], rules: Sequence[str], *, ceiling: float | None = None) -> Figure:
+    """LDS against the number of draws of a training gradient, a curve for each rule of drawing, a dot for each seed.
+
+    Args:
+        lds: `[rules, counts, seeds, Q]`, NaN where a seed was not run; bundle `digits-draws` holds it.
+        ceiling: what one exact retraining reaches.
+    """
+    means = 100 * np.asarray(lds, dtype=np.float64).mean(-1)
+    require(
+        means.shape[:2] == (len(rules), len(counts)), f"lds of shape {np.shape(lds)}: give [rules, counts, seeds, Q]"
+    )
+    figure, axes = _subplots(figsize=(6.5, 3.8))
+    styles = zip((GREY, SKY, BLUE, ORANGE, GREEN, VERMILION, PURPLE), "osD^vPX", strict=True)
+    for rule, values, (colour, marker) in zip(rules, means, styles, strict=False):
+        places = np.repeat(np.asarray(counts)[:, None], values.shape[1], axis=1)
+        axes.plot(places.ravel(), values.ravel(), ".", color=colour, markersize=3, alpha=0.6)
+        axes.plot(counts, np.nanmean(values, axis=1), color=colour, marker=marker, markersize=4, label=rule)
+    if ceiling is not None:
+        axes.axhline(100 * ceiling, color=GREY, linestyle="--", linewidth=1)
+        axes.text(counts[0], 100 * ceiling + 0.4, "one exact retraining", color=GREY, fontsize=8)
+    axes.set(xscale="log", xlabel="draws of a training gradient", ylabel="LDS, %")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.legend(fontsize=8)
+    return figure
+
+
+GROWTH_LABELS = {"images": "training images N", "queries": "queries Q", "draws": "draws S", "width": "channels"}
+
+
+def growth_curves(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Seconds (above) and peak memory (below) of each part of an attribution as one size grows.
+
+    Args:
+        results: of `benchmarks.growth`: by axis, a record for each size with its `measured` parts.
+    """
+    figure, axes = _subplots(2, len(results), figsize=(2.1 * len(results), 4.2), squeeze=False)
+    for column, (axis, records) in enumerate(results.items()):
+        sizes = [record["size"][axis] for record in records]
+        for part, colour, marker in (("fit", ORANGE, "s"), ("gradients and scores", BLUE, "o")):
+            taken = [record["measured"].get(part) for record in records]
+            if taken[0] is None:
+                continue
+            axes[0][column].loglog(
+                sizes, [entry["seconds"] for entry in taken], color=colour, marker=marker, label=part
+            )
+            memory = [entry["peak_bytes"] / 2**20 for entry in taken]
+            axes[1][column].plot(sizes, memory, color=colour, marker=marker)
+            axes[1][column].set(xscale="log", ylim=(0, None))
+        axes[1][column].set_xlabel(GROWTH_LABELS.get(axis, axis))
+        for row in (0, 1):
+            axes[row][column].set_xticks([sizes[0], sizes[-1]], [str(sizes[0]), str(sizes[-1])])
+            axes[row][column].minorticks_off()
+    axes[0][0].set_ylabel("seconds")
+    axes[1][0].set_ylabel("peak memory, MiB")
+    axes[0][0].legend(fontsize=7)
     return figure

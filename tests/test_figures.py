@@ -72,3 +72,25 @@ def test_noising_goes_from_image_to_noise():
     shown = pictures(figures.noising_strip(TRAIN.images[0], noise, [0, 999]))
     np.testing.assert_allclose(shown[0].get_array(), (TRAIN.images[0, 0] + 1) / 2, atol=0.05)
     np.testing.assert_allclose(shown[1].get_array(), ((noise[0] + 1) / 2).clamp(0, 1), atol=0.05)
+
+
+def test_draws_curves_show_each_rule_and_seed():
+    lds = np.arange(2 * 3 * 2 * 4, dtype=float).reshape(2, 3, 2, 4) / 100
+    lds[:, 2, 1] = np.nan  # the last number of draws had one seed only
+    figure = figures.draws_curves(lds, [8, 16, 32], ["uniform", "signal"], ceiling=0.7)
+    seeds, means, *_ = figure.axes[0].get_lines()
+    np.testing.assert_allclose(means.get_ydata(), 100 * np.nanmean(lds[0].mean(-1), axis=1))
+    assert np.isfinite(seeds.get_ydata()).sum() == 5
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["uniform", "signal"]
+    with pytest.raises(ConfigurationError, match="give \\[rules, counts, seeds, Q\\]"):
+        figures.draws_curves(lds, [8, 16], ["uniform", "signal"])
+
+
+def test_growth_curves_show_seconds_and_memory():
+    records = [
+        {"size": {"images": n}, "measured": {"fit": {"seconds": n / 10, "peak_bytes": 2**21}}} for n in (10, 100)
+    ]
+    figure = figures.growth_curves({"images": records})
+    seconds, memory = (axes.get_lines()[0].get_ydata() for axes in figure.axes)
+    np.testing.assert_allclose(seconds, [1, 10])
+    np.testing.assert_allclose(memory, [2, 2])

@@ -84,7 +84,7 @@ def peer_scores(strategy, model, data, queries, damping, folder):
 def our_gradients(approximation, model, data, queries):
     """The curvature, and gradients of queries and training images in its eigenbasis."""
     config = CurvatureConfig(
-        approximation, CURVATURE_DRAWS, partition="loss_per_draw", correction="per_draw", factor_draws=None,
+        approximation, CURVATURE_DRAWS, partition="loss_per_draw", correction="per_draw", factor_draws=CURVATURE_DRAWS,
         input_positions=None,
     )  # fmt: skip
     curvature = fit_curvature(model, data, config)

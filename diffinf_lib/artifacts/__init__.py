@@ -1,6 +1,6 @@
 """Artifacts: where files lie, how they are written, and what says how they came about."""
 
-from diffinf_lib.artifacts.bundles import Bundle, load_bundle, write_bundle
+from diffinf_lib.artifacts.bundles import Bundle, load_benchmark, load_bundle, write_bundle
 from diffinf_lib.artifacts.files import (
     atomic_write,
     ensure_writable,
@@ -16,11 +16,12 @@ from diffinf_lib.artifacts.files import (
     write_tensors,
 )
 from diffinf_lib.artifacts.manifest import check_same, environment, is_finished, plain, show_versions, stage
-from diffinf_lib.artifacts.paths import data_root, project_root, results_root, runs_root
+from diffinf_lib.artifacts.paths import benchmarks_root, data_root, project_root, results_root, runs_root
 
 __all__ = [
     "Bundle",
     "atomic_write",
+    "benchmarks_root",
     "check_same",
     "data_root",
     "ensure_writable",
@@ -28,6 +29,7 @@ __all__ = [
     "file_digest",
     "is_finished",
     "json_digest",
+    "load_benchmark",
     "load_bundle",
     "plain",
     "project_root",

@@ -21,7 +21,7 @@ from diffinf_lib.artifacts.files import (
     write_json,
 )
 from diffinf_lib.artifacts.manifest import environment, plain
-from diffinf_lib.artifacts.paths import results_root
+from diffinf_lib.artifacts.paths import benchmarks_root, results_root
 from diffinf_lib.errors import ArtifactError, require
 
 _CONTENTS = ("arrays.npz", "metrics.json")
@@ -97,3 +97,17 @@ def load_bundle(name: str, *, root: Path | str | None = None) -> Bundle:
         require(found == manifest["files"][file], f"{folder / file}: not the file its manifest tells of; "
                 "restore it from the repository or make the bundle again", ArtifactError)  # fmt: skip
     return Bundle(name, read_arrays(folder / "arrays.npz"), read_json(folder / "metrics.json"), manifest)
+
+
+def load_benchmark(name: str, *, root: Path | str | None = None) -> dict[str, Any]:
+    """What a benchmark left: `settings`, `results` and the `environment` it was run in.
+
+    Raises:
+        ArtifactError: there is none of that name; the message lists those there are.
+    """
+    path = Path(root or benchmarks_root()) / f"{name}.json"
+    known = sorted(path.stem for path in path.parent.glob("*.json"))
+    require(
+        path.exists(), f"benchmark={name!r}: none of that name; there are: {', '.join(known) or 'none'}", ArtifactError
+    )
+    return dict(read_json(path))

@@ -26,3 +26,8 @@ def runs_root() -> Path:
 def results_root() -> Path:
     """Bundles shipped with the book: `book/results/` in the checkout."""
     return project_root() / "book" / "results"
+
+
+def benchmarks_root() -> Path:
+    """Measurements beside other libraries: `benchmarks/results/` in the checkout."""
+    return project_root() / "benchmarks" / "results"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from diffinf_lib.artifacts import load_bundle, write_bundle
+from diffinf_lib.artifacts import load_benchmark, load_bundle, write_bundle, write_json
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 
 
@@ -30,3 +30,10 @@ def test_a_large_bundle_is_refused(tmp_path):
     noise = np.random.default_rng(0).random(200_000)
     with pytest.raises(ConfigurationError, match="bundle big"):
         write_bundle("big", {"noise": noise}, {}, {}, root=tmp_path)
+
+
+def test_a_benchmark_is_read_by_name_and_an_unknown_one_lists_the_others(tmp_path):
+    write_json(tmp_path / "fit.json", {"results": {"ours": 1}})
+    assert load_benchmark("fit", root=tmp_path)["results"] == {"ours": 1}
+    with pytest.raises(ArtifactError, match="benchmark='fits': none of that name; there are: fit"):
+        load_benchmark("fits", root=tmp_path)
