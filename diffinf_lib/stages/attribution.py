@@ -121,7 +121,7 @@ def baseline_scores(run: Run, queries: ImageSet) -> dict[str, Tensor]:
 
 
 def lds_of_run(run: Run, truth: GroundTruth, *, damping: Sequence[float] | None = None) -> dict[str, LDSResult]:
-    """LDS of a run's scores against a ground truth: EK-FAC at each damping, K-FAC, and the baselines.
+    """LDS of a run's scores against a ground truth: EK-FAC and K-FAC (or what was fitted) at each damping, and the baselines.
 
     The queries are the ground truth's own images, on which its models were measured.
 
@@ -132,9 +132,11 @@ def lds_of_run(run: Run, truth: GroundTruth, *, damping: Sequence[float] | None 
     require(same, "ground truth: its training images are not those of this run; give its own preset", DataError)
     dampings = check_dampings([run.preset.damping] if damping is None else damping)
     scores: dict[str, Tensor] = {}
-    for approximation in ("ekfac", "kfac") if run.preset.curvature.approximation == "ekfac" else ("kfac",):
+    fitted = run.preset.curvature.approximation
+    approximations: list[Approximation] = ["ekfac", "kfac"] if fitted == "ekfac" else [fitted]
+    for approximation in approximations:
         found = influence_scores(run, truth.queries, damping=dampings, approximation=approximation)
-        label = {"ekfac": "EK-FAC", "kfac": "K-FAC"}[approximation]
+        label = {"ekfac": "EK-FAC", "kfac": "K-FAC"}.get(approximation, approximation)
         scores |= {f"{label}, λ = {value:g}": matrix for value, matrix in zip(dampings, found, strict=True)}
     scores |= baseline_scores(run, truth.queries)
     return {name: lds(matrix, truth) for name, matrix in scores.items()}

@@ -15,6 +15,7 @@ from cases import (
 )
 from torch import nn
 
+from diffinf_lib.attribution import influence
 from diffinf_lib.curvature import CurvatureConfig, curvature_blocks, fit, fit_curvature
 from diffinf_lib.curvature.exact import dense_ggn, layer_slices
 from diffinf_lib.curvature.labels import KeyedRandomness
@@ -259,3 +260,38 @@ def test_no_images_and_no_batch_are_refused():
         fit_curvature(conv_denoiser(), images(0, 4))
     with pytest.raises(ConfigurationError, match="batch_size=0"):
         fit_curvature(conv_denoiser(), images(1, 4), batch_size=0)
+
+
+@pytest.mark.parametrize("approximation", ["ekfac", "diagonal"])
+@pytest.mark.parametrize("correction", ["batched", "per_draw"])
+def test_weights_that_are_not_finite_are_named(approximation, correction):
+    model = conv_denoiser()
+    with torch.no_grad():
+        model.middle.weight[0, 0, 1, 1] = float("inf")
+    config = CurvatureConfig(approximation, DRAWS, correction=correction)
+    with pytest.raises(ConfigurationError, match=r"layer (down|middle): its (output )?gradients are not finite"):
+        fit_curvature(model, images(2, 4), config)
+
+
+def test_a_layer_that_nothing_reaches_has_no_curvature_and_no_score():
+    """A weight of zero behind a layer cuts its gradients off: eigenvalues are zero, and scores stay finite without damping."""
+    model, data = conv_denoiser(), images(3, 4)
+    with torch.no_grad():
+        model.middle.weight.zero_()
+    curvature = fit_curvature(model, data, CurvatureConfig(draws=DRAWS))
+    assert float(curvature.layers["down"].corrected_eigenvalues.max()) == 0
+    whole = influence(model, curvature, data, data, draws=DRAWS, damping=[0.0, 1e-8])
+    assert bool(torch.isfinite(whole).all()) and float(whole.abs().max()) > 0
+
+
+def test_channels_last_changes_rounding_only():
+    """Over enough draws: few leave factors of low rank, and within a null space rounding chooses EK-FAC's basis."""
+    model, data = tiny_unet(attention=True), images(3, 4)
+    config = CurvatureConfig(draws=DrawConfig(64))
+
+    def scored():
+        return influence(model, fit_curvature(model, data, config), data, data, draws=DrawConfig(10), damping=1e-4)
+
+    expected = scored()
+    model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(scored(), expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max()))
