@@ -65,7 +65,7 @@ from diffinf_lib.presets import PRESETS, Preset, get_preset, with_options
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.sampling import SamplingConfig, sample, sample_trajectories
 from diffinf_lib.stages import (
-    Cell,
+    DrawsCell,
     DrawsStudy,
     as_queries,
     baseline_scores,

@@ -32,6 +32,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DEFAULT_SCHEDULE, NoiseSchedule, per_draw_loss
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.models import load_unet, save_unet
+from diffinf_lib.precision import Precision
 from diffinf_lib.randomness import keyed_generator, keyed_seed
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -68,7 +69,7 @@ class TrainingConfig:
     horizontal_flip: bool = True
     checkpoint_every: int = 1_000
     keep_ema_at: tuple[int, ...] = field(default=())
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     compile: bool = False
 
     def __post_init__(self) -> None:

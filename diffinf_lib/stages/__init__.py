@@ -15,7 +15,7 @@ from diffinf_lib.stages.attribution import (
     query_gradients,
     train_gradients,
 )
-from diffinf_lib.stages.draws_study import Cell, DrawsStudy
+from diffinf_lib.stages.draws_study import DrawsCell, DrawsStudy
 from diffinf_lib.stages.ground_truth import (
     collected_measurements,
     ground_truth_bundle,
@@ -31,7 +31,7 @@ from diffinf_lib.stages.run import Run, open_run
 
 __all__ = [
     "QUERY_SETS",
-    "Cell",
+    "DrawsCell",
     "DrawsStudy",
     "Run",
     "as_queries",

@@ -37,7 +37,7 @@ RULES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class DrawsCell:
     """One point of the study."""
 
     rule: str
@@ -67,7 +67,7 @@ class DrawsStudy:
         """The gradients of each set of queries."""
         return {name: query_gradients(self.run, truth.queries) for name, truth in self.truths.items()}
 
-    def scores(self, cell: Cell) -> dict[str, Tensor]:
+    def scores(self, cell: DrawsCell) -> dict[str, Tensor]:
         """Scores of every query set, `[Q, N]`, from the training gradients of one cell."""
         preset, images = self.run.preset, self.run.data.train
         config = GradientConfig(cell.draws, seed=cell.seed)
@@ -80,7 +80,7 @@ class DrawsStudy:
                 )[0]
         return scores
 
-    def lds(self, cell: Cell) -> dict[str, np.ndarray]:
+    def lds(self, cell: DrawsCell) -> dict[str, np.ndarray]:
         """The LDS of each query of each set, `[Q]`, with the training gradients of one cell; computed once and kept."""
         identity = {
             "cell": cell,
@@ -114,7 +114,7 @@ class DrawsStudy:
         Args:
             seeds: how many seeds each number of draws gets.
         """
-        cells = [Cell(rule, count, seed) for rule in rules for count in counts for seed in range(seeds[count])]
+        cells = [DrawsCell(rule, count, seed) for rule in rules for count in counts for seed in range(seeds[count])]
         found = {cell: self.lds(cell) for cell in cells}
         most = max(seeds.values())
         arrays = {}

@@ -51,7 +51,7 @@ started = time.monotonic()
 for repeat in range(seeds):
     for count in counts:
         for rule in RULES if repeat < seeds_of[count] else []:
-            found = study.lds(di.Cell(rule, count, repeat))
+            found = study.lds(di.DrawsCell(rule, count, repeat))
             values = ", ".join(f"{name} {100 * lds.mean():.1f} %" for name, lds in found.items())
             print(f"{time.monotonic() - started:7.0f} s  {count:5} draws, seed {repeat}, {rule}: {values}", flush=True)
 

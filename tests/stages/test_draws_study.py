@@ -21,7 +21,7 @@ def study(tmp_path):
 
 
 def test_a_cell_is_the_lds_of_influence_with_its_draws(study):
-    cell = di.Cell("signal, antithetic, shared", 4, seed=0)
+    cell = di.DrawsCell("signal, antithetic, shared", 4, seed=0)
     truth, preset = study.truths["held-out"], study.run.preset
     scores = di.influence(
         study.model, study.curvature, study.run.data.train, truth.queries, measurement=preset.measurement,
@@ -29,7 +29,7 @@ def test_a_cell_is_the_lds_of_influence_with_its_draws(study):
     )  # fmt: skip
     torch.testing.assert_close(study.scores(cell)["held-out"], scores, rtol=1e-5, atol=1e-6 * float(scores.abs().max()))
     np.testing.assert_allclose(study.lds(cell)["held-out"], di.lds(scores, truth).per_query, atol=1e-12)
-    other = study.scores(di.Cell("signal, antithetic, shared", 4, seed=1))["held-out"]
+    other = study.scores(di.DrawsCell("signal, antithetic, shared", 4, seed=1))["held-out"]
     assert not torch.allclose(other, scores)
 
 
@@ -43,9 +43,9 @@ def test_cells_are_kept_and_bundled(study, tmp_path, monkeypatch):
     assert values.shape == (2, 2, 2, 6)
     assert np.isnan(values[:, 1, 1]).all() and np.isfinite(values[:, 0]).all() and np.isfinite(values[:, 1, 0]).all()
     np.testing.assert_array_equal(values, second.arrays["held-out/lds"])
-    np.testing.assert_allclose(values[1, 1, 0], study.lds(di.Cell("signal", 4, 0))["held-out"], rtol=1e-6)
+    np.testing.assert_allclose(values[1, 1, 0], study.lds(di.DrawsCell("signal", 4, 0))["held-out"], rtol=1e-6)
 
 
 def test_an_unknown_rule_is_refused(study):
     with pytest.raises(ConfigurationError, match="rule='best': give one of uniform, stratified"):
-        study.lds(di.Cell("best", 4, 0))
+        study.lds(di.DrawsCell("best", 4, 0))
