@@ -8,6 +8,7 @@ measured in a round of its own, because it needs the allocator emptied first.
 import argparse
 import ctypes
 import gc
+import json
 import os
 import platform
 import statistics
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from diffinf_lib.artifacts import environment, plain, write_json
+from diffinf_lib.artifacts import atomic_write, environment, plain
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("curvlinops-for-pytorch", "kronfluence")
@@ -159,7 +160,9 @@ def _processor_name() -> str:
 def write_results(name: str, settings: Any, results: Mapping[str, Any], out: Path | str | None = None) -> Path:
     """Write settings, results and the machine to `benchmarks/results/NAME.json`, atomically."""
     path = Path(out or RESULTS) / f"{name}.json"
-    write_json(path, {"benchmark": name, "settings": plain(settings), "environment": machine(), "results": results})
+    record = {"benchmark": name, "settings": plain(settings), "environment": machine(), "results": plain(results)}
+    with atomic_write(path) as temporary:  # in the order of the rows: a table is read from top to bottom
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
     return path
 
 
