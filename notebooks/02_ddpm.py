@@ -289,6 +289,7 @@ for name, rule in {
     "uniform": {"timesteps": "uniform", "noise": "independent"},
     "stratified": {"noise": "independent"},
     "stratified, antithetic": {},
+    "signal, antithetic": {"timesteps": "signal"},
 }.items():
     found = [loss_and_gradient(64, seed, **rule) for seed in range(8)]
     errors[name] = [
@@ -304,7 +305,9 @@ assert errors["stratified, antithetic"][1] < 0.8 * errors["uniform"][1]
 # pair cancels it at once.
 #
 # Every average in the library uses such draws unless told otherwise, keyed by the image's id, so that a number does not
-# depend on batch size, order or restarts.
+# depend on batch size, order or restarts. The last row draws timesteps in proportion to $\bar\alpha_t$, the share of the image
+# that is left, and weighs them to undo it. What counts for attribution is how gradients of different images differ, and
+# there it does far better than this table lets one hope: {doc}`../book/engine` has the figures.
 #
 # ## Pitfalls
 #

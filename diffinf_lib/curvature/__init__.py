@@ -1,5 +1,12 @@
 """Curvature: K-FAC, EK-FAC and simpler approximations of the GGN, and exact references."""
 
+import warnings
+
+with warnings.catch_warnings():
+    # Its first import compiles something in a way that torch calls deprecated; that is not the reader's concern
+    warnings.simplefilter("ignore", FutureWarning)
+    import curvlinops  # noqa: F401
+
 from diffinf_lib.curvature.blocks import Block, curvature_blocks, split_into_blocks
 from diffinf_lib.curvature.config import Approximation, CurvatureConfig
 from diffinf_lib.curvature.curvlinops_backend import fit_with_curvlinops
