@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Threads that wait by spinning slow each other down a hundredfold on a busy machine; heeded if torch is not loaded yet.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from diffinf_lib import artifacts, curvature, evaluation, figures, interactive, stages, training
+from diffinf_lib import artifacts, compression, curvature, evaluation, figures, interactive, stages, training
 from diffinf_lib.artifacts import Bundle, load_benchmark, load_bundle, show_versions, write_bundle
 from diffinf_lib.attribution import (
     gradient_cosine_scores,
@@ -61,6 +61,7 @@ from diffinf_lib.gradients import GradientConfig, all_gradients, example_gradien
 from diffinf_lib.importance import timestep_proposal
 from diffinf_lib.measurements import MeasurementConfig, measure
 from diffinf_lib.models import UNetConfig, build_unet, count_parameters, load_unet, save_unet
+from diffinf_lib.planner import Plan, estimate
 from diffinf_lib.presets import PRESETS, Preset, get_preset, with_options
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.sampling import SamplingConfig, sample, sample_trajectories

@@ -43,6 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = _Commands(parser)
     presets = commands.add("presets", _presets, "list the presets, or print one")
     presets.add_argument("name", nargs="?", help="a preset's name")
+    plan = commands.add("plan", _plan, "what each stage of a run will cost: FLOPs, time, disk, memory")
+    _add_preset_options(plan)
+    plan.add_argument("--train-count", type=int, help="number of training images; default: the preset's")
+    plan.add_argument("--query-count", type=int, help="number of held-out queries; default: the preset's")
+    plan.add_argument(
+        "--flops", type=float, help="FLOPs a second of another machine, e.g. 20e12; default: measured here"
+    )
     _add_stage_commands(commands)
     _add_template_commands(commands)
     return parser
@@ -91,20 +98,24 @@ def _add_template_commands(commands: _Commands) -> None:
                            help="a template's parameter, e.g. subsets=8; may be given several times")  # fmt: skip
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def _add_preset_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", help="a preset's name; `diffinf presets` lists them")
-    parser.add_argument("--run", type=Path, help="run folder; default: runs/PRESET")
     parser.add_argument("--dataset", help="another dataset for the preset, e.g. folder:PATH")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", dest="options",
                         help="replace a preset's option, e.g. training.steps=300")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    _add_preset_options(parser)
+    parser.add_argument("--run", type=Path, help="run folder; default: runs/PRESET")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="redo this stage, whatever is there")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-def _open(options: argparse.Namespace) -> Any:
+def _preset(options: argparse.Namespace) -> Any:
     import torch
 
     import diffinf_lib as di
@@ -115,8 +126,19 @@ def _open(options: argparse.Namespace) -> Any:
     preset = di.with_options(di.get_preset(options.preset), _pairs(options.options))
     if options.dataset:
         preset = replace(preset, dataset=replace(preset.dataset, name=options.dataset, classes=None))
+    return preset
+
+
+def _open(options: argparse.Namespace) -> Any:
+    import diffinf_lib as di
+
     return di.open_run(
-        preset, options.run, seed=options.seed, device=options.device, progress=not options.quiet, force=options.force
+        _preset(options),
+        options.run,
+        seed=options.seed,
+        device=options.device,
+        progress=not options.quiet,
+        force=options.force,
     )
 
 
@@ -137,6 +159,21 @@ def _presets(options: argparse.Namespace) -> None:
         return
     for preset in di.PRESETS.values():
         print(f"{preset.name:20} {preset.summary}")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    import torch
+
+    import diffinf_lib as di
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    require(device == "cpu" or torch.cuda.is_available(), f"device={device!r}: there is no GPU here; give --flops, the rate of "
+            "the machine that you plan for")  # fmt: skip
+    plan = di.estimate(
+        _preset(options), train_count=options.train_count, query_count=options.query_count, device=device,
+        flops_per_second=options.flops,
+    )  # fmt: skip
+    print(plan)
 
 
 def _model(options: argparse.Namespace) -> None:

@@ -1,0 +1,249 @@
+"""Network: what one pass of a UNet costs, counted on the meta device, where tensors have shapes and no numbers.
+
+FLOPs are those of matrix products and convolutions, two for each multiplication and addition (`torch.utils.flop_counter`).
+Memory is the most that is alive at any moment of a pass, by following every tensor's storage from birth to death; what a
+kernel takes for itself (workspaces, copies in another layout) is not seen.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffinf_lib.curvature import CurvatureConfig, curvature_blocks, curvature_layers
+from diffinf_lib.curvature.blocks import Block
+from diffinf_lib.curvature.covariance import input_covariance_sum
+from diffinf_lib.curvature.kfac import output_gradient_factor_sum, second_moment
+from diffinf_lib.curvature.layers import differentiable, layer_parameters
+from diffinf_lib.diffusion import predict_noise
+from diffinf_lib.models import UNetConfig, count_parameters
+
+Pass = Callable[[int], Any]
+COUNTED_DRAWS = 8
+"""Draws of the pass that FLOPs are counted in; they are divided by it."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors alive at once, of those made while it is on.
+
+    Args:
+        known: tensors that were there before and are not counted.
+    """
+
+    def __init__(self, known: list[Tensor]):
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+        self._on = True
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._watch, result)
+        return result
+
+    def _watch(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._seen.add(storage._cdata)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        return tensor
+
+    def _freed(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+class NetworkCount:
+    """FLOPs a draw and bytes a batch of the passes that the stages are made of."""
+
+    def __init__(self, unet: UNetConfig, curvature: CurvatureConfig):
+        with torch.device("meta"):
+            self.model = UNet2DModel(**asdict(unet)).eval()
+        self.curvature = curvature
+        self.layers = curvature_layers(self.model)
+        self.blocks: dict[str, Block] = curvature_blocks(self.model, curvature.bias)
+        self.shape = (unet.in_channels, unet.sample_size, unet.sample_size)
+        self.parameters = count_parameters(self.model)
+
+    # --- sizes
+
+    @property
+    def entries(self) -> int:
+        """Entries of one gradient, over all blocks."""
+        return sum(o * i for o, i in self.block_shapes.values())
+
+    @property
+    def factor_entries(self) -> int:
+        """Entries of all Kronecker factors; as many as of all eigenvectors."""
+        return sum(o * o + i * i for o, i in self.block_shapes.values())
+
+    @cached_property
+    def block_shapes(self) -> dict[str, tuple[int, int]]:
+        """(d_out, d_in) of each block."""
+        return {name: block.shape for name, block in self.blocks.items()}
+
+    # --- passes, each a function of the number of draws
+
+    def _inputs(self, draws: int) -> tuple[Tensor, Tensor]:
+        noisy = torch.empty(draws, *self.shape, device="meta")
+        return noisy, torch.zeros(draws, dtype=torch.int64, device="meta")
+
+    def forward_pass(self, draws: int) -> Tensor:
+        """The prediction alone, nothing kept for a backward pass: measuring and sampling."""
+        with torch.no_grad():
+            return predict_noise(self.model, *self._inputs(draws))
+
+    def training_pass(self, draws: int) -> None:
+        """The loss and its gradients of all parameters, dropout on."""
+        self.model.train()
+        try:
+            predict_noise(self.model, *self._inputs(draws)).square().mean().backward()
+        finally:
+            self.model.eval().zero_grad(set_to_none=True)
+
+    def gradient_pass(self, draws: int) -> tuple[Tensor, ...]:
+        """The loss and its gradients of the layers' weights and biases."""
+        with differentiable(self.model, self.layers):
+            loss = predict_noise(self.model, *self._inputs(draws)).square().mean()
+            return torch.autograd.grad(loss, layer_parameters(self.layers))
+
+    def pulled_back_pass(self, draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Each layer's inputs and output gradients; no weight gradients."""
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+
+        def hook(name: str) -> Any:
+            def remember(layer: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
+                inputs[name], outputs[name] = given[0].detach(), output
+
+            return remember
+
+        handles = [layer.register_forward_hook(hook(name)) for name, layer in self.layers.items()]
+        try:
+            with differentiable(self.model, self.layers):
+                prediction = predict_noise(self.model, *self._inputs(draws))
+        finally:
+            for handle in handles:
+                handle.remove()
+        gradients = torch.autograd.grad(
+            prediction, list(outputs.values()), torch.empty_like(prediction), allow_unused=True
+        )
+        pulled = {}
+        for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
+            found = torch.zeros_like(output) if gradient is None else gradient
+            convolution = isinstance(self.layers[name], torch.nn.Conv2d)
+            pulled[name] = (
+                found.flatten(2).transpose(1, 2) if convolution else found.reshape(draws, -1, found.shape[-1])
+            )
+        return inputs, pulled
+
+    def factor_pass(self, draws: int) -> None:
+        """What the first pass of a curvature fit takes of some draws, for one label vector."""
+        inputs, pulled = self.pulled_back_pass(draws)
+        for block in self.blocks.values():
+            self._input_factor(block, inputs[block.layer_name])
+            self._output_factor(block, pulled[block.layer_name])
+
+    def _input_factor(self, block: Block, raw: Tensor) -> Tensor:
+        config = self.curvature
+        if config.sharing == "reduce":
+            return second_moment(block.inputs(raw).mean(1))
+        places = None if config.input_positions is None else raw.new_zeros(len(raw), config.input_positions)
+        weighted = config.drawn_for_factors.timesteps in ("signal", "importance")
+        return input_covariance_sum(block, raw, places=places, weights=raw.new_ones(len(raw)) if weighted else None)
+
+    def _output_factor(self, block: Block, pulled: Tensor) -> Tensor:
+        gradients = block.output_gradients(pulled)
+        return (
+            second_moment(gradients.sum(1))
+            if self.curvature.sharing == "reduce"
+            else output_gradient_factor_sum(gradients)
+        )
+
+    def correction_pass(self, draws: int) -> None:
+        """What the second pass takes of some draws, each draw's gradient on its own; for one label vector."""
+        inputs, pulled = self.pulled_back_pass(draws)
+        for block in self.blocks.values():
+            gradients = block.output_gradients(pulled[block.layer_name]).transpose(1, 2)
+            self._rotated(block, gradients @ block.inputs(inputs[block.layer_name])).square().sum(0)
+
+    def rotation_pass(self, draws: int) -> None:
+        """Gradients of all blocks into the eigenbasis, one for each draw."""
+        for block in self.blocks.values():
+            self._rotated(block, torch.empty(draws, *block.shape, device="meta"))
+
+    def _rotated(self, block: Block, matrices: Tensor) -> Tensor:
+        if not self.curvature.needs_factors:
+            return matrices
+        outputs, inputs = block.shape
+        left, right = (torch.empty(size, size, device="meta") for size in (outputs, inputs))
+        return left.T @ matrices @ right
+
+    # --- what they cost
+
+    def flops(self, run: Pass) -> float:
+        """FLOPs a draw of a pass."""
+        with FlopCounterMode(display=False) as counter:
+            run(COUNTED_DRAWS)
+        return counter.get_total_flops() / COUNTED_DRAWS
+
+    def peak_bytes(self, run: Pass, draws: int) -> int:
+        """The most bytes alive at once in a pass over so many draws, above the weights."""
+        with LiveBytes(list(self.model.state_dict().values())) as live:
+            kept = run(draws)
+        del kept
+        return live.peak
+
+    @cached_property
+    def forward(self) -> float:
+        """FLOPs a draw of a forward pass."""
+        return self.flops(self.forward_pass)
+
+    @cached_property
+    def gradient(self) -> float:
+        """FLOPs a draw of forward and backward, weight gradients included."""
+        return self.flops(self.gradient_pass)
+
+    @cached_property
+    def pulled_back(self) -> float:
+        """FLOPs a draw of forward and backward without weight gradients."""
+        return self.flops(self.pulled_back_pass)
+
+    @cached_property
+    def rotation(self) -> float:
+        """FLOPs of one gradient's way into the eigenbasis."""
+        return self.flops(self.rotation_pass)
+
+    @cached_property
+    def input_factors(self) -> float:
+        """FLOPs a draw of the input factors of all blocks, by the ways that `covariance` picks."""
+        inputs, _ = self.pulled_back_pass(COUNTED_DRAWS)
+        return self.flops(lambda _: [self._input_factor(b, inputs[b.layer_name]) for b in self.blocks.values()])
+
+    @cached_property
+    def output_factors(self) -> float:
+        """FLOPs a draw and label vector of the output-gradient factors of all blocks."""
+        _, pulled = self.pulled_back_pass(COUNTED_DRAWS)
+        return self.flops(lambda _: [self._output_factor(b, pulled[b.layer_name]) for b in self.blocks.values()])
+
+    @cached_property
+    def draw_gradients(self) -> float:
+        """FLOPs a draw and label vector of a gradient matrix of its own for every block, from inputs and output gradients."""
+        inputs, pulled = self.pulled_back_pass(COUNTED_DRAWS)
+
+        def run(_: int) -> None:
+            for block in self.blocks.values():
+                gradients = block.output_gradients(pulled[block.layer_name]).transpose(1, 2)
+                gradients @ block.inputs(inputs[block.layer_name])
+
+        return self.flops(run)

@@ -1,0 +1,234 @@
+"""Plan: what every stage of a run will cost, before anything runs."""
+
+import math
+from dataclasses import dataclass
+
+from diffinf_lib.attribution.influence import SHARD_BYTES
+from diffinf_lib.compression import StoreFormat
+from diffinf_lib.data import load_dataset
+from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.planner.network import NetworkCount
+from diffinf_lib.planner.rates import Rates, measured_rates
+from diffinf_lib.presets import Preset
+
+KNOWN_SIZES = {
+    "cifar10": (50_000, 10_000),
+    "cifar10deq": (50_000, 10_000),
+    "cifar2": (10_000, 2_000),
+    "cifar2deq": (10_000, 2_000),
+    "artbench10": (50_000, 10_000),
+}
+"""Training images and held-out images of datasets that are too large to be loaded for a plan."""
+
+FLOAT, DOUBLE = 4, 8
+FIT_BATCH, GRADIENT_BATCH, MEASURE_BATCH, SHARD = 100, 256, 512, 25
+"""Draws a batch, and images a shard, where the stages do not ask for others."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What one stage costs.
+
+    Attributes:
+        flops: of matrix products and convolutions, two for a multiplication and an addition.
+        seconds: of one device, not of several side by side.
+        disk_bytes: what it leaves.
+        peak_bytes: memory at its most, above what an idle process holds; on the device, where there is one.
+    """
+
+    name: str
+    flops: float
+    seconds: float
+    disk_bytes: float
+    peak_bytes: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a run; `str()` is a table."""
+
+    preset: str
+    stages: tuple[StageEstimate, ...]
+
+    def __getitem__(self, name: str) -> StageEstimate:
+        """A stage by its name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def __str__(self) -> str:
+        whole = StageEstimate(
+            "all", sum(s.flops for s in self.stages), sum(s.seconds for s in self.stages),
+            sum(s.disk_bytes for s in self.stages), max(s.peak_bytes for s in self.stages),
+        )  # fmt: skip
+        lines = [f"{self.preset:24}{'PFLOP':>10}{'time':>12}{'disk':>12}{'memory':>12}"]
+        for s in (*self.stages, whole):
+            size, memory = readable_bytes(s.disk_bytes), readable_bytes(s.peak_bytes)
+            lines.append(f"{s.name:24}{s.flops / 1e15:10.3g}{readable_time(s.seconds):>12}{size:>12}{memory:>12}")
+        return "\n".join(lines)
+
+
+def readable_bytes(count: float) -> str:
+    """Bytes in the largest unit that leaves a number above one."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def readable_time(seconds: float) -> str:
+    """Seconds in the largest unit that leaves a number above one."""
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def estimate(
+    preset: Preset,
+    *,
+    train_count: int | None = None,
+    query_count: int | None = None,
+    device: str = "cpu",
+    flops_per_second: float | None = None,
+) -> Plan:
+    """FLOPs, bytes and seconds of every stage of a run of this preset.
+
+    Networks are counted on the meta device. Seconds come from rates that are measured here with the preset's own network,
+    which takes a few seconds, or from one rate for another machine.
+
+    Args:
+        train_count: N; default the preset's.
+        query_count: held-out queries; default the preset's. Generated ones are added.
+        flops_per_second: of another machine, such as 20e12 for an A100 in TF32; nothing is measured then.
+
+    Raises:
+        ConfigurationError: the number of images cannot be known without a download, or a rate is not positive.
+    """
+    rate = flops_per_second
+    require(rate is None or (math.isfinite(rate) and rate > 0), f"flops_per_second={rate}: give a positive number, such "
+            "as 20e12")  # fmt: skip
+    train, held_out = counts(preset, train_count, query_count)
+    network = NetworkCount(preset.unet, preset.curvature)
+    rates = measured_rates(preset, network, device) if rate is None else Rates.uniform(rate)
+    return Plan(preset.name, tuple(_Estimator(preset, network, rates, train, held_out).stages()))
+
+
+def counts(preset: Preset, train_count: int | None, query_count: int | None) -> tuple[int, int]:
+    """How many training images and held-out queries a preset has, without downloading anything."""
+    config = preset.dataset
+    train, queries = train_count or config.train_size, query_count or config.query_size
+    if train is None or queries is None:
+        if config.name == "digits" or config.name.startswith("folder:"):
+            data = load_dataset(config)
+            found = len(data.train), len(data.queries)
+        elif config.name in KNOWN_SIZES:
+            found = KNOWN_SIZES[config.name]
+        else:
+            raise ConfigurationError(
+                f"dataset={config.name!r}: its size is not known; give train_count and query_count"
+            )
+        train, queries = train or found[0], queries or found[1]
+    return train, queries
+
+
+class _Estimator:
+    """The arithmetic of the stages."""
+
+    def __init__(self, preset: Preset, network: NetworkCount, rates: Rates, train: int, held_out: int):
+        self.preset, self.network, self.rates = preset, network, rates
+        self.train, self.generated = train, preset.sampling.count
+        self.queries = held_out + self.generated
+
+    def stages(self) -> list[StageEstimate]:
+        """All stages, in the order of a run; queries are the held-out and the generated ones together."""
+        subsets = self.preset.subsets
+        models = subsets.count * subsets.seeds
+        return [
+            self.training("model", 1, self.preset.training.steps),
+            self.sampling(),
+            self.training("retrained", models, subsets.steps),
+            self.measuring(models),
+            self.curvature(),
+            self.gradients("train gradients", self.train, self.preset.gradient_draws, self.preset.store_format),
+            self.gradients("query gradients", self.queries, self.preset.measurement.draws, StoreFormat()),
+            self.scores(),
+        ]
+
+    @property
+    def weights(self) -> float:
+        """Bytes of the network's parameters."""
+        return FLOAT * self.network.parameters
+
+    def training(self, name: str, models: int, steps: int) -> StageEstimate:
+        """Weights, gradients, two moments, the average, and what a step keeps for its backward pass."""
+        batch = self.preset.training.batch_size
+        flops = models * steps * batch * self.network.gradient
+        peak = 5 * self.weights + self.network.peak_bytes(self.network.training_pass, batch)
+        return StageEstimate(name, flops, flops / self.rates.training, models * self.weights, peak)
+
+    def sampling(self) -> StageEstimate:
+        sampling = self.preset.sampling
+        flops = sampling.count * sampling.steps * self.network.forward
+        batch = min(sampling.count, MEASURE_BATCH)
+        peak = self.weights + self.network.peak_bytes(self.network.forward_pass, batch)
+        size = FLOAT * sampling.count * math.prod(self.network.shape)
+        return StageEstimate("samples", flops, flops / self.rates.forward, size, peak)
+
+    def measuring(self, models: int) -> StageEstimate:
+        flops = models * self.queries * self.preset.measurement.draws.count * self.network.forward
+        peak = self.weights + self.network.peak_bytes(self.network.forward_pass, MEASURE_BATCH)
+        return StageEstimate("measurements", flops, flops / self.rates.forward, DOUBLE * models * self.queries, peak)
+
+    def curvature(self) -> StageEstimate:
+        """Both passes, and the eigendecompositions between them."""
+        config, network = self.preset.curvature, self.network
+        labels = math.prod(network.shape) if config.exact_labels else config.labels
+        first, second = self.train * config.drawn_for_factors.count, self.train * config.draws.count
+        passes = products = decomposition = 0.0
+        if config.needs_factors:
+            backward = network.pulled_back - network.forward
+            passes += first * (network.forward + labels * backward)
+            products += first * (network.input_factors + labels * network.output_factors)
+            decomposition = sum(9.0 * (o**3 + i**3) for o, i in network.block_shapes.values())
+        if config.needs_corrections:
+            batched = config.correction == "batched"
+            backward = (network.gradient if batched else network.pulled_back) - network.forward
+            passes += second * (network.forward + labels * backward)
+            rotations = second * labels / config.group if batched else second * labels
+            products += rotations * network.rotation + (0.0 if batched else second * labels * network.draw_gradients)
+        seconds = (
+            passes / self.rates.gradient + products / self.rates.products + decomposition / self.rates.decomposition
+        )
+        kept = network.factor_entries + (2 if config.approximation == "ekfac" else 1) * network.entries
+        peak = self.weights + DOUBLE * (network.factor_entries + network.entries) + FLOAT * kept
+        peak += network.peak_bytes(network.factor_pass, FIT_BATCH)
+        return StageEstimate("curvature", passes + products + decomposition, seconds, FLOAT * kept, peak)
+
+    def gradients(self, name: str, images: int, draws: DrawConfig, form: StoreFormat) -> StageEstimate:
+        network = self.network
+        passes, products = images * draws.count * network.gradient, images * network.rotation
+        seconds = passes / self.rates.gradient + products / self.rates.products
+        bases = FLOAT * (network.factor_entries + 2 * network.entries)
+        shard = 3 * FLOAT * min(SHARD, images) * network.entries
+        batch = min(draws.count, GRADIENT_BATCH)
+        peak = self.weights + bases + shard + network.peak_bytes(network.gradient_pass, batch)
+        return StageEstimate(name, passes + products, seconds, images * self.gradient_bytes(form), peak)
+
+    def gradient_bytes(self, form: StoreFormat) -> float:
+        """Bytes of one stored gradient."""
+        shapes = self.network.block_shapes.values()
+        if form.kind == "projection":
+            return FLOAT * form.dimension
+        if form.kind == "svd":
+            return FLOAT * sum(min(form.rank, o, i) * (o + i) for o, i in shapes)
+        if form.kind == "int8":
+            return sum(o * i + FLOAT * o for o, i in shapes)
+        return self.network.entries * (2 if form.kind == "bfloat16" else FLOAT)
+
+    def scores(self) -> StageEstimate:
+        """One damping; the queries are kept in memory while training gradients stream past."""
+        flops = 2.0 * self.queries * self.train * self.network.entries
+        queries = FLOAT * self.queries * self.network.entries
+        peak = queries + min(SHARD_BYTES, FLOAT * self.train * self.network.entries) * 2
+        size = DOUBLE * self.queries * self.train
+        return StageEstimate("scores", flops, flops / self.rates.products, size, peak + size)

@@ -1,0 +1,133 @@
+"""Rates: FLOPs a second of each kind of work, measured on the machine at hand in a few seconds, or given for another one."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers.training_utils import EMAModel
+
+from diffinf_lib.curvature import curvature_layers
+from diffinf_lib.curvature.layers import layer_parameters
+from diffinf_lib.diffusion import DrawConfig, iterate_draws, noisy_images, per_draw_loss, predict_noise
+from diffinf_lib.models import build_unet
+from diffinf_lib.planner.network import NetworkCount
+from diffinf_lib.presets import Preset
+
+MOST_FLOPS = 2e11
+"""A calibration pass is cut to a batch of about this many FLOPs: seconds on two cores."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """FLOPs a second.
+
+    Attributes:
+        forward, training, gradient: of the preset's own network, forward alone, an optimizer step, and gradients of one
+            example's draws.
+        products: of large matrix products.
+        decomposition: of eigendecompositions, counted as 9 d³ (Golub & Van Loan 2013, section 8.3).
+    """
+
+    forward: float
+    training: float
+    gradient: float
+    products: float
+    decomposition: float
+
+    @staticmethod
+    def uniform(flops_per_second: float) -> "Rates":
+        """One rate for everything, such as 20e12 for an A100 in TF32; eigendecompositions at a fiftieth of it."""
+        rate = flops_per_second
+        return Rates(rate, rate, rate, rate, rate / 50)
+
+
+def seconds_of(work: Callable[[], object], repeats: int = 3) -> float:
+    """The shortest of a few timings, after one that does not count."""
+    taken = []
+    for _ in range(repeats + 1):
+        _wait()
+        started = time.perf_counter()
+        work()
+        _wait()
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:])
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measured_rates(preset: Preset, count: NetworkCount, device: str) -> Rates:
+    """Rates of this machine with the preset's own network, at the batch sizes of its stages."""
+    model = build_unet(preset.unet).to(device)
+    calibration = _Calibration(model, count, device)
+    batches = {
+        "forward": calibration.batch(count.forward, 512),
+        "training": calibration.batch(count.gradient, preset.training.batch_size),
+        "gradient": calibration.batch(count.gradient, min(preset.gradient_draws.count, 256)),
+    }
+    seconds = {name: seconds_of(getattr(calibration, name)(batch)) for name, batch in batches.items()}
+    side, size = 1024, 256
+    square, symmetric = torch.randn(side, side, device=device), torch.eye(size, device=device).double()
+    return Rates(
+        forward=count.forward * batches["forward"] / seconds["forward"],
+        training=count.gradient * batches["training"] / seconds["training"],
+        gradient=count.gradient * batches["gradient"] / seconds["gradient"],
+        products=2 * side**3 / seconds_of(lambda: square @ square),
+        decomposition=9 * size**3 / seconds_of(lambda: torch.linalg.eigh(symmetric + square[:size, :size].double())),
+    )
+
+
+class _Calibration:
+    """The passes of the stages, each as a function of the number of draws that returns what is to be timed."""
+
+    def __init__(self, model: torch.nn.Module, count: NetworkCount, device: str):
+        self.model, self.shape, self.device = model, count.shape, device
+
+    def batch(self, flops: float, wanted: int) -> int:
+        return max(1, min(wanted, int(MOST_FLOPS / flops)))
+
+    def draws(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(count, *self.shape, generator=generator).to(self.device)
+        timesteps = torch.randint(1000, (count,), generator=generator).to(self.device)
+        return images, timesteps, torch.randn(count, *self.shape, generator=generator).to(self.device)
+
+    def forward(self, count: int) -> Callable[[], object]:
+        images, timesteps, noise = self.draws(count)
+
+        @torch.no_grad()
+        def work() -> object:
+            return predict_noise(self.model, noisy_images(images, timesteps, noise), timesteps)
+
+        return work
+
+    def training(self, count: int) -> Callable[[], object]:
+        images, timesteps, noise = self.draws(count)
+        parameters = list(self.model.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
+        average = EMAModel(parameters, foreach=True)
+
+        def work() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            per_draw_loss(self.model, images, timesteps, noise).mean().backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            average.step(parameters)
+
+        return work
+
+    def gradient(self, count: int) -> Callable[[], object]:
+        parameters = layer_parameters(curvature_layers(self.model))
+        images, _, _ = self.draws(1)
+        rule = DrawConfig(count, noise="independent")
+
+        def work() -> None:
+            batches = iterate_draws(images, torch.tensor([0]), rule, seed=0, stage="calibration", batch_size=count)
+            for batch in batches:
+                loss = per_draw_loss(self.model, batch.images, batch.timesteps, batch.noise).mean()
+                torch.autograd.grad(loss, parameters)
+
+        return work

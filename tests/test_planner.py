@@ -1,0 +1,124 @@
+"""The plan against counts by hand, against the files of a real run, and as arithmetic."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import diffinf_lib as di
+from diffinf_lib.cli import main
+from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.planner import Rates, plan
+from diffinf_lib.planner.network import NetworkCount
+from diffinf_lib.planner.plan import readable_bytes, readable_time
+
+SMOKE = di.get_preset("smoke")
+
+
+def planned(preset=SMOKE, **options):
+    return di.estimate(preset, flops_per_second=1e9, **options)
+
+
+def test_the_paper_s_network_costs_what_the_paper_s_network_costs():
+    """12.1 GFLOP forward, 36.3 with backward, 24.2 without weight gradients; 93 GFLOP a draw for its own correction."""
+    preset = di.get_preset("cifar2")
+    count = NetworkCount(preset.unet, preset.curvature)
+    assert count.parameters == 38_306_691 and count.entries == 38_278_787
+    assert count.forward == pytest.approx(12.1e9, rel=0.05)
+    assert count.gradient == pytest.approx(36.3e9, rel=0.05)
+    assert count.pulled_back == pytest.approx(24.2e9, rel=0.05)
+    assert count.factor_entries * 4 == pytest.approx(1.57e9, rel=0.02)
+
+
+def test_flops_of_a_convolution_by_hand():
+    count = NetworkCount(SMOKE.unet, SMOKE.curvature)
+    first = count.layers["conv_in"]
+    assert isinstance(first, nn.Conv2d)
+    image = torch.empty(8, 1, 8, 8, device="meta")
+    assert count.flops(lambda _: first(image)) == 2 * 64 * first.weight.numel()
+
+
+def test_bytes_are_those_of_a_real_run(tmp_path):
+    run = di.open_run(SMOKE, tmp_path / "run", progress=False)
+    expected = planned()
+
+    def size(*parts):
+        files = [p for p in run.path(*parts).rglob("*") if p.is_file() and p.suffix in (".safetensors", ".npz")]
+        return sum(p.stat().st_size for p in files)
+
+    di.influence_scores(run, run.data.queries)
+    assert size("curvature") == pytest.approx(expected["curvature"].disk_bytes, rel=0.15)
+    assert size("gradients", "train") == pytest.approx(expected["train gradients"].disk_bytes, rel=0.1)
+    assert size("model", "unet") == pytest.approx(expected["model"].disk_bytes, rel=0.25)  # names and a header
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "svd", "projection"])
+def test_bytes_of_a_stored_gradient(kind):
+    form = di.StoreFormat(kind, rank=3, dimension=64)
+    model = di.build_unet(SMOKE.unet)
+    images = di.load_dataset(SMOKE.dataset).train.subset([0, 1])
+    curvature = di.fit_curvature(model, images, SMOKE.curvature)
+    gradients = di.all_gradients(di.gradient_shards(model, curvature, images, di.GradientConfig(di.DrawConfig(2))))
+    stored = di.compression.Compression(curvature, form).encode(gradients)
+    expected = planned(replace(SMOKE, store_format=form))["train gradients"].disk_bytes / 24
+    assert sum(value[0].nbytes for value in stored.values()) == expected
+
+
+def test_costs_grow_as_they_should():
+    small, large = planned(train_count=100, query_count=10), planned(train_count=200, query_count=10)
+    for name in ("curvature", "train gradients", "scores"):
+        # eigendecompositions do not grow with N
+        assert large[name].flops == pytest.approx(2 * small[name].flops, rel=0.3 if name == "curvature" else 1e-9)
+    assert large["curvature"].peak_bytes == small["curvature"].peak_bytes
+    per_draw = planned(replace(SMOKE, curvature=replace(SMOKE.curvature, correction="per_draw")))
+    assert per_draw["curvature"].flops > 1.3 * planned()["curvature"].flops
+    exact = planned(replace(SMOKE, curvature=replace(SMOKE.curvature, exact_labels=True)))
+    assert exact["curvature"].flops > 10 * planned()["curvature"].flops
+    subsets = SMOKE.subsets
+    models, one = subsets.count * subsets.seeds, planned()
+    ratio = models * subsets.steps / SMOKE.training.steps
+    assert one["retrained"].seconds == pytest.approx(ratio * one["model"].seconds)
+
+
+def test_seconds_are_counts_over_rates(monkeypatch):
+    monkeypatch.setattr(plan, "measured_rates", lambda *_: Rates(1e9, 2e9, 4e9, 8e9, 1e30))
+    found = di.estimate(SMOKE)
+    network = NetworkCount(SMOKE.unet, SMOKE.curvature)
+    gradients = found["train gradients"]
+    passes = 24 * SMOKE.gradient_draws.count * network.gradient
+    assert gradients.seconds == pytest.approx(passes / 4e9 + 24 * network.rotation / 8e9)
+    assert found["model"].seconds == pytest.approx(found["model"].flops / 2e9)
+    assert found["measurements"].seconds == pytest.approx(found["measurements"].flops / 1e9)
+
+
+def test_rates_of_this_machine_are_positive_numbers():
+    from diffinf_lib.planner.rates import measured_rates
+
+    rates = measured_rates(SMOKE, NetworkCount(SMOKE.unet, SMOKE.curvature), "cpu")
+    assert all(0 < value < 1e15 for value in vars(rates).values())
+
+
+def test_sizes_are_known_without_a_download():
+    assert plan.counts(di.get_preset("cifar10"), None, None) == (50_000, 10_000)
+    assert plan.counts(di.get_preset("cifar2"), None, None) == (5_000, 2_000)
+    assert plan.counts(SMOKE, None, 3) == (24, 3)
+    unknown = replace(SMOKE, dataset=di.DatasetConfig("paintings"))
+    with pytest.raises(ConfigurationError, match="dataset='paintings': its size is not known; give train_count"):
+        plan.counts(unknown, None, None)
+    with pytest.raises(ConfigurationError, match="flops_per_second=-1"):
+        di.estimate(SMOKE, flops_per_second=-1)
+
+
+def test_the_table_reads_well(capsys):
+    assert main(["plan", "cifar2", "--flops", "20e12"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["model", "samples", "retrained"] and lines[-1].startswith("all")
+    assert "days" in lines[3]
+    assert (readable_bytes(2.5e9), readable_bytes(12)) == ("2.5 GB", "12 B")
+    assert (readable_time(5), readable_time(90), readable_time(7200), readable_time(86_400)) == (
+        "5 s",
+        "1.5 min",
+        "2 h",
+        "1 days",
+    )
