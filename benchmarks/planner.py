@@ -31,12 +31,12 @@ def stages(run: di.stages.Run) -> dict[str, Callable[[], Any]]:
                 )
             )
 
-    taken = {"scores": 0.0}
+    taken, train = {"scores": 0.0}, di.GradientConfig(run.preset.gradient_draws, seed=run.seed)
     work: dict[str, Callable[[], Any]] = {
         "model": lambda: di.full_model(run),
         "samples": lambda: di.generated_queries(run),
         "curvature": lambda: di.curvature_of_run(run),
-        "train gradients": lambda: train_gradients(run),
+        "train gradients": lambda: stored(run, run.data.train, train),
         "query gradients": lambda: [query_gradients(run, queries) for queries in di.query_sets(run).values()],
     }
     assert sets.count * sets.seeds >= MODELS
@@ -44,6 +44,14 @@ def stages(run: di.stages.Run) -> dict[str, Callable[[], Any]]:
     work["measurements"] = lambda: [di.retrained_measurements(run, subset, 0) for subset in range(MODELS)]
     work["scores"] = lambda: (scores(), taken["scores"])[1]
     return work
+
+
+def stored(run: di.stages.Run, images: di.ImageSet, config: di.GradientConfig) -> None:
+    """Make a store of gradients, holding one shard at a time."""
+    model, curvature = di.full_model(run).model, di.curvature_of_run(run)
+    store = run.path("gradients", "train")
+    for _ in di.gradient_shards(model, curvature, images, config, schedule=run.preset.schedule, store=store):
+        pass
 
 
 def measured(run: di.stages.Run) -> dict[str, dict[str, float]]:

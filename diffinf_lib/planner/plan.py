@@ -8,7 +8,7 @@ from diffinf_lib.compression import StoreFormat
 from diffinf_lib.data import load_dataset
 from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError, require
-from diffinf_lib.planner.network import NetworkCount
+from diffinf_lib.planner.network import NetworkCount, Pass
 from diffinf_lib.planner.rates import Rates, measured_rates
 from diffinf_lib.presets import Preset
 
@@ -22,6 +22,8 @@ KNOWN_SIZES = {
 """Training images and held-out images of datasets that are too large to be loaded for a plan."""
 
 FLOAT, DOUBLE = 4, 8
+CPU_WORKSPACE = 2.0
+"""A CPU's kernels keep copies of activations in layouts of their own: memory of a pass is about twice what tensors hold."""
 FIT_BATCH, GRADIENT_BATCH, MEASURE_BATCH, SHARD = 100, 256, 512, 25
 """Draws a batch, and images a shard, where the stages do not ask for others."""
 
@@ -110,7 +112,8 @@ def estimate(
     train, held_out = counts(preset, train_count, query_count)
     network = NetworkCount(preset.unet, preset.curvature)
     rates = measured_rates(preset, network, device) if rate is None else Rates.uniform(rate)
-    return Plan(preset.name, tuple(_Estimator(preset, network, rates, train, held_out).stages()))
+    workspace = CPU_WORKSPACE if device == "cpu" and rate is None else 1.0
+    return Plan(preset.name, tuple(_Estimator(preset, network, rates, train, held_out, workspace).stages()))
 
 
 def counts(preset: Preset, train_count: int | None, query_count: int | None) -> tuple[int, int]:
@@ -134,10 +137,15 @@ def counts(preset: Preset, train_count: int | None, query_count: int | None) -> 
 class _Estimator:
     """The arithmetic of the stages."""
 
-    def __init__(self, preset: Preset, network: NetworkCount, rates: Rates, train: int, held_out: int):
+    def __init__(
+        self, preset: Preset, network: NetworkCount, rates: Rates, train: int, held_out: int, workspace: float
+    ):
         self.preset, self.network, self.rates = preset, network, rates
-        self.train, self.generated = train, preset.sampling.count
-        self.queries = held_out + self.generated
+        self.train, self.queries, self.workspace = train, held_out + preset.sampling.count, workspace
+
+    def passing(self, run: Pass, draws: int) -> float:
+        """Peak bytes of a pass over so many draws."""
+        return self.workspace * self.network.peak_bytes(run, draws)
 
     def stages(self) -> list[StageEstimate]:
         """All stages, in the order of a run; queries are the held-out and the generated ones together."""
@@ -163,20 +171,20 @@ class _Estimator:
         """Weights, gradients, two moments, the average, and what a step keeps for its backward pass."""
         batch = self.preset.training.batch_size
         flops = models * steps * batch * self.network.gradient
-        peak = 5 * self.weights + self.network.peak_bytes(self.network.training_pass, batch)
+        peak = 5 * self.weights + self.passing(self.network.training_pass, batch)
         return StageEstimate(name, flops, flops / self.rates.training, models * self.weights, peak)
 
     def sampling(self) -> StageEstimate:
         sampling = self.preset.sampling
         flops = sampling.count * sampling.steps * self.network.forward
         batch = min(sampling.count, MEASURE_BATCH)
-        peak = self.weights + self.network.peak_bytes(self.network.forward_pass, batch)
+        peak = self.weights + self.passing(self.network.forward_pass, batch)
         size = FLOAT * sampling.count * math.prod(self.network.shape)
         return StageEstimate("samples", flops, flops / self.rates.forward, size, peak)
 
     def measuring(self, models: int) -> StageEstimate:
         flops = models * self.queries * self.preset.measurement.draws.count * self.network.forward
-        peak = self.weights + self.network.peak_bytes(self.network.forward_pass, MEASURE_BATCH)
+        peak = self.weights + self.passing(self.network.forward_pass, MEASURE_BATCH)
         return StageEstimate("measurements", flops, flops / self.rates.forward, DOUBLE * models * self.queries, peak)
 
     def curvature(self) -> StageEstimate:
@@ -201,7 +209,7 @@ class _Estimator:
         )
         kept = network.factor_entries + (2 if config.approximation == "ekfac" else 1) * network.entries
         peak = self.weights + DOUBLE * (network.factor_entries + network.entries) + FLOAT * kept
-        peak += network.peak_bytes(network.factor_pass, FIT_BATCH)
+        peak += self.passing(network.factor_pass, FIT_BATCH)
         return StageEstimate("curvature", passes + products + decomposition, seconds, FLOAT * kept, peak)
 
     def gradients(self, name: str, images: int, draws: DrawConfig, form: StoreFormat) -> StageEstimate:
@@ -211,7 +219,7 @@ class _Estimator:
         bases = FLOAT * (network.factor_entries + 2 * network.entries)
         shard = 3 * FLOAT * min(SHARD, images) * network.entries
         batch = min(draws.count, GRADIENT_BATCH)
-        peak = self.weights + bases + shard + network.peak_bytes(network.gradient_pass, batch)
+        peak = self.weights + bases + shard + self.passing(network.gradient_pass, batch)
         return StageEstimate(name, passes + products, seconds, images * self.gradient_bytes(form), peak)
 
     def gradient_bytes(self, form: StoreFormat) -> float:
