@@ -71,6 +71,10 @@ def test_costs_grow_as_they_should():
         # eigendecompositions do not grow with N
         assert large[name].flops == pytest.approx(2 * small[name].flops, rel=0.3 if name == "curvature" else 1e-9)
     assert large["curvature"].peak_bytes == small["curvature"].peak_bytes
+    for name in ("query gradients", "scores"):  # the larger set of queries is held in memory, twice while it is joined
+        many = planned(train_count=100, query_count=1000)
+        held = 1000 * NetworkCount(SMOKE.unet, SMOKE.curvature).entries * 4
+        assert many[name].peak_bytes > 2 * held > small[name].peak_bytes
     per_draw = planned(replace(SMOKE, curvature=replace(SMOKE.curvature, correction="per_draw")))
     assert per_draw["curvature"].flops > 1.3 * planned()["curvature"].flops
     exact = planned(replace(SMOKE, curvature=replace(SMOKE.curvature, exact_labels=True)))

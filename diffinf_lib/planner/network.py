@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
@@ -61,6 +63,15 @@ class LiveBytes(TorchDispatchMode):
     def _freed(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.now -= size
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention as one fused kernel, as a CPU or GPU runs it; on the meta device its tokens × tokens matrix would be kept."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if function is F.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, True)[0]
+        return function(*args, **(kwargs or {}))
 
 
 class NetworkCount:
@@ -193,13 +204,13 @@ class NetworkCount:
 
     def flops(self, run: Pass) -> float:
         """FLOPs a draw of a pass."""
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, FusedAttention():
             run(COUNTED_DRAWS)
         return counter.get_total_flops() / COUNTED_DRAWS
 
     def peak_bytes(self, run: Pass, draws: int) -> int:
         """The most bytes alive at once in a pass over so many draws, above the weights."""
-        with LiveBytes(list(self.model.state_dict().values())) as live:
+        with LiveBytes(list(self.model.state_dict().values())) as live, FusedAttention():
             kept = run(draws)
         del kept
         return live.peak

@@ -142,6 +142,7 @@ class _Estimator:
     ):
         self.preset, self.network, self.rates = preset, network, rates
         self.train, self.queries, self.workspace = train, held_out + preset.sampling.count, workspace
+        self.largest_set = max(held_out, preset.sampling.count)
 
     def passing(self, run: Pass, draws: int) -> float:
         """Peak bytes of a pass over so many draws."""
@@ -220,7 +221,16 @@ class _Estimator:
         shard = 3 * FLOAT * min(SHARD, images) * network.entries
         batch = min(draws.count, GRADIENT_BATCH)
         peak = self.weights + bases + shard + self.passing(network.gradient_pass, batch)
+        if name == "query gradients":  # one set's shards are read and joined: twice the set
+            peak = max(peak, self.weights + bases + 2 * self.held_queries)
+        else:  # scoring holds a set of queries while it makes the training gradients
+            peak += self.held_queries
         return StageEstimate(name, passes + products, seconds, images * self.gradient_bytes(form), peak)
+
+    @property
+    def held_queries(self) -> float:
+        """Bytes of the gradients of the larger set of queries, which scoring keeps in memory."""
+        return FLOAT * self.largest_set * self.network.entries
 
     def gradient_bytes(self, form: StoreFormat) -> float:
         """Bytes of one stored gradient."""
@@ -236,7 +246,13 @@ class _Estimator:
     def scores(self) -> StageEstimate:
         """One damping; the queries are kept in memory while training gradients stream past."""
         flops = 2.0 * self.queries * self.train * self.network.entries
-        queries = FLOAT * self.queries * self.network.entries
-        peak = queries + min(SHARD_BYTES, FLOAT * self.train * self.network.entries) * 2
+        bases = FLOAT * (self.network.factor_entries + 2 * self.network.entries)
+        shards = (
+            2
+            * FLOAT
+            * self.network.entries
+            * min(self.train, max(SHARD, SHARD_BYTES // (FLOAT * self.network.entries)))
+        )
         size = DOUBLE * self.queries * self.train
+        peak = self.weights + bases + max(2 * self.held_queries, self.held_queries + shards)
         return StageEstimate("scores", flops, flops / self.rates.products, size, peak + size)
