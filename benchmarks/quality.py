@@ -124,7 +124,7 @@ def format_results(case: Case) -> dict[str, Any]:
         decoded = compression.decode(stored)
         entry: dict[str, Any] = {"bytes": sum(value[0].nbytes for value in stored.values())}
         for query_set, truth in case.truths.items():
-            kept = KeptQueries(queries[query_set], case.curvature, inverses, None, form)
+            kept = KeptQueries([queries[query_set]], case.curvature, inverses, None, form)
             scores = kept.scores(decoded)[0]
             exact.setdefault(query_set, scores)
             rank = float(spearman(scores.numpy(), exact[query_set].numpy()).mean())

@@ -31,7 +31,7 @@ def scores(case, damping=1e-4, *, form=None, query_form=None):
     _, _, _, curvature, queries, train = case
     compression = Compression(curvature, form or StoreFormat())
     stored = compression.decode(compression.encode(train))
-    return KeptQueries(queries, curvature, Inverses([damping]), query_form, form or StoreFormat()).scores(stored)[0]
+    return KeptQueries([queries], curvature, Inverses([damping]), query_form, form or StoreFormat()).scores(stored)[0]
 
 
 def rank_correlation(first, second):
@@ -171,3 +171,24 @@ def test_bad_formats_are_refused(case):
             StoreFormat(**options)
     with pytest.raises(ConfigurationError, match="query_format='projection'"):
         scores(case, query_form=StoreFormat("projection"))
+
+
+@pytest.mark.parametrize("form", [None, StoreFormat("int8", whitening=1e-4)], ids=["plain", "int8"])
+def test_queries_may_come_in_shards(case, form):
+    _, _, _, curvature, queries, train = case
+    inverses = Inverses([1e-4, 1e-2], ["ekfac", "kfac"])
+    shards = [{name: gradient[rows] for name, gradient in queries.items()} for rows in (slice(0, 2), slice(2, 5))]
+    parts = KeptQueries(iter(shards), curvature, inverses, form).scores(train)
+    whole = KeptQueries([queries], curvature, inverses, form).scores(train)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
+
+
+def test_compressed_queries_reach_the_scores_and_their_store(case, tmp_path):
+    model, train, queries, curvature, *_ = case
+    options = {"measurement": di.MeasurementConfig(draws=DRAWS), "draws": DRAWS, "damping": 1e-4}
+    exact = di.influence(model, curvature, train, queries, **options)
+    form = StoreFormat("int8", whitening=1e-4)
+    once = di.influence(model, curvature, train, queries, query_format=form, **options)
+    kept = di.influence(model, curvature, train, queries, query_format=form, query_store=tmp_path, **options)
+    assert torch.equal(once, kept)
+    assert rank_correlation(once, exact) > 0.998

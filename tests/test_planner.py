@@ -71,10 +71,12 @@ def test_costs_grow_as_they_should():
         # eigendecompositions do not grow with N
         assert large[name].flops == pytest.approx(2 * small[name].flops, rel=0.3 if name == "curvature" else 1e-9)
     assert large["curvature"].peak_bytes == small["curvature"].peak_bytes
-    for name in ("query gradients", "scores"):  # the larger set of queries is held in memory, twice while it is joined
-        many = planned(train_count=100, query_count=1000)
-        held = 1000 * NetworkCount(SMOKE.unet, SMOKE.curvature).entries * 4
-        assert many[name].peak_bytes > 2 * held > small[name].peak_bytes
+    held = 1000 * NetworkCount(SMOKE.unet, SMOKE.curvature).entries * 4  # the larger set of queries stays in memory …
+    many = planned(train_count=100, query_count=1000)
+    packed = planned(replace(SMOKE, query_format=di.StoreFormat("int8")), train_count=100, query_count=1000)
+    for name in ("train gradients", "query gradients", "scores"):
+        assert many[name].peak_bytes > held > small[name].peak_bytes
+        assert many[name].peak_bytes - packed[name].peak_bytes > 0.6 * held  # … in its own format
     per_draw = planned(replace(SMOKE, curvature=replace(SMOKE.curvature, correction="per_draw")))
     assert per_draw["curvature"].flops > 1.3 * planned()["curvature"].flops
     exact = planned(replace(SMOKE, curvature=replace(SMOKE.curvature, exact_labels=True)))
@@ -104,8 +106,8 @@ def test_rates_of_this_machine_are_positive_numbers():
 
 
 def test_sizes_are_known_without_a_download():
-    assert plan.counts(di.get_preset("cifar10"), None, None) == (50_000, 10_000)
-    assert plan.counts(di.get_preset("cifar2"), None, None) == (5_000, 2_000)
+    assert plan.counts(di.get_preset("cifar10"), None, None) == (50_000, 1_000)
+    assert plan.counts(replace(SMOKE, dataset=di.DatasetConfig("cifar2")), None, None) == (10_000, 2_000)
     assert plan.counts(SMOKE, None, 3) == (24, 3)
     unknown = replace(SMOKE, dataset=di.DatasetConfig("paintings"))
     with pytest.raises(ConfigurationError, match="dataset='paintings': its size is not known; give train_count"):

@@ -161,5 +161,7 @@ def tensor_digest(*tensors: Tensor) -> str:
         # NumPy has no bfloat16; its bits serve as well
         array = (plain.view(torch.int16) if plain.dtype == torch.bfloat16 else plain).numpy()
         digest.update(f"{plain.dtype if plain.dtype == torch.bfloat16 else array.dtype}{array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)  # the bytes where they lie: a copy takes longer than the hash
+        digest.update(
+            array.reshape(-1).view(np.uint8).data
+        )  # the bytes where they lie: a copy takes longer than the hash
     return digest.hexdigest()

@@ -42,7 +42,8 @@ def scores_from_gradients(
         damping: λ, one or several.
     """
     inverses = Inverses(check_dampings(damping), [approximation], damping_kind)
-    return KeptQueries(queries, curvature, inverses).scores(train) / count
+    curvature = curvature.to(next(iter(train.values())).device)
+    return KeptQueries([queries], curvature, inverses).scores(train) / count
 
 
 def scores_by_layer(
@@ -126,8 +127,9 @@ def influence(
         store: folder to keep training gradients in, for the next queries.
         query_store: folder to keep query gradients in, so that a killed run goes on.
         train_format: how training gradients are kept; default in full.
-        query_format: how preconditioned queries are kept while training gradients stream past; default as plain gradients,
-            divided anew for each shard.
+        query_format: how query gradients are stored, and how preconditioned queries are kept in memory while training
+            gradients stream past, each damping and approximation for itself; default as plain gradients, divided anew for
+            each shard. With many queries it decides how much memory scoring takes.
 
     Returns:
         `[Q, N]`; with a list of dampings `[D, Q, N]`, with a list of approximations these stacked in front; float64, on the
@@ -146,11 +148,13 @@ def influence(
     query_config = GradientConfig(measurement.draws, MEASUREMENT_STAGE, seed)
     if query_draws is not None:
         query_config = GradientConfig(query_draws, QUERY_STAGE, seed)
-    query_gradients = all_gradients(
-        gradient_shards(model, curvature, queries, query_config, store=query_store, **shared)
+    curvature = curvature.to(next(model.parameters()).device)
+    query_shards = gradient_shards(
+        model, curvature, queries, query_config, store=query_store, form=query_format, **shared
     )
-    kept = KeptQueries(query_gradients, curvature, inverses, query_format, train_format or StoreFormat())
-    del query_gradients
+    kept = KeptQueries(
+        (gradients for _, gradients in together(query_shards)), curvature, inverses, query_format, train_format
+    )
     train_config = GradientConfig(draws or DrawConfig(250), seed=seed)
     shards = gradient_shards(model, curvature, train, train_config, store=store, form=train_format, **shared)
     scores = torch.empty(len(inverses), len(queries), len(train), dtype=torch.float64)

@@ -5,8 +5,8 @@ damping, or K-FAC instead of EK-FAC, divides the same numbers by others.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
 
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.compression import Compression, StoreFormat
+from diffinf_lib.compression import PROJECTION, Compression, StoreFormat
 from diffinf_lib.curvature import Approximation, Curvature
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import LayerGradients
@@ -97,42 +97,53 @@ def block_scores(
         yield name, torch.stack(shares).cpu()
 
 
-@dataclass
 class KeptQueries:
-    """Queries as they are kept while training gradients stream past.
+    """Queries as they are kept while training gradients stream past, a shard of queries at a time.
 
-    By default the plain gradients are kept and divided when they meet a shard. With a format of their own, or with projected
-    training gradients, each of the R inverses' preconditioned queries is encoded and kept (algorithm 1 of the paper).
+    By default the plain gradients are kept and divided when they meet a shard of training gradients. With a format of their
+    own, or with projected training gradients, each of the R inverses' preconditioned queries is encoded, and only that is kept
+    (algorithm 1 of the paper): full gradients of one shard of queries are in memory at a time.
+
+    Args:
+        shards: gradients of the queries in the eigenbasis, in order.
+        form: of the kept queries; None keeps plain gradients.
+        train_form: what the training gradients will come in.
     """
 
-    gradients: LayerGradients
-    curvature: Curvature
-    inverses: Inverses
-    form: StoreFormat | None = None
-    train_form: StoreFormat = field(default_factory=StoreFormat)
+    def __init__(
+        self,
+        shards: Iterable[LayerGradients],
+        curvature: Curvature,
+        inverses: Inverses,
+        form: StoreFormat | None = None,
+        train_form: StoreFormat | None = None,
+    ):
+        projected = train_form is not None and train_form.kind == "projection"
+        require(form is None or form.kind != "projection", "query_format='projection': queries are projected when the training "
+                "gradients are; give train_format='projection'")  # fmt: skip
+        self.curvature, self.inverses = curvature, inverses
+        self.encoded = form is not None or projected
+        self._own = Compression(curvature, form or StoreFormat(), preconditioned=True)
+        self._dual = Compression(curvature, train_form or StoreFormat()).dual
+        self._kept = [self._encoded(queries) if self.encoded else [queries] for queries in shards]
 
-    def __post_init__(self) -> None:
-        self.curvature = self.curvature.to(next(iter(self.gradients.values())).device)
-        train = Compression(self.curvature, self.train_form)
-        own = Compression(self.curvature, self.form or StoreFormat(), preconditioned=True)
-        self._encoded: list[LayerGradients] | None = None
-        if self.form is not None or self.train_form.kind == "projection":
-            require(self.form is None or self.form.kind != "projection", "query_format='projection': queries are projected "
-                    "when the training gradients are; give train_format='projection'")  # fmt: skip
-            kept = preconditioned(self.gradients, self.curvature, self.inverses)
-            self._encoded = [own.encode(train.dual(queries)) if self.form else train.dual(queries) for queries in kept]
-            self._decode = own.decode if self.form else lambda stored: stored
-            self.gradients = {}
+    def _encoded(self, queries: LayerGradients) -> list[LayerGradients]:
+        return [self._own.encode(self._dual(q)) for q in preconditioned(queries, self.curvature, self.inverses)]
 
     def scores(self, train: LayerGradients) -> Float[Tensor, "R Q n"]:
-        """∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n for one shard of training gradients; float64, on the CPU."""
-        if self._encoded is None:
-            return torch.stack(
-                [share for _, share in block_scores(self.gradients, train, self.curvature, self.inverses)]
-            ).sum(0)
-        results = []
-        for stored in self._encoded:
-            queries = self._decode(stored)
-            parts = [(queries[name].flatten(1) @ train[name].flatten(1).T).double().cpu() for name in queries]
-            results.append(torch.stack(parts).sum(0))
-        return torch.stack(results)
+        """∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n of all queries for one shard of training gradients; float64, on the CPU."""
+        return torch.cat([self._scores(kept, train) for kept in self._kept], dim=1)
+
+    def _scores(self, kept: list[LayerGradients], train: LayerGradients) -> Float[Tensor, "R q n"]:
+        if not self.encoded:
+            shares = [share for _, share in block_scores(kept[0], train, self.curvature, self.inverses)]
+            return torch.stack(shares).sum(0)
+        return torch.stack([_products(self._decoded(queries), train) for queries in kept])
+
+    def _decoded(self, stored: LayerGradients) -> LayerGradients:
+        return stored if PROJECTION in stored else self._own.decode(stored)
+
+
+def _products(queries: LayerGradients, train: LayerGradients) -> Float[Tensor, "q n"]:
+    parts = [(queries[name].flatten(1) @ train[name].flatten(1).T).double().cpu() for name in queries]
+    return torch.stack(parts).sum(0)

@@ -159,7 +159,7 @@ class _Estimator:
             self.measuring(models),
             self.curvature(),
             self.gradients("train gradients", self.train, self.preset.gradient_draws, self.preset.store_format),
-            self.gradients("query gradients", self.queries, self.preset.measurement.draws, StoreFormat()),
+            self.gradients("query gradients", self.queries, self.preset.measurement.draws, self.query_format),
             self.scores(),
         ]
 
@@ -221,16 +221,25 @@ class _Estimator:
         shard = 3 * FLOAT * min(SHARD, images) * network.entries
         batch = min(draws.count, GRADIENT_BATCH)
         peak = self.weights + bases + shard + self.passing(network.gradient_pass, batch)
-        if name == "query gradients":  # one set's shards are read and joined: twice the set
-            peak = max(peak, self.weights + bases + 2 * self.held_queries)
-        else:  # scoring holds a set of queries while it makes the training gradients
+        if name == "train gradients":  # scoring holds a set of queries meanwhile
             peak += self.held_queries
+        else:
+            peak = max(peak, self.weights + bases + self.held_queries + self.joined_shards(images))
         return StageEstimate(name, passes + products, seconds, images * self.gradient_bytes(form), peak)
 
     @property
+    def query_format(self) -> StoreFormat:
+        return self.preset.query_format or StoreFormat()
+
+    @property
     def held_queries(self) -> float:
-        """Bytes of the gradients of the larger set of queries, which scoring keeps in memory."""
-        return FLOAT * self.largest_set * self.network.entries
+        """Bytes of the gradients of the larger set of queries, which scoring keeps in memory in their own format."""
+        return self.largest_set * self.gradient_bytes(self.query_format)
+
+    def joined_shards(self, images: int) -> float:
+        """Bytes of shards that are read and joined in full precision, both of which are there at once."""
+        one = FLOAT * self.network.entries
+        return 2 * one * min(images, max(SHARD, SHARD_BYTES // one))
 
     def gradient_bytes(self, form: StoreFormat) -> float:
         """Bytes of one stored gradient."""
@@ -247,12 +256,6 @@ class _Estimator:
         """One damping; the queries are kept in memory while training gradients stream past."""
         flops = 2.0 * self.queries * self.train * self.network.entries
         bases = FLOAT * (self.network.factor_entries + 2 * self.network.entries)
-        shards = (
-            2
-            * FLOAT
-            * self.network.entries
-            * min(self.train, max(SHARD, SHARD_BYTES // (FLOAT * self.network.entries)))
-        )
         size = DOUBLE * self.queries * self.train
-        peak = self.weights + bases + max(2 * self.held_queries, self.held_queries + shards)
-        return StageEstimate("scores", flops, flops / self.rates.products, size, peak + size)
+        peak = self.weights + bases + self.held_queries + self.joined_shards(self.train) + size
+        return StageEstimate("scores", flops, flops / self.rates.products, size, peak)

@@ -62,6 +62,7 @@ def influence_scores(
         "measurement": preset.measurement,
         "gradient_draws": preset.gradient_draws,
         "store_format": preset.store_format,
+        "query_format": preset.query_format,
         "seed": run.seed,
     }
     folder = run.path("scores", json_digest(plain(identity))[:12])
@@ -81,6 +82,7 @@ def influence_scores(
                 store=run.path("gradients", "train"),
                 query_store=run.path("gradients", f"queries-{key}"),
                 train_format=preset.store_format,
+                query_format=preset.query_format,
                 progress=run.progress,
             )
             write_arrays(folder / "scores.npz", scores=scores.numpy())
@@ -98,7 +100,7 @@ def _stored(run: Run, images: ImageSet, config: GradientConfig, name: str, form:
 def query_gradients(run: Run, queries: ImageSet) -> LayerGradients:
     """Gradients of queries in the eigenbasis, over the measurement's own draws, from the store that scoring uses."""
     config = GradientConfig(run.preset.measurement.draws, MEASUREMENT_STAGE, run.seed)
-    return _stored(run, queries, config, f"queries-{_query_key(queries)}", None)
+    return _stored(run, queries, config, f"queries-{_query_key(queries)}", run.preset.query_format)
 
 
 def train_gradients(run: Run) -> LayerGradients:

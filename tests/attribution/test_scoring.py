@@ -151,9 +151,10 @@ def test_fewer_queries_than_images_or_more_is_the_same(case):
     _, curvature, _, _ = case
     queries, train = gradients(case)
     inverses = Inverses([1e-4], ["ekfac"])
-    few = KeptQueries(queries, curvature, inverses).scores(train)
+    few = KeptQueries([queries], curvature, inverses).scores(train)
     one_by_one = [
-        KeptQueries(queries, curvature, inverses).scores({n: g[i : i + 1] for n, g in train.items()}) for i in range(7)
+        KeptQueries([queries], curvature, inverses).scores({n: g[i : i + 1] for n, g in train.items()})
+        for i in range(7)
     ]
     torch.testing.assert_close(few, torch.cat(one_by_one, dim=2), rtol=1e-12, atol=1e-15)
 
