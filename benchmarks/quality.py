@@ -19,11 +19,11 @@ from diffinf_lib.compression import Compression
 from diffinf_lib.evaluation import spearman
 from diffinf_lib.stages import query_gradients, train_gradients
 
-REFERENCE = "per draw, all positions, same draws in both passes"
+REFERENCE = "per draw, nothing saved"
 
 
 def fits(draws: di.DrawConfig) -> dict[str, di.CurvatureConfig]:
-    """Ways to fit the curvature, the plainest first."""
+    """Ways to fit the curvature, the plainest first, then one saving after the other up to the default."""
     default = di.CurvatureConfig(draws=draws)
     plain = replace(default, correction="per_draw", factor_draws=draws, input_positions=None)
     few = di.DrawConfig(10)
@@ -31,7 +31,7 @@ def fits(draws: di.DrawConfig) -> dict[str, di.CurvatureConfig]:
         REFERENCE: plain,
         "batched correction": replace(plain, correction="batched"),
         "… and four positions": replace(plain, correction="batched", input_positions=4),
-        "… and a third of the draws for factors (default)": default,
+        "… and a third of the draws": default,
         "default, groups of 25": replace(default, group=25),
         "default, groups of 400": replace(default, group=400),
         "default, 10 draws": replace(default, draws=few),

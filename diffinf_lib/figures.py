@@ -239,8 +239,8 @@ def growth_curves(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
             )
             memory = [entry["peak_bytes"] / 2**20 for entry in taken]
             axes[1][column].plot(sizes, memory, color=colour, marker=marker)
-            axes[1][column].set(xscale="log", ylim=(0, None))
-        axes[1][column].set_xlabel(GROWTH_LABELS.get(axis, axis))
+        axes[1][column].set(xscale="log", xlabel=GROWTH_LABELS.get(axis, axis))
+        axes[1][column].set_ylim(bottom=0)  # after all curves, or the first one would cut off the others
         for row in (0, 1):
             axes[row][column].set_xticks([sizes[0], sizes[-1]], [str(sizes[0]), str(sizes[-1])])
             axes[row][column].minorticks_off()

@@ -87,10 +87,15 @@ def test_draws_curves_show_each_rule_and_seed():
 
 
 def test_growth_curves_show_seconds_and_memory():
+    def part(n, peak):
+        return {"seconds": n / 10, "peak_bytes": peak * 2**20}
+
     records = [
-        {"size": {"images": n}, "measured": {"fit": {"seconds": n / 10, "peak_bytes": 2**21}}} for n in (10, 100)
+        {"size": {"images": n}, "measured": {"fit": part(n, 2), "gradients and scores": part(2 * n, n)}}
+        for n in (10, 100)
     ]
-    figure = figures.growth_curves({"images": records})
-    seconds, memory = (axes.get_lines()[0].get_ydata() for axes in figure.axes)
-    np.testing.assert_allclose(seconds, [1, 10])
-    np.testing.assert_allclose(memory, [2, 2])
+    seconds, memory = figures.growth_curves({"images": records}).axes
+    for axes, expected in ((seconds, ([1, 10], [2, 20])), (memory, ([2, 2], [10, 100]))):
+        for line, values in zip(axes.get_lines(), expected, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), values)
+    assert memory.get_ylim()[0] == 0 and memory.get_ylim()[1] > 100  # nothing is cut off
