@@ -40,7 +40,7 @@ torch.set_num_threads(threads)
 di.show_versions()
 opened = di.open_run(di.with_options(di.get_preset(preset), options), run or None, seed=seed, progress=False)
 truths = {
-    queries: di.load_ground_truth(ground_truth or f"{preset}-ground-truth", queries, root=results or None)
+    queries: di.load_ground_truth(ground_truth or f"{preset}-ground-truth", queries)
     for queries in ("held-out", "generated")
 }
 study = di.DrawsStudy(opened, truths)
