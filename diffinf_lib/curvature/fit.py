@@ -166,7 +166,8 @@ def fit_curvature(
     """Fit a curvature to the mean loss of `images`; EK-FAC of GGN^model by default (Mlodozeniec et al. 2025, section 3.1).
 
     Args:
-        model: taken in eval mode; its parameters, flags and gradients are left as they were.
+        model: taken in eval mode; its parameters, flags and gradients are left as they were. It may be compiled
+            (`model.compile()`), or its weights in channels-last memory.
         images: the training images.
         batch_size: draws a forward pass; the result depends on it by rounding only, the memory in proportion.
         out: folder of this stage; with it a killed fit goes on from partial sums and ends with the same bits. Partial

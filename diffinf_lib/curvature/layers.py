@@ -158,7 +158,8 @@ class ForwardPass:
         self._outputs: dict[str, Tensor] = {}
         handles = [layer.register_forward_hook(self._hook(name)) for name, layer in layers.items()]
         try:
-            with torch.enable_grad():
+            # Hooks see a layer's own tensors only where the layer runs as written, not fused by `model.compile()`
+            with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
                 self.prediction = predict_noise(model, noisy, timesteps)
         finally:
             for handle in handles:

@@ -295,3 +295,16 @@ def test_channels_last_changes_rounding_only():
     expected = scored()
     model.to(memory_format=torch.channels_last)
     torch.testing.assert_close(scored(), expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max()))
+
+
+def test_a_compiled_model_gives_the_same_scores():
+    """Traced and cut as for compiling, without the C++ step; layers are watched in a pass that runs as written."""
+    model, data = tiny_unet(), images(3, 4)
+    config = CurvatureConfig(draws=DrawConfig(64))
+
+    def scored():
+        return influence(model, fit_curvature(model, data, config), data, data, draws=DrawConfig(10), damping=1e-4)
+
+    expected = scored()
+    model.compile(backend="aot_eager")
+    torch.testing.assert_close(scored(), expected, rtol=1e-8, atol=1e-10 * float(expected.abs().max()))
