@@ -39,10 +39,12 @@ from diffinf_lib.curvature import (
 from diffinf_lib.data import Dataset, DatasetConfig, ImageSet, load_dataset
 from diffinf_lib.diffusion import (
     DEFAULT_SCHEDULE,
+    DrawBatch,
     DrawConfig,
     Draws,
     NoiseSchedule,
     example_draws,
+    iterate_draws,
     noisy_images,
     per_draw_loss,
     predict_noise,

@@ -273,20 +273,41 @@ def with_options(preset: Preset, options: dict[str, Any]) -> Preset:
     Raises:
         ConfigurationError: no such option, or a value of the wrong type.
     """
+    tree: dict[str, Any] = {}
     for path, value in options.items():
-        preset = _replaced(preset, path.split("."), value, path)
-    return preset
+        *parents, name = path.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+            require(isinstance(branch, dict), f"option {path!r}: {parent!r} is given as a whole too; give one of both")
+        branch[name] = value
+    return _replaced(preset, tree, "")
 
 
-def _replaced(config: Any, path: list[str], value: Any, full_path: str) -> Any:
-    names = [field.name for field in fields(config)]
-    require(path[0] in names, f"option {full_path!r}: no {path[0]!r} there; give one of {', '.join(names)}")
-    current = getattr(config, path[0])
-    if len(path) > 1:
-        require(is_dataclass(current), f"option {full_path!r}: {path[0]!r} has no parts; give {path[0]}=VALUE")
-        return replace(config, **{path[0]: _replaced(current, path[1:], value, full_path)})
-    kind = typing.get_type_hints(type(config))[path[0]]
-    return replace(config, **{path[0]: _parsed(value, kind, full_path)})
+def _replaced(config: Any, options: dict[str, Any], prefix: str) -> Any:
+    """All options of one configuration at once: some are valid only together."""
+    names, kinds = [field.name for field in fields(config)], typing.get_type_hints(type(config))
+    changes = {}
+    for name, value in options.items():
+        path = f"{prefix}{name}"
+        require(name in names, f"option {path!r}: no {name!r} there; give one of {', '.join(names)}")
+        part = _part_type(kinds[name])
+        if isinstance(value, dict):
+            require(part is not None, f"option '{path}.{next(iter(value))}': {name!r} has no parts; give {path}=VALUE")
+            current = getattr(config, name)
+            changes[name] = _replaced(part() if current is None and part else current, value, f"{path}.")
+            continue
+        empty = isinstance(value, str) and value.lower() in ("none", "null") and part is not kinds[name]
+        if part is not None and isinstance(value, str) and not empty:
+            raise ConfigurationError(f"option {path}={value!r}: it has parts; give {path}.{fields(part)[0].name}=VALUE")
+        changes[name] = _parsed(value, kinds[name], path)
+    return replace(config, **changes)
+
+
+def _part_type(kind: Any) -> Any:
+    """The configuration class of a field that is one, or one or None; else None."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next((option for option in kinds if is_dataclass(option)), None)
 
 
 def _parsed(value: Any, kind: Any, path: str) -> Any:

@@ -125,3 +125,22 @@ def test_the_module_exits_with_2_in_one_line():
 def test_reproduce_checks_its_parameters_first(capsys):
     assert "parameter='sedes': none of that name" in refused(capsys, "reproduce", "smoke", "-p", "sedes=1")
     assert "workers=0" in refused(capsys, "reproduce", "smoke", "--workers", "0")
+
+
+def test_a_refused_run_does_not_stand_in_the_way_of_its_correction(tmp_path, capsys):
+    arguments = [
+        "model",
+        "smoke",
+        "--run",
+        str(tmp_path / "run"),
+        "--quiet",
+        "--set",
+        "training.steps=2",
+        "--set",
+        "sampling.steps=2",
+    ]
+    assert main([*arguments, "--set", "dataset.train_size=100000"]) == 2
+    assert main([*arguments, "--set", "unet.in_channels=3", "--set", "unet.out_channels=3"]) == 2
+    assert "give unet.in_channels=1 and unet.out_channels=1" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert main(arguments) == 0

@@ -46,6 +46,9 @@ def test_options_are_read_as_the_field_s_type():
         ({"training.steps": "many"}, "training.steps='many': give a value of type int"),
         ({"training.horizontal_flip": "maybe"}, "give true or false"),
         ({"training.steps": "-3"}, "steps=-3"),
+        ({"curvature.draws": "4"}, "option curvature.draws='4': it has parts; give curvature.draws.count=VALUE"),
+        ({"query_format": "int8"}, "give query_format.kind=VALUE"),
+        ({"curvature.draws": None, "curvature.draws.count": "4"}, "give one of both"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -56,3 +59,14 @@ def test_bad_options_are_refused(options, message):
 def test_an_unknown_preset_lists_the_names():
     with pytest.raises(ConfigurationError, match="preset='mnist': no such preset; give one of smoke, digits"):
         get_preset("mnist")
+
+
+def test_options_of_parts_that_are_not_there_yet_and_options_that_need_each_other():
+    preset = with_options(
+        get_preset("digits"),
+        {"query_format.kind": "int8", "curvature.factor_draws.count": "6", "gradient_draws.timesteps": "importance",
+         "gradient_draws.proposal": "1,2", "gradient_draws.shared": "false"},
+    )  # fmt: skip
+    assert preset.query_format.kind == "int8" and preset.curvature.factor_draws.count == 6
+    assert preset.gradient_draws.proposal == (1.0, 2.0)
+    assert with_options(preset, {"query_format": "none"}).query_format is None

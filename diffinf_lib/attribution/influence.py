@@ -57,6 +57,7 @@ def scores_by_layer(
     damping_kind: DampingKind = "absolute",
 ) -> dict[str, Float[Tensor, "Q N"]]:
     """Each block's share of the scores; the shares add up to `scores_from_gradients`."""
+    require(isinstance(damping, Real), f"damping={damping}: give one number here")
     curvature = curvature.to(next(iter(train.values())).device)
     inverses = Inverses(check_dampings(damping), [approximation], damping_kind)
     return {name: share[0] / count for name, share in block_scores(queries, train, curvature, inverses)}
@@ -143,6 +144,13 @@ def influence(
     approximations: list[Approximation] = [approximation] if isinstance(approximation, str) else list(approximation)  # type: ignore[list-item]
     inverses = Inverses(check_dampings(damping), approximations, damping_kind)
     curvature.check_approximations(approximations)
+    require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
+    for name, images in (("train", train), ("queries", queries)):
+        require(
+            isinstance(images, ImageSet),
+            f"{name}: {type(images).__name__} is no ImageSet; see as_queries",
+        )
+        require(len(images) > 0, f"{name}: there are no images; give at least one")
     measurement = MeasurementConfig(measurement) if isinstance(measurement, str) else measurement or MeasurementConfig()
     shared: dict[str, Any] = {"schedule": schedule, "batch_size": batch_size, "progress": progress}
     query_config = GradientConfig(measurement.draws, MEASUREMENT_STAGE, seed)
@@ -173,7 +181,7 @@ def influence_by_timestep(
     *,
     count: int,
     bins: int = 10,
-    measurement: MeasurementConfig | None = None,
+    measurement: MeasurementConfig | Literal["loss"] | None = None,
     damping: float = 1e-8,
     approximation: Approximation = "ekfac",
     seed: int = 0,
@@ -190,7 +198,8 @@ def influence_by_timestep(
         bins: number of equal ranges of t.
     """
     require(0 < bins <= schedule.timesteps, f"bins={bins}: give a number from 1 to {schedule.timesteps}")
-    measurement = measurement or MeasurementConfig()
+    require(isinstance(damping, Real), f"damping={damping}: give one number here")
+    measurement = MeasurementConfig(measurement) if isinstance(measurement, str) else measurement or MeasurementConfig()
     edges = [round(index * schedule.timesteps / bins) for index in range(bins + 1)]
     parts = []
     for low, high in zip(edges, edges[1:], strict=False):
@@ -222,6 +231,7 @@ def self_influence(
         count: N, the number of images the model was trained on.
     """
     inverses = Inverses(check_dampings(damping), [approximation], damping_kind)
+    require(count > 0, f"count={count}: give N, the number of images the model was trained on")
     parts = []
     for _, gradients in shards:
         curvature = curvature.to(next(iter(gradients.values())).device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from diffinf_lib.curvature.blocks import BiasRule
-from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.diffusion import DrawConfig, check_draws
 from diffinf_lib.errors import require
 from diffinf_lib.precision import Precision
 
@@ -56,6 +56,7 @@ class CurvatureConfig:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
+        check_draws(draws=self.draws, **({} if self.factor_draws is None else {"factor_draws": self.factor_draws}))
         for name, allowed in [
             ("approximation", Approximation), ("partition", Partition), ("sharing", Sharing), ("bias", BiasRule),
             ("correction", Correction), ("precision", Precision),

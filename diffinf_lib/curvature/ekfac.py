@@ -79,8 +79,9 @@ class LayerCurvature:
         if approximation == "kfac" and self.kfac_eigenvalues is not None:
             return self.kfac_eigenvalues
         if approximation != self.best or self.corrected_eigenvalues is None:
-            raise ConfigurationError(f"approximation={approximation!r}: this curvature was fitted as {self.best!r}; fit it "
-                                     f"as {approximation!r}")  # fmt: skip
+            fitted = "'diagonal' or 'identity'" if self.best == "diagonal" else repr(self.best)
+            raise ConfigurationError(f"approximation={approximation!r}: this curvature was fitted as {fitted}; fit it as "
+                                     f"{approximation!r}")  # fmt: skip
         return self.corrected_eigenvalues
 
     def block(self, approximation: Approximation) -> Float[Tensor, "OI OI"]:

@@ -209,7 +209,7 @@ def _solution(
     if not converged:
         warnings.warn(
             f"{method}: relative residual {float(residuals.max()):.1e} after {iterations} iterations, tolerance="
-            f"{tolerance:.1e}; give more max_iterations, more damping or a preconditioner",
+            f"{tolerance:.1e}; give more max_iterations, more damping, or a larger tolerance (rounding bounds it in float32)",
             stacklevel=3,
         )
     return Solution(solution.view_as(asked), iterations, residuals, converged)

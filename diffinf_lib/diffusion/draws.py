@@ -92,6 +92,16 @@ class DrawConfig:
                     "it out")  # fmt: skip
 
 
+def check_draws(**options: object) -> None:
+    """Refuse what is not a `DrawConfig`, by name.
+
+    Raises:
+        ConfigurationError: for the first that is not.
+    """
+    for name, value in options.items():
+        require(isinstance(value, DrawConfig), f"{name}={value!r}: give a DrawConfig, such as DrawConfig(64)")
+
+
 def example_draws(
     example_id: int,
     shape: ImageShape,

@@ -22,6 +22,7 @@ from diffinf_lib.diffusion import (
     DrawConfig,
     Network,
     NoiseSchedule,
+    check_draws,
     iterate_draws,
     noisy_images,
     per_draw_loss,
@@ -58,6 +59,7 @@ class GradientConfig:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
+        check_draws(draws=self.draws)
         low_high = self.timesteps
         require(low_high is None or 0 <= low_high[0] < low_high[1], f"timesteps={low_high}: give (low, high) with "
                 "0 <= low < high")  # fmt: skip

@@ -56,16 +56,24 @@ def open_run(
 
     Raises:
         ArtifactError: the folder belongs to another configuration, and `force` is not given.
-        ConfigurationError: the folder cannot be written.
+        ConfigurationError: the folder cannot be written, or the network does not take the dataset's images.
+        DataError: the dataset is missing or too small; nothing is written then.
     """
     folder = ensure_writable(folder or runs_root() / preset.name.replace(":", "-"))
     comparable = replace(preset, subsets=replace(preset.subsets, count=1, seeds=1))
     configuration = plain({"preset": comparable, "seed": seed})
-    config_file = folder / "config.json"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    require(device == "cpu" or torch.cuda.is_available(), f"device={device!r}: there is no GPU here; give 'cpu'")
+    run, config_file = Run(preset, folder, seed, device, progress), folder / "config.json"
     if config_file.exists() and not force:
         check_same(read_json(config_file), configuration, folder)
     else:
+        _check_data(run)  # before anything is written: what is refused must not stand in the way of its correction
         write_json(config_file, configuration)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    require(device == "cpu" or torch.cuda.is_available(), f"device={device!r}: there is no GPU here; give 'cpu'")
-    return Run(preset, folder, seed, device, progress)
+    return run
+
+
+def _check_data(run: Run) -> None:
+    channels, wanted = run.data.train.shape[0], run.preset.unet.in_channels
+    require(channels == wanted, f"dataset={run.preset.dataset.name}: its images have {channels} channel(s), the network takes "
+            f"unet.in_channels={wanted}; give unet.in_channels={channels} and unet.out_channels={channels}")  # fmt: skip

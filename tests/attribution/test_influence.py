@@ -225,3 +225,24 @@ def test_gradients_that_are_not_finite_are_named():
         di.influence(
             model, curvature, train, train, measurement=MeasurementConfig(draws=DrawConfig(10)), draws=DrawConfig(10)
         )
+
+
+def test_input_of_the_wrong_kind_is_refused_in_one_line():
+    model, train = conv_denoiser(), images(2, 4)
+    curvature = fit_curvature(model, train, CONFIG)
+    for options, message in [
+        ({"draws": 4}, "draws=4: give a DrawConfig"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"queries": train.images}, "queries: Tensor is no ImageSet"),
+        ({"queries": images(0, 4)}, "queries: there are no images"),
+        ({"train": images(0, 4)}, "train: there are no images"),
+    ]:
+        arguments = {"train": train, "queries": train, "measurement": MEASUREMENT} | options
+        with pytest.raises(ConfigurationError, match=message):
+            di.influence(model, curvature, **arguments)
+    with pytest.raises(ConfigurationError, match="draws=4: give a DrawConfig"):
+        CurvatureConfig(draws=4)
+    with pytest.raises(ConfigurationError, match="count=0: give N"):
+        di.self_influence(iter([]), curvature, count=0)
+    with pytest.raises(ConfigurationError, match="give one number here"):
+        di.scores_by_layer({}, {}, curvature, count=2, damping=[1e-8, 1e-6])
