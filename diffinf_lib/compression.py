@@ -9,14 +9,22 @@ size: an error in h is an error in the score, wherever it falls (λ₀ is the fo
 | `float32` | 4 | nothing |
 | `bfloat16` | 2 | all but 8 bits of each number |
 | `int8` | 1, and 4 a row | all but 8 bits of each row's largest number |
+| `int4` | 1/2, and 4 a row | all but 4 bits of each row's largest number |
+| `int8_tensor` | 1, and 8 a block | all but 8 bits of each block's range |
 | `svd` | 4 · rank · (d_out + d_in) a block | all but the leading singular directions of each block's matrix |
+| `svd_int8` | rank · (d_out + d_in + 8) a block | the same, and all but 8 bits of each direction's largest number |
 | `projection` | 4 · dimension an example | all but a random projection's inner products |
+
+`int8_tensor` is what the authors of the paper packed queries in (Mlodozeniec et al. 2025, appendix F): evenly spaced levels
+from the smallest to the largest entry of each block, in the basis of the weights and without whitening. It is here to be
+compared with; for use there is `int8`.
 """
 
 import math
 import typing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,7 +34,7 @@ from diffinf_lib.curvature import Curvature
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_seed
 
-Kind = Literal["float32", "bfloat16", "int8", "svd", "projection"]
+Kind = Literal["float32", "bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection"]
 Tensors = dict[str, Tensor]
 
 PROJECTION = "projection"
@@ -39,9 +47,9 @@ class StoreFormat:
 
     Attributes:
         kind: see the table of `diffinf_lib.compression`; `float32` keeps the model's own type.
-        rank: of `svd`, singular directions kept of each block.
+        rank: of `svd` and `svd_int8`, singular directions kept of each block.
         dimension: of `projection`, k.
-        whitening: λ₀ of the lossy formats; take the damping that scores will be read with.
+        whitening: λ₀ of the lossy formats but `int8_tensor`; take the damping that scores will be read with.
     """
 
     kind: Kind = "float32"
@@ -66,7 +74,7 @@ class Compression:
     """
 
     def __init__(self, curvature: Curvature, form: StoreFormat, *, preconditioned: bool = False):
-        self.form = form
+        self.form, self.layers = form, curvature.layers
         power = 0.5 if preconditioned else -0.5
         self.whitener = {
             name: (layer.eigenvalues(layer.best) + form.whitening) ** power for name, layer in curvature.layers.items()
@@ -78,28 +86,36 @@ class Compression:
             return gradients
         if self.form.kind == "bfloat16":
             return {name: gradient.bfloat16() for name, gradient in gradients.items()}
-        whitened = {name: gradient * self.whitener[name] for name, gradient in gradients.items()}
+        evened = {name: self._evened(name, gradient) for name, gradient in gradients.items()}
         if self.form.kind == "projection":
-            return {PROJECTION: projected(whitened, self.form.dimension)}
-        encode = int8_rows if self.form.kind == "int8" else self._svd
-        return {f"{name}/{part}": value for name, h in whitened.items() for part, value in encode(h).items()}
-
-    def _svd(self, matrices: Float[Tensor, "n O I"]) -> Tensors:
-        return truncated_svd(matrices, self.form.rank)
+            return {PROJECTION: projected(evened, self.form.dimension)}
+        pack = PACKINGS[self.form.kind].pack
+        return {
+            f"{name}/{part}": value for name, h in evened.items() for part, value in pack(h, self.form.rank).items()
+        }
 
     def decode(self, stored: Tensors) -> Tensors:
         """Gradients `[n, d_out, d_in]` by block; a projection comes back as it is, `{"projection": [n, k]}`."""
-        kind = next(iter(self.whitener.values())).dtype
         if self.form.kind in ("float32", "projection"):
             return stored
         if self.form.kind == "bfloat16":
-            return {name: value.to(kind) for name, value in stored.items()}
-        first, second = ("values", "scale") if self.form.kind == "int8" else ("left", "right")
-        merge = torch.mul if self.form.kind == "int8" else torch.matmul
+            return {name: value.to(self.whitener[name].dtype) for name, value in stored.items()}
+        unpack, parts = PACKINGS[self.form.kind].unpack, _by_block(stored)
         return {
-            name: merge(stored[f"{name}/{first}"].to(kind), stored[f"{name}/{second}"]) / whitener
+            name: self._uneven(name, unpack(parts[name], whitener.shape[-1]))
             for name, whitener in self.whitener.items()
         }
+
+    def _evened(self, name: str, gradient: Float[Tensor, "n O I"]) -> Float[Tensor, "n O I"]:
+        """What is packed of a block: whitened entries, or those in the basis of the weights."""
+        if self.form.kind == "int8_tensor":
+            return self.layers[name].from_eigenbasis(gradient)
+        return gradient * self.whitener[name]
+
+    def _uneven(self, name: str, packed: Float[Tensor, "n O I"]) -> Float[Tensor, "n O I"]:
+        if self.form.kind == "int8_tensor":
+            return self.layers[name].to_eigenbasis(packed)
+        return packed / self.whitener[name]
 
     def dual(self, preconditioned: Tensors) -> Tensors:
         """What a preconditioned query is to be multiplied with `decode`'s output as: itself, or its own projection."""
@@ -109,11 +125,83 @@ class Compression:
         return {PROJECTION: projected(unwhitened, self.form.dimension)}
 
 
+def _by_block(stored: Tensors) -> dict[str, Tensors]:
+    """The parts of each block, from keys `block/part`."""
+    blocks: dict[str, Tensors] = {}
+    for key, value in stored.items():
+        name, _, part = key.rpartition("/")
+        blocks.setdefault(name, {})[part] = value
+    return blocks
+
+
+def stored_bytes(form: StoreFormat, shapes: Iterable[tuple[int, int]]) -> int:
+    """Bytes of one stored gradient of a float32 model.
+
+    Args:
+        shapes: (d_out, d_in) of each block.
+    """
+    if form.kind == "projection":
+        return 4 * form.dimension
+    blocks = (torch.empty(1, *shape, device="meta") for shape in shapes)
+    if form.kind in PACKINGS:
+        pack = PACKINGS[form.kind].pack  # without data it costs nothing, and tells the shapes
+        return sum(part.nbytes for block in blocks for part in pack(block, form.rank).values())
+    return sum(block.numel() for block in blocks) * (2 if form.kind == "bfloat16" else 4)
+
+
 def int8_rows(matrices: Float[Tensor, "n O I"]) -> Tensors:
     """Each row as 8-bit integers times the row's largest absolute value / 127; a row of zeros stays one."""
-    scale = matrices.abs().amax(-1, keepdim=True) / 127
-    steps = torch.where(scale > 0, matrices / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0)
-    return {"values": steps.round().clamp(-127, 127).to(torch.int8), "scale": scale}
+    steps, scale = _row_steps(matrices, 127)
+    return {"values": steps.to(torch.int8), "scale": scale}
+
+
+def from_int8_rows(stored: Tensors) -> Float[Tensor, "n O I"]:
+    """What `int8_rows` packed, each entry to half a scale."""
+    return stored["values"] * stored["scale"]
+
+
+def int4_rows(matrices: Float[Tensor, "n O I"]) -> Tensors:
+    """Each row as integers from −7 to 7 times the row's largest absolute value / 7, two of them a byte."""
+    steps, scale = _row_steps(matrices, 7)
+    nibbles = torch.nn.functional.pad(steps + 8, (0, steps.shape[-1] % 2)).to(torch.uint8)
+    return {"values": nibbles[..., ::2] | (nibbles[..., 1::2] << 4), "scale": scale}
+
+
+def from_int4_rows(stored: Tensors, columns: int) -> Float[Tensor, "n O I"]:
+    """What `int4_rows` packed, each entry to half a scale.
+
+    Args:
+        columns: d_in; the last byte of an odd row is half full.
+    """
+    packed, scale = stored["values"], stored["scale"]
+    nibbles = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)[..., :columns]
+    return (nibbles.to(scale.dtype) - 8) * scale
+
+
+def _row_steps(matrices: Float[Tensor, "n O I"], levels: int) -> tuple[Tensor, Tensor]:
+    """Entries as whole numbers from −levels to levels, and each row's scale."""
+    scale = matrices.abs().amax(-1, keepdim=True) / levels
+    return _steps(matrices, scale).clamp(-levels, levels), scale
+
+
+def _steps(values: Tensor, scale: Tensor) -> Tensor:
+    """Values in whole multiples of a scale; 0 where the scale is."""
+    return torch.where(scale > 0, values / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0).round()
+
+
+def int8_tensors(matrices: Float[Tensor, "n O I"]) -> Tensors:
+    """Each matrix as 8-bit integers on 256 even levels from its smallest to its largest entry.
+
+    A matrix of one value, such as the bias of a layer with one output, has no range: it is its smallest entry.
+    """
+    lowest, highest = (f(matrices, dim=(1, 2), keepdim=True) for f in (torch.amin, torch.amax))
+    scale = (highest - lowest) / 255
+    return {"values": _steps(matrices - lowest, scale).clamp(0, 255).to(torch.uint8), "scale": scale, "lowest": lowest}
+
+
+def from_int8_tensors(stored: Tensors) -> Float[Tensor, "n O I"]:
+    """What `int8_tensors` packed, each entry to half a scale."""
+    return stored["values"] * stored["scale"] + stored["lowest"]
 
 
 def truncated_svd(matrices: Float[Tensor, "n O I"], rank: int) -> Tensors:
@@ -121,6 +209,38 @@ def truncated_svd(matrices: Float[Tensor, "n O I"], rank: int) -> Tensors:
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
     kept = min(rank, values.shape[-1])
     return {"left": left[..., :kept] * values[:, None, :kept], "right": right[:, :kept]}
+
+
+def int8_svd(matrices: Float[Tensor, "n O I"], rank: int) -> Tensors:
+    """The factors of `truncated_svd` in 8-bit rows, `[n, r, O]` and `[n, r, I]`: a scale for each direction and side."""
+    factors = truncated_svd(matrices, rank)
+    rows = {"left": factors["left"].mT.contiguous(), "right": factors["right"]}
+    return {f"{side}_{part}": value for side, factor in rows.items() for part, value in int8_rows(factor).items()}
+
+
+def from_int8_svd(stored: Tensors) -> Float[Tensor, "n O I"]:
+    """What `int8_svd` packed."""
+    left, right = (
+        from_int8_rows({part: stored[f"{side}_{part}"] for part in ("values", "scale")}) for side in ("left", "right")
+    )
+    return left.mT @ right
+
+
+class Packing(NamedTuple):
+    """How a block's matrices are packed, given the format's rank, and unpacked, given d_in."""
+
+    pack: Callable[[Tensor, int], Tensors]
+    unpack: Callable[[Tensors, int], Tensor]
+
+
+PACKINGS: dict[str, Packing] = {
+    "int8": Packing(lambda h, _: int8_rows(h), lambda stored, _: from_int8_rows(stored)),
+    "int4": Packing(lambda h, _: int4_rows(h), from_int4_rows),
+    "int8_tensor": Packing(lambda h, _: int8_tensors(h), lambda stored, _: from_int8_tensors(stored)),
+    "svd": Packing(truncated_svd, lambda stored, _: stored["left"] @ stored["right"]),
+    "svd_int8": Packing(int8_svd, lambda stored, _: from_int8_svd(stored)),
+}
+"""The formats that pack each block for itself."""
 
 
 def projected(gradients: Tensors, dimension: int, *, seed: int = 0, chunk: int = 1 << 22) -> Float[Tensor, "n k"]:
@@ -154,8 +274,10 @@ def random_signs(first: int, rows: int, columns: int, key: int, device: torch.de
     row = torch.arange(first, first + rows, device=device, dtype=torch.int64).unsqueeze(1)
     place = row * words + torch.arange(words, device=device, dtype=torch.int64)
     hashed = _mixed(place + _signed(key))
-    bits = (hashed.unsqueeze(-1) >> torch.arange(32, device=device)) & 1
-    return (2 * bits.to(torch.int8) - 1).flatten(1)[:, :columns]
+    bytes_of_words = (hashed.unsqueeze(-1) >> torch.arange(0, 32, 8, device=device)) & 255
+    bits = (torch.arange(256, device=device).unsqueeze(1) >> torch.arange(8, device=device)) & 1
+    signs_of_byte = 2 * bits.to(torch.int8) - 1  # eight signs at a time: one look-up instead of eight shifts
+    return signs_of_byte[bytes_of_words].flatten(1)[:, :columns]
 
 
 def _mixed(values: Tensor) -> Tensor:

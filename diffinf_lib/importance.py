@@ -108,7 +108,7 @@ def _pilot_units(
     for rows in torch.arange(len(everything.images)).view(len(images), -1, size).unbind(1):
         signs = torch.randint(2, (len(images),), generator=generator) * 2.0 - 1
         weights = ((signs - signs.mean()) / size).repeat_interleave(size)
-        yield DrawBatch(*(field[rows.flatten().to(field.device)] for field in everything)), weights
+        yield everything.rows(rows.flatten()), weights
 
 
 def _weighted_gradient(

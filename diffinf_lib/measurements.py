@@ -1,21 +1,42 @@
-"""Measurements: a number that says how well a model likes a query, the same draws for every model.
+"""Measurements: numbers that say how well a model likes a query, the same draws for every model.
 
 Common random numbers matter twice: models are compared on the same noise, and influence can take the gradient of the
 very function that is measured.
 """
 
-from dataclasses import dataclass, field
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, per_example_loss
+from diffinf_lib.diffusion import (
+    DEFAULT_SCHEDULE,
+    DrawConfig,
+    Network,
+    NoiseSchedule,
+    Objective,
+    noisy_images,
+    objective_batches,
+    predict_noise,
+)
 from diffinf_lib.errors import require
+from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
 
 MEASUREMENT_STAGE = "measurement"
 """The stage under which every measurement's draws are keyed."""
+
+MeasurementName = Literal[
+    "loss", "loss_at_time", "weighted_loss", "simplified_elbo", "elbo", "square_norm", "trajectory_log_prob",
+    "log_likelihood",
+]  # fmt: skip
+Direction = Literal["less likely", "more likely", "neither"]
+
+LESS_LIKELY = ("loss", "loss_at_time", "weighted_loss", "simplified_elbo")
 
 
 @dataclass(frozen=True)
@@ -23,21 +44,93 @@ class MeasurementConfig:
     """What is measured of a query, and over which draws.
 
     Attributes:
-        name: `loss`, the mean-dim squared error averaged over t and ε. Higher means less likely.
-        draws: the draws of each query.
+        name: `loss`, the mean-dim squared error averaged over t and ε; `loss_at_time`, the same at `timestep`;
+            `weighted_loss`, with w_t = `weights`; `simplified_elbo`, with w_t = β_t / (2 α_t (1 − ᾱ_t)); `elbo`, all its terms;
+            `square_norm`, the mean of ε_θ²; `trajectory_log_prob`, the log-probability of the stored sampling trajectory per
+            step; `log_likelihood`, by the probability-flow ODE, for evaluation only. The last two and `elbo` are in bits
+            per dimension, higher for more likely queries.
+        draws: the draws of each query. Of `trajectory_log_prob` their timesteps count, noise is the trajectory's own.
+        timestep: of `loss_at_time`.
+        weights: of `weighted_loss`: w_t, constant on equal slices of 0..T−1.
+        levels: of `elbo` and `log_likelihood`: number of values a pixel can take, evenly spaced on [−1, 1]: 256, or 17 for
+            digits; None for latents and other continuous data.
+        likelihood: of `log_likelihood`: how the ODE is solved; None for the defaults of `LikelihoodConfig`.
+        dequantised: of `log_likelihood`: the images have been spread over their levels already, as those of `cifar2deq`.
     """
 
-    name: Literal["loss"] = "loss"
+    name: MeasurementName = "loss"
     draws: DrawConfig = field(default_factory=lambda: DrawConfig(count=256))
+    timestep: int | None = None
+    weights: tuple[float, ...] | None = None
+    levels: int | None = None
+    likelihood: LikelihoodConfig | None = None
+    dequantised: bool = False
 
     def __post_init__(self) -> None:
-        require(self.name == "loss", f"measurement={self.name!r}: give 'loss'")
+        names = typing.get_args(MeasurementName)
+        require(self.name in names, f"measurement={self.name!r}: give one of {', '.join(names)}")
+        require((self.name == "loss_at_time") == (self.timestep is not None), f"timestep={self.timestep} with measurement="
+                f"{self.name!r}: 'loss_at_time' needs one, and nothing else has one")  # fmt: skip
+        for option in ("likelihood", "dequantised"):
+            value = getattr(self, option)
+            require(not value or self.name == "log_likelihood", f"{option}={value} with measurement={self.name!r}: only "
+                    "'log_likelihood' has one")  # fmt: skip
+        if self.differentiable:
+            _ = self.objective
+
+    @property
+    def label(self) -> str:
+        """The name under which results are filed: `loss`, `loss_at_time-100`."""
+        return self.name if self.timestep is None else f"{self.name}-{self.timestep}"
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether influence can be taken on it."""
+        return self.name != "log_likelihood"
+
+    @property
+    def direction(self) -> Direction:
+        """What a higher value means for the query."""
+        if self.name == "square_norm":
+            return "neither"
+        return "less likely" if self.name in LESS_LIKELY else "more likely"
+
+    @property
+    def objective(self) -> Objective:
+        """The function of the network's output whose mean over draws the measurement is.
+
+        Raises:
+            ConfigurationError: the measurement is no such mean.
+        """
+        require(self.differentiable, "measurement='log_likelihood': it is for evaluation only; attribute it with 'elbo' or "
+                "'loss'")  # fmt: skip
+        name = "loss" if self.name == "loss_at_time" else self.name
+        return Objective(name, self.weights, self.levels if name == "elbo" else None)  # type: ignore[arg-type]
+
+    @property
+    def measured_draws(self) -> DrawConfig:
+        """The draws as they are taken: all at one timestep for `loss_at_time`."""
+        if self.timestep is None:
+            return self.draws
+        return replace(self.draws, timesteps="single", timestep=self.timestep, proposal=None)
+
+
+def proxy_sign(attributed: MeasurementConfig, measured: MeasurementConfig) -> int:
+    """What scores of one measurement are multiplied by to stand for changes of another: −1 where one of them rises as a query
+    becomes less likely and the other falls."""
+    both = {attributed.direction, measured.direction}
+    return -1 if both == {"less likely", "more likely"} else 1
+
+
+def as_measurement(measurement: "MeasurementConfig | MeasurementName | None") -> MeasurementConfig:
+    """A configuration from a name, or the loss from nothing."""
+    return MeasurementConfig(measurement) if isinstance(measurement, str) else measurement or MeasurementConfig()
 
 
 def measure(
     model: Network,
     images: ImageSet,
-    config: MeasurementConfig | None = None,
+    config: MeasurementConfig | MeasurementName | None = None,
     *,
     seed: int = 0,
     schedule: NoiseSchedule = DEFAULT_SCHEDULE,
@@ -49,12 +142,58 @@ def measure(
     depend on which other queries are measured with it.
 
     Args:
-        images: the queries.
+        images: the queries; `Trajectories` for `trajectory_log_prob`.
         seed: of the draws, not of the model.
     """
-    config = config or MeasurementConfig()
-    device = next(model.parameters()).device
-    return per_example_loss(
-        model, images.images.to(device), images.ids, config.draws,
-        seed=seed, stage=MEASUREMENT_STAGE, schedule=schedule, batch_size=batch_size,
+    return measure_all(model, images, [as_measurement(config)], seed=seed, schedule=schedule, batch_size=batch_size)[0]
+
+
+@torch.no_grad()
+def measure_all(
+    model: Network,
+    images: ImageSet,
+    configs: Sequence[MeasurementConfig],
+    *,
+    seed: int = 0,
+    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    batch_size: int = 512,
+) -> Float[Tensor, "m Q"]:
+    """Several measurements `[m, Q]`, float64, on the CPU; those that take the same draws share the network's passes."""
+    values = torch.zeros(len(configs), len(images), dtype=torch.float64)
+    together: dict[tuple[DrawConfig, bool], list[int]] = {}
+    for place, config in enumerate(configs):
+        if config.differentiable:
+            together.setdefault((config.measured_draws, config.objective.on_trajectories), []).append(place)
+            continue
+        values[place] = log_likelihood(
+            model, images, config.likelihood, levels=config.levels, dequantised=config.dequantised, seed=seed,
+            schedule=schedule, batch_size=batch_size,
+        )  # fmt: skip
+    for (draws, _), places in together.items():
+        objectives = [configs[place].objective for place in places]
+        values[places] = _means(model, images, objectives, draws, seed, schedule, batch_size)
+    return values
+
+
+def _means(
+    model: Network,
+    images: ImageSet,
+    objectives: Sequence[Objective],
+    draws: DrawConfig,
+    seed: int,
+    schedule: NoiseSchedule,
+    batch_size: int,
+) -> Float[Tensor, "o Q"]:
+    """The weighted mean of each objective over one set of draws."""
+    totals = torch.zeros(len(objectives), len(images), dtype=torch.float64)
+    batches = objective_batches(
+        images, draws, objectives[0], seed=seed, stage=MEASUREMENT_STAGE, schedule=schedule, batch_size=batch_size,
+        like=next(model.parameters()),
     )  # fmt: skip
+    for batch in batches:
+        noisy = noisy_images(batch.images, batch.timesteps, batch.noise, schedule)
+        prediction = predict_noise(model, noisy, batch.timesteps)
+        for total, objective in zip(totals, objectives, strict=True):
+            shares = batch.weights.double() * objective.per_draw(prediction, batch, schedule).double()
+            total.index_add_(0, batch.example, shares.cpu())
+    return totals / draws.count

@@ -4,6 +4,8 @@
 |---|---|---|
 | `smoke` | digits | seconds; tests |
 | `digits` | 3s and 8s of scikit-learn's digits, 8×8 | minutes on two cores; the book |
+| `digits-pair`, `digits-ten` | 4s and 9s; all ten digits | whether what holds for `digits` holds elsewhere |
+| `cifar2-tiny` | CIFAR-2, 32×32, 400 images | an hour on one core; a UNet of 0.16M parameters |
 | `cifar2-small` | CIFAR-2, 32×32 | minutes on one GPU; a UNet of about 2M parameters |
 | `cifar2`, `cifar2deq`, `cifar10`, `artbench10` | the paper's | the paper's experiments |
 
@@ -21,6 +23,7 @@ from diffinf_lib.curvature import CurvatureConfig
 from diffinf_lib.data import DatasetConfig
 from diffinf_lib.diffusion import DrawConfig, NoiseSchedule
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.likelihood import LikelihoodConfig
 from diffinf_lib.measurements import MeasurementConfig
 from diffinf_lib.models import UNetConfig
 from diffinf_lib.sampling import SamplingConfig
@@ -56,6 +59,8 @@ class Preset:
     """One experiment: data, model, training, ground truth, attribution.
 
     Attributes:
+        measurement: what is attributed, and what the ground truth measures first of all.
+        further_measurements: what the ground truth measures besides.
         gradient_draws: draws of each training gradient; queries take the measurement's own draws.
         damping: λ added to the curvature's eigenvalues when scoring.
         store_format: how training gradients are kept on disk.
@@ -71,15 +76,38 @@ class Preset:
     schedule: NoiseSchedule = NoiseSchedule()
     sampling: SamplingConfig = SamplingConfig()
     measurement: MeasurementConfig = MeasurementConfig()
+    further_measurements: tuple[MeasurementConfig, ...] = ()
     curvature: CurvatureConfig = CurvatureConfig()
     gradient_draws: DrawConfig = DrawConfig(250)
     damping: float = 1e-8
     store_format: StoreFormat = StoreFormat()
     query_format: StoreFormat | None = None
 
+    def __post_init__(self) -> None:
+        labels = [measurement.label for measurement in self.measurements]
+        require(len(set(labels)) == len(labels), f"measurements={', '.join(labels)}: give each once")
+
+    @property
+    def measurements(self) -> tuple[MeasurementConfig, ...]:
+        """Everything that the ground truth measures."""
+        return (self.measurement, *self.further_measurements)
+
     def retraining(self) -> TrainingConfig:
         """The training of a subset: that of the full model with fewer steps."""
         return replace(self.training, steps=self.subsets.steps, keep_ema_at=())
+
+
+def _all_measurements(draws: int, levels: int | None) -> tuple[MeasurementConfig, ...]:
+    """Every measurement but the loss; those that weigh timesteps unevenly draw them unevenly."""
+    uneven = DrawConfig(draws, timesteps="elbo")
+    return (
+        MeasurementConfig("loss_at_time", draws=DrawConfig(draws // 4), timestep=100),
+        MeasurementConfig("simplified_elbo", draws=uneven),
+        MeasurementConfig("elbo", draws=uneven, levels=levels),
+        MeasurementConfig("square_norm", draws=DrawConfig(draws)),
+        MeasurementConfig("trajectory_log_prob", draws=DrawConfig(draws, noise="independent")),
+        MeasurementConfig("log_likelihood", levels=levels, likelihood=LikelihoodConfig(steps=6, draws=2)),
+    )
 
 
 _DIGITS_UNET = UNetConfig(add_attention=False)
@@ -96,8 +124,10 @@ _DIGITS = Preset(
         warmup_fraction=0.0,
         horizontal_flip=False,
         checkpoint_every=200,
+        keep_ema_at=tuple(range(100, 1_001, 100)),
     ),
     subsets=SubsetConfig(count=64, seeds=3, steps=500),
+    further_measurements=_all_measurements(256, levels=17),
     curvature=CurvatureConfig(draws=DrawConfig(30)),
     gradient_draws=DrawConfig(64, timesteps="signal", shared=True),
 )
@@ -108,12 +138,33 @@ _SMOKE = replace(
     summary="the digits experiment at the size of a test; seconds",
     dataset=DatasetConfig("digits", classes=(3, 8), train_size=24, query_size=6),
     unet=replace(_DIGITS_UNET, block_out_channels=(8, 8), norm_num_groups=4),
-    training=replace(_DIGITS.training, steps=20, batch_size=8, checkpoint_every=5),
+    training=replace(_DIGITS.training, steps=20, batch_size=8, checkpoint_every=5, keep_ema_at=(10, 20)),
     subsets=SubsetConfig(count=4, seeds=2, steps=8),
     sampling=SamplingConfig(count=3, steps=5, method="ddim"),
     measurement=MeasurementConfig(draws=DrawConfig(16)),
+    further_measurements=(
+        MeasurementConfig("elbo", draws=DrawConfig(16, timesteps="elbo"), levels=17),
+        MeasurementConfig("log_likelihood", levels=17, likelihood=LikelihoodConfig(steps=4, draws=2)),
+    ),
     curvature=CurvatureConfig(draws=DrawConfig(4)),
     gradient_draws=DrawConfig(8, timesteps="signal", shared=True),
+)
+
+_DIGITS_PAIR = replace(
+    _DIGITS,
+    name="digits-pair",
+    summary="4s and 9s of scikit-learn's digits; minutes on two cores",
+    dataset=DatasetConfig("digits", classes=(4, 9), train_size=300),
+    subsets=SubsetConfig(count=40, seeds=2, steps=500),
+    sampling=SamplingConfig(count=32),
+    further_measurements=(),
+)
+
+_DIGITS_TEN = replace(
+    _DIGITS_PAIR,
+    name="digits-ten",
+    summary="1,000 of scikit-learn's digits, all ten classes; minutes on two cores",
+    dataset=DatasetConfig("digits", train_size=1_000, query_size=64),
 )
 
 _CIFAR_UNET = UNetConfig(
@@ -142,7 +193,7 @@ _CIFAR2 = Preset(
     summary="5,000 cars and horses of CIFAR-10; the paper's first experiment, days on one A100",
     dataset=DatasetConfig("cifar2", train_size=5_000, query_size=1_000),
     unet=_CIFAR_UNET,
-    training=TrainingConfig(precision="tf32", compile=True),
+    training=TrainingConfig(precision="tf32", compile=True, keep_ema_at=(8_000, 16_000, 24_000, 32_000)),
     subsets=SubsetConfig(),
     sampling=SamplingConfig(count=1_000),
     measurement=MeasurementConfig(draws=DrawConfig(5_000)),
@@ -157,7 +208,9 @@ _CIFAR10 = replace(
     name="cifar10",
     summary="all of CIFAR-10; the paper's second experiment",
     dataset=DatasetConfig("cifar10", query_size=1_000),
-    training=replace(_CIFAR2.training, steps=160_000, lr_schedule="constant"),
+    training=replace(
+        _CIFAR2.training, steps=160_000, lr_schedule="constant", keep_ema_at=(40_000, 80_000, 120_000, 160_000)
+    ),
     subsets=SubsetConfig(steps=80_000),
 )
 
@@ -173,12 +226,28 @@ _CIFAR2_SMALL = replace(
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     ),
-    training=TrainingConfig(steps=8_000, learning_rate=4e-4, checkpoint_every=500),
+    training=TrainingConfig(
+        steps=8_000, learning_rate=4e-4, checkpoint_every=500, keep_ema_at=(2_000, 4_000, 6_000, 8_000)
+    ),
     subsets=SubsetConfig(count=32, seeds=2, steps=4_000),
     sampling=SamplingConfig(count=64, method="ddim", steps=100),
     measurement=MeasurementConfig(draws=DrawConfig(256)),
     curvature=CurvatureConfig(draws=DrawConfig(4)),
     gradient_draws=DrawConfig(64, timesteps="signal", shared=True),
+)
+
+_CIFAR2_TINY = replace(
+    _DIGITS,
+    name="cifar2-tiny",
+    summary="400 cars and horses at 32×32 with a UNet of 0.16M parameters; an hour on one core",
+    dataset=DatasetConfig("cifar2", train_size=400, query_size=32),
+    unet=replace(_DIGITS_UNET, sample_size=32, in_channels=3, out_channels=3),
+    training=replace(_DIGITS.training, steps=600, batch_size=32, keep_ema_at=(120, 240, 360, 480, 600)),
+    subsets=SubsetConfig(count=24, seeds=2, steps=300),
+    sampling=SamplingConfig(count=16, method="ddim", steps=50),
+    measurement=MeasurementConfig(draws=DrawConfig(64)),
+    further_measurements=(),
+    curvature=CurvatureConfig(draws=DrawConfig(12)),
 )
 
 _ARTBENCH10 = replace(
@@ -206,6 +275,7 @@ _ARTBENCH10 = replace(
         batch_size=64,
         warmup_fraction=0.05,
         lr_schedule="constant",
+        keep_ema_at=(50_000, 100_000, 150_000, 200_000),
     ),
     subsets=SubsetConfig(count=50, seeds=5, steps=60_000),
     schedule=NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
@@ -250,7 +320,17 @@ _PAPER = [
 ]
 
 PRESETS: dict[str, Preset] = {
-    preset.name: preset for preset in [_SMOKE, _DIGITS, _CIFAR2_SMALL, *_PAPER, *map(_as_run, _PAPER)]
+    preset.name: preset
+    for preset in [
+        _SMOKE,
+        _DIGITS,
+        _DIGITS_PAIR,
+        _DIGITS_TEN,
+        _CIFAR2_TINY,
+        _CIFAR2_SMALL,
+        *_PAPER,
+        *map(_as_run, _PAPER),
+    ]
 }
 
 

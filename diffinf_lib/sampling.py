@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffinf_lib.data import Trajectories
 from diffinf_lib.diffusion import DEFAULT_SCHEDULE, Network, NoiseSchedule, predict_noise
 from diffinf_lib.diffusion.schedule import SamplerName
 from diffinf_lib.errors import require
@@ -91,8 +92,37 @@ def sample_trajectories(
     require(0 < steps <= schedule.timesteps, f"steps={steps}: give a number from 1 to {schedule.timesteps}")
     kept = set(range(steps + 1)) if keep is None else set(keep)
     batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
-    parts = [_one_batch(model, part, shape, schedule, method, steps, kept, progress) for part in batches]
+    parts = [_one_batch(model, part, shape, schedule, method, steps, kept, progress)[0] for part in batches]
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def sampled_trajectories(
+    model: Network,
+    seeds: int | Sequence[int],
+    shape: ImageShape,
+    *,
+    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> Trajectories:
+    """Samples by DDPM with every step of the schedule, with all states and all guesses of the image on the way.
+
+    Their images are those of `sample` with the same seeds; ids count from `GENERATED_IDS`, there are no labels (−1).
+    """
+    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    require(len(seeds) > 0, "seeds: give at least one seed, or a positive number of samples")
+    steps = schedule.timesteps
+    parts = [
+        _one_batch(
+            model, seeds[start : start + batch_size], shape, schedule, "ddpm", steps, set(range(steps + 1)), progress
+        )
+        for start in range(0, len(seeds), batch_size)
+    ]
+    states, guesses = (torch.cat(values) for values in zip(*parts, strict=True))
+    count = len(seeds)
+    ids = torch.arange(GENERATED_IDS, GENERATED_IDS + count)
+    return Trajectories(states[:, -1], torch.full((count,), -1), ids, states, guesses)
 
 
 def _one_batch(
@@ -104,16 +134,21 @@ def _one_batch(
     steps: int,
     kept: set[int],
     progress: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """The states in `kept`, and the guesses of the image in each of them but the last."""
     scheduler = schedule.scheduler(method)
     scheduler.set_timesteps(steps)
     device = next(model.parameters()).device
     generators = [keyed_generator("sample", seed) for seed in seeds]
     state = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
     states = [state.cpu()] if 0 in kept else []
+    guesses = []
     for done, timestep in enumerate(tqdm(scheduler.timesteps, desc="sample", disable=not progress), start=1):
         noise = predict_noise(model, state, timestep.to(device).expand(len(seeds)))
-        state = scheduler.step(noise, timestep, state, generator=generators).prev_sample
+        stepped = scheduler.step(noise, timestep, state, generator=generators)
+        state = stepped.prev_sample
+        if done - 1 in kept:
+            guesses.append(stepped.pred_original_sample.cpu())
         if done in kept:
             states.append(state.cpu())
-    return torch.stack(states, dim=1)
+    return torch.stack(states, dim=1), torch.stack(guesses, dim=1) if guesses else torch.empty(0)

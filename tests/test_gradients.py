@@ -35,7 +35,7 @@ def test_a_gradient_is_that_of_the_mean_loss_over_its_own_draws():
         for name, layer in di.curvature_layers(model).items()
     }
     for batch_size in (10, 4, 1):
-        gradient = example_gradient(model, data.images[1:2].double(), 1, CONFIG, batch_size=batch_size)
+        gradient = example_gradient(model, data.subset([1]), CONFIG, batch_size=batch_size)
         torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-13)
 
 
@@ -44,7 +44,7 @@ def test_the_eigenbasis_keeps_inner_products():
     curvature = fit_curvature(model, data, CURVATURE)
     rotated = all_gradients(gradient_shards(model, curvature, data, CONFIG))
     for position in range(len(data)):
-        plain = example_gradient(model, data.images[position : position + 1].double(), position, CONFIG)
+        plain = example_gradient(model, data.subset([position]), CONFIG)
         for name, gradient in plain.items():
             back = curvature.layers[name]
             back = back.output_eigenvectors @ rotated[name][position] @ back.input_eigenvectors.T
@@ -60,12 +60,12 @@ def test_a_killed_store_goes_on_and_computes_only_what_is_missing(tmp_path, monk
     calls = []
     original = compute.example_gradient
 
-    def watched(model, image, example_id, *arguments, **options):
+    def watched(model, image, *arguments, **options):
         if len(calls) == 3:
             calls.append("killed")
             raise KeyboardInterrupt
-        calls.append(example_id)
-        return original(model, image, example_id, *arguments, **options)
+        calls.append(int(image.ids))
+        return original(model, image, *arguments, **options)
 
     monkeypatch.setattr(compute, "example_gradient", watched)
     with pytest.raises(KeyboardInterrupt):

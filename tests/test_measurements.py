@@ -2,11 +2,20 @@ import pytest
 import torch
 
 from diffinf_lib.data import load_dataset
-from diffinf_lib.diffusion import DrawConfig, example_draws, per_draw_loss
+from diffinf_lib.diffusion import (
+    DEFAULT_SCHEDULE,
+    DrawConfig,
+    NoiseSchedule,
+    example_draws,
+    per_draw_loss,
+    predict_noise,
+)
+from diffinf_lib.diffusion.reverse import posterior_variance, reverse_mean
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.measurements import MeasurementConfig, measure
+from diffinf_lib.measurements import MeasurementConfig, measure, measure_all
 from diffinf_lib.models import build_unet
 from diffinf_lib.presets import get_preset
+from diffinf_lib.sampling import sample, sampled_trajectories
 
 PRESET = get_preset("smoke")
 QUERIES = load_dataset(PRESET.dataset).queries
@@ -45,3 +54,84 @@ def test_models_share_their_draws():
 def test_an_unknown_measurement_is_refused():
     with pytest.raises(ConfigurationError, match="measurement='likes'"):
         MeasurementConfig(name="likes")
+
+
+def test_the_loss_at_a_time_takes_every_draw_there():
+    model = build_unet(PRESET.unet)
+    config = MeasurementConfig("loss_at_time", draws=DrawConfig(16), timestep=300)
+    draws = example_draws(int(QUERIES.ids[1]), QUERIES.shape, config.measured_draws, seed=0, stage="measurement")
+    assert (draws.timesteps == 300).all() and (draws.weights == 1).all()
+    with torch.no_grad():
+        expected = per_draw_loss(model, QUERIES.images[1].expand(16, -1, -1, -1), draws.timesteps, draws.noise).mean()
+    torch.testing.assert_close(measure(model, QUERIES, config)[1], expected.double(), rtol=1e-5, atol=0)
+
+
+def test_weights_cut_the_loss_into_parts_that_add_up():
+    model = build_unet(PRESET.unet)
+    halves = [MeasurementConfig("weighted_loss", draws=DrawConfig(64), weights=w) for w in ((1.0, 0.0), (0.0, 1.0))]
+    early, late, whole = measure_all(model, QUERIES, [*halves, MeasurementConfig(draws=DrawConfig(64))])
+    torch.testing.assert_close(early + late, whole)
+    assert (early != 0).all() and (late != 0).all()
+
+
+def test_rules_of_drawing_agree_on_the_simplified_elbo():
+    """Uneven draws with their weights estimate what uniform ones do, with far less spread."""
+    model = build_unet(PRESET.unet)
+
+    def estimates(rule):
+        config = MeasurementConfig("simplified_elbo", draws=DrawConfig(256, timesteps=rule))
+        return torch.stack([measure(model, QUERIES, config, seed=seed) for seed in range(12)])
+
+    uneven, even = estimates("elbo"), estimates("stratified")
+    spread = even.std(0) / 12**0.5
+    assert ((uneven.mean(0) - even.mean(0)).abs() < 5 * spread).all()
+    assert uneven.std(0).mean() < 0.5 * even.std(0).mean()
+
+
+def test_several_measurements_are_those_taken_one_by_one():
+    model = build_unet(PRESET.unet)
+    uneven = DrawConfig(16, timesteps="elbo")
+    configs = [CONFIG, MeasurementConfig("elbo", draws=uneven, levels=17), MeasurementConfig("square_norm", draws=CONFIG.draws),
+               MeasurementConfig("simplified_elbo", draws=uneven)]  # fmt: skip
+    together = measure_all(model, QUERIES, configs)
+    for row, config in zip(together, configs, strict=True):
+        torch.testing.assert_close(row, measure(model, QUERIES, config), rtol=0, atol=0)
+
+
+def test_the_trajectory_s_log_probability_is_the_sum_over_its_steps():
+    schedule = NoiseSchedule(timesteps=12, beta_end=0.2)
+    model = build_unet(PRESET.unet)
+    samples = sampled_trajectories(model, 3, QUERIES.shape, schedule=schedule)
+    torch.testing.assert_close(samples.images, sample(model, 3, QUERIES.shape, schedule=schedule, steps=12))
+    config = MeasurementConfig("trajectory_log_prob", draws=DrawConfig(12, timesteps="grid", noise="independent"))
+    actual = measure(model, samples, config, schedule=schedule)
+    total = torch.zeros(3, dtype=torch.float64)
+    with torch.no_grad():
+        for place, t in enumerate(range(11, -1, -1)):
+            state, step = samples.states[:, place], torch.full((3,), t)
+            mean = reverse_mean(state, predict_noise(model, state, step), step, schedule, clip=True)
+            normal = torch.distributions.Normal(mean.double(), posterior_variance(schedule)[t].sqrt())
+            total += normal.log_prob(samples.states[:, place + 1].double()).flatten(1).sum(1)
+    expected = total / 12 / QUERIES.images[0].numel() / torch.tensor(2.0).log()
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_directions_and_refusals():
+    assert MeasurementConfig("elbo").direction == "more likely"
+    assert MeasurementConfig("square_norm").direction == "neither"
+    assert MeasurementConfig("loss").direction == "less likely"
+    for options, message in [
+        ({"name": "loss_at_time"}, "timestep=None"),
+        ({"name": "loss", "timestep": 3}, "timestep=3"),
+        ({"name": "weighted_loss"}, "weights=None"),
+        ({"name": "loss", "dequantised": True}, "dequantised=True"),
+        ({"name": "elbo", "levels": 1}, "levels=1"),
+    ]:
+        with pytest.raises(ConfigurationError, match=message):
+            MeasurementConfig(**options)
+    with pytest.raises(ConfigurationError, match="evaluation only"):
+        _ = MeasurementConfig("log_likelihood").objective
+    with pytest.raises(ConfigurationError, match="timestep=1000: give a number from 0 to 999"):
+        measure(build_unet(PRESET.unet), QUERIES, MeasurementConfig("loss_at_time", timestep=1000))
+    with pytest.raises(ConfigurationError, match="give Trajectories"):
+        measure(build_unet(PRESET.unet), QUERIES, "trajectory_log_prob", schedule=DEFAULT_SCHEDULE)

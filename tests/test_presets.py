@@ -24,7 +24,7 @@ def test_names_and_hashes(name):
 
 def test_retraining_changes_the_steps_only():
     preset = get_preset("cifar10")
-    assert preset.retraining() == replace(preset.training, steps=80_000)
+    assert preset.retraining() == replace(preset.training, steps=80_000, keep_ema_at=())
 
 
 def test_options_are_read_as_the_field_s_type():

@@ -1,9 +1,10 @@
 """Influence: how a query's measurement would change if a training image were left out (Mlodozeniec et al. 2025, eq. 3)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,13 +17,26 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
-from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig
+from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, MeasurementName, as_measurement
 
 QUERY_STAGE = "query-gradients"
 """The stage under which draws of query gradients are keyed, where they are not the measurement's own."""
 
 SHARD_BYTES = 1 << 28
 """Shards of training gradients are scored together up to this size: dividing the queries costs as much as one shard."""
+
+
+def query_gradient_config(
+    measurement: MeasurementConfig, seed: int = 0, draws: DrawConfig | None = None
+) -> GradientConfig:
+    """What a query's gradient is taken of: the measurement's own draws, or `draws`, keyed apart from them.
+
+    Raises:
+        ConfigurationError: the measurement is for evaluation only.
+    """
+    if draws is None:
+        return GradientConfig(measurement.measured_draws, MEASUREMENT_STAGE, seed, objective=measurement.objective)
+    return GradientConfig(draws, QUERY_STAGE, seed, objective=measurement.objective)
 
 
 def scores_from_gradients(
@@ -91,7 +105,7 @@ def influence(
     train: ImageSet,
     queries: ImageSet,
     *,
-    measurement: MeasurementConfig | Literal["loss"] | None = None,
+    measurement: MeasurementConfig | MeasurementName | None = None,
     draws: DrawConfig | None = None,
     query_draws: DrawConfig | None = None,
     damping: float | Sequence[float] = 1e-8,
@@ -109,7 +123,8 @@ def influence(
     """Scores of every training image for every query.
 
     `scores[q, n]` estimates m_q(θ trained without n) − m_q(θ), the 1/N included: a positive score says that leaving
-    image n out raises the measurement, which for the loss means that the query becomes less likely.
+    image n out raises the measurement, which for the loss means that the query becomes less likely, and for the ELBO more
+    likely (`MeasurementConfig.direction`).
 
     Query gradients are taken over the measurement's own draws, so what is differentiated is what is measured. Training
     gradients stream past the queries a shard at a time, so memory does not grow with N. Without `store` they are computed
@@ -119,7 +134,8 @@ def influence(
     Args:
         curvature: from `fit_curvature` on the same model.
         train: the images the model was trained on, `[N, C, H, W]`.
-        queries: `[Q, C, H, W]`.
+        queries: `[Q, C, H, W]`; `Trajectories` for the measurement `trajectory_log_prob`.
+        measurement: what of the queries is attributed; default the loss.
         draws: of each training gradient; default 250.
         query_draws: of each query gradient; default the measurement's own. Fewer cost less, and some of the LDS.
         damping: λ ≥ 0, or a list of them, all from one pass over the gradients.
@@ -151,11 +167,9 @@ def influence(
             f"{name}: {type(images).__name__} is no ImageSet; see as_queries",
         )
         require(len(images) > 0, f"{name}: there are no images; give at least one")
-    measurement = MeasurementConfig(measurement) if isinstance(measurement, str) else measurement or MeasurementConfig()
+    measurement = as_measurement(measurement)
     shared: dict[str, Any] = {"schedule": schedule, "batch_size": batch_size, "progress": progress}
-    query_config = GradientConfig(measurement.draws, MEASUREMENT_STAGE, seed)
-    if query_draws is not None:
-        query_config = GradientConfig(query_draws, QUERY_STAGE, seed)
+    query_config = query_gradient_config(measurement, seed, query_draws)
     curvature = curvature.to(next(model.parameters()).device)
     query_shards = gradient_shards(
         model, curvature, queries, query_config, store=query_store, form=query_format, **shared
@@ -181,7 +195,7 @@ def influence_by_timestep(
     *,
     count: int,
     bins: int = 10,
-    measurement: MeasurementConfig | Literal["loss"] | None = None,
+    measurement: MeasurementConfig | MeasurementName | None = None,
     damping: float = 1e-8,
     approximation: Approximation = "ekfac",
     seed: int = 0,
@@ -199,11 +213,11 @@ def influence_by_timestep(
     """
     require(0 < bins <= schedule.timesteps, f"bins={bins}: give a number from 1 to {schedule.timesteps}")
     require(isinstance(damping, Real), f"damping={damping}: give one number here")
-    measurement = MeasurementConfig(measurement) if isinstance(measurement, str) else measurement or MeasurementConfig()
+    measurement = as_measurement(measurement)
     edges = [round(index * schedule.timesteps / bins) for index in range(bins + 1)]
     parts = []
     for low, high in zip(edges, edges[1:], strict=False):
-        config = GradientConfig(measurement.draws, MEASUREMENT_STAGE, seed, (low, high))
+        config = replace(query_gradient_config(measurement, seed), timesteps=(low, high))
         gradients = all_gradients(
             gradient_shards(model, curvature, queries, config, schedule=schedule, batch_size=batch_size)
         )

@@ -74,7 +74,7 @@ class Passes:
         size = math.ceil(len(group.images) / count)
         for start in range(0, len(group.images), size):
             part = slice(start, start + size)
-            draws = DrawBatch(*(field[part] for field in group))
+            draws = group.rows(part)
             yield Chunk(
                 draws, first + start, None if unit is None else unit[part], 0 if unit is None else int(unit[-1]) + 1
             )

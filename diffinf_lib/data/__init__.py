@@ -5,6 +5,7 @@ from diffinf_lib.data.cifar import cifar_dataset
 from diffinf_lib.data.digits import digits_dataset
 from diffinf_lib.data.folder import image_folder
 from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet
+from diffinf_lib.data.trajectories import Trajectories
 from diffinf_lib.errors import require
 
 _LOADERS = {
@@ -33,4 +34,4 @@ def load_dataset(config: DatasetConfig | str) -> Dataset:
     return _LOADERS[kind](config)
 
 
-__all__ = ["Dataset", "DatasetConfig", "ImageSet", "load_dataset"]
+__all__ = ["Dataset", "DatasetConfig", "ImageSet", "Trajectories", "load_dataset"]

@@ -1,5 +1,6 @@
-"""Diffusion: the noise schedule, the draws and the loss."""
+"""Diffusion: the noise schedule, the draws, the loss and what else is taken of the network's output."""
 
+from diffinf_lib.diffusion.batches import check_trajectories, objective_batches
 from diffinf_lib.diffusion.draws import (
     DrawBatch,
     DrawConfig,
@@ -10,6 +11,7 @@ from diffinf_lib.diffusion.draws import (
     timestep_probabilities,
 )
 from diffinf_lib.diffusion.loss import Network, per_draw_loss, per_example_loss, predict_noise
+from diffinf_lib.diffusion.objectives import Objective, objective_values
 from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
 
 __all__ = [
@@ -19,10 +21,14 @@ __all__ = [
     "Draws",
     "Network",
     "NoiseSchedule",
+    "Objective",
     "check_draws",
+    "check_trajectories",
     "example_draws",
     "iterate_draws",
     "noisy_images",
+    "objective_batches",
+    "objective_values",
     "per_draw_loss",
     "per_example_loss",
     "predict_noise",

@@ -24,11 +24,12 @@ from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.shapes import ImageShape
 
-TimestepRule = Literal["stratified", "uniform", "grid", "signal", "importance"]
+TimestepRule = Literal["stratified", "uniform", "grid", "signal", "elbo", "importance", "single"]
 NoiseRule = Literal["antithetic", "independent"]
 
 UNIFORM_SHARE = 0.1
-"""Share of uniform timesteps in the rule `signal`; no weight exceeds its inverse (a defensive mixture, Hesterberg 1995)."""
+"""Share of uniform timesteps in the rules `signal` and `elbo`; no weight exceeds its inverse (a defensive mixture,
+Hesterberg 1995)."""
 
 
 class Draws(NamedTuple):
@@ -40,13 +41,26 @@ class Draws(NamedTuple):
 
 
 class DrawBatch(NamedTuple):
-    """Some draws of some examples, one row a draw."""
+    """Some draws of some examples, one row a draw.
+
+    Attributes:
+        target: what some objectives hold the output against: the next state of a trajectory, or a random direction.
+    """
 
     images: Float[Tensor, "B C H W"]
     timesteps: Int[Tensor, "B"]
     noise: Float[Tensor, "B C H W"]
     example: Int[Tensor, "B"]
     weights: Float[Tensor, "B"]
+    target: Float[Tensor, "B C H W"] | None = None
+
+    def rows(self, which: Tensor | slice) -> "DrawBatch":
+        """Some rows of the batch: by position, where a mask is True, or a slice."""
+
+        def taken(field: Tensor) -> Tensor:
+            return field[which if isinstance(which, slice) else which.to(field.device)]
+
+        return DrawBatch(*(None if field is None else taken(field) for field in self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -58,11 +72,14 @@ class DrawConfig:
         timesteps: `stratified` (one uniform timestep in each of equal slices of 0..T−1), `uniform` (independent),
             `grid` (the middle of each slice, the same for every example: the evenly spaced protocol of D-TRAK),
             `signal` (in proportion to ᾱ_t, the share of the image that is left, plus a tenth of uniform timesteps: where
-            nothing is left of the image, examples hardly differ), or `importance` (in proportion to `proposal`). The last
-            two are stratified as well: one timestep in each of equal slices of their distribution.
+            nothing is left of the image, examples hardly differ), `elbo` (in proportion to the ELBO's weight of the loss at
+            t, β_t / (α_t (1 − ᾱ_t)), plus a tenth of uniform timesteps), or `importance` (in proportion to `proposal`). These
+            three are stratified as well: one timestep in each of equal slices of their distribution. `single` takes
+            `timestep` only: expectations are those at this t.
         noise: `antithetic` (each timestep serves two draws, with ε and −ε) or `independent`.
         proposal: of `importance`: how often timesteps are drawn, as positive numbers for equal slices of 0..T−1, in any
             unit. A draw at t has the weight (1/T) / p(t), so expectations stay those over uniform timesteps.
+        timestep: of `single`.
         shared: all examples get the same draws (common random numbers). What the noise does to every example alike then
             drops out of comparisons between examples, and these are what a ranking or an LDS is made of: the variance of a
             difference loses what the two have in common. A single example's gradient is no more exact than without, and a
@@ -74,6 +91,7 @@ class DrawConfig:
     noise: NoiseRule = "antithetic"
     proposal: tuple[float, ...] | None = None
     shared: bool = False
+    timestep: int | None = None
 
     def __post_init__(self) -> None:
         require(self.count > 0, f"draws={self.count}: give a positive number")
@@ -90,6 +108,8 @@ class DrawConfig:
         else:
             require(self.proposal is None, f"proposal with timesteps={self.timesteps!r}: only 'importance' has one; leave "
                     "it out")  # fmt: skip
+        require((self.timesteps == "single") == (self.timestep is not None), f"timestep={self.timestep} with timesteps="
+                f"{self.timesteps!r}: 'single' needs one, and nothing else has one")  # fmt: skip
 
 
 def check_draws(**options: object) -> None:
@@ -130,12 +150,14 @@ def example_draws(
     pairs = 2 if config.noise == "antithetic" else 1
     distinct = config.count // pairs
     probabilities = timestep_probabilities(config, schedule)
+    whole = config.timestep is None  # an expectation over all timesteps, not that at one
     timesteps = _timesteps(distinct, config.timesteps, probabilities, generator)
     noise = torch.randn(distinct, *shape, generator=generator)
     if pairs == 2:
         timesteps = timesteps.repeat_interleave(2)
         noise = torch.stack([noise, -noise], dim=1).flatten(0, 1)
-    return Draws(timesteps, noise, (1 / (schedule.timesteps * probabilities[timesteps])).float())
+    weights = 1 / (schedule.timesteps * probabilities[timesteps]) if whole else torch.ones(len(timesteps))
+    return Draws(timesteps, noise, weights.float())
 
 
 def _timesteps(
@@ -146,7 +168,7 @@ def _timesteps(
         return torch.randint(total, (count,), generator=generator)
     offset = torch.full((count,), 0.5) if rule == "grid" else torch.rand(count, generator=generator)
     position = (torch.arange(count) + offset.double()) * (total / count)
-    if rule in ("signal", "importance"):
+    if rule in ("signal", "elbo", "importance", "single"):
         position = torch.searchsorted(probabilities.cumsum(0), position / total, right=True)
     return position.long().clamp(max=total - 1)
 
@@ -159,14 +181,25 @@ def timestep_probabilities(config: DrawConfig, schedule: NoiseSchedule = DEFAULT
     that a boundary between slices cuts gets its share of both.
     """
     total = schedule.timesteps
-    if config.timesteps == "signal":
+    if config.timestep is not None:
+        require(0 <= config.timestep < total, f"timestep={config.timestep}: give a number from 0 to {total - 1}")
+        return torch.nn.functional.one_hot(torch.tensor(config.timestep), total).double()
+    if config.timesteps in ("signal", "elbo"):
         left = schedule.alphas_cumprod.double()
-        return (1 - UNIFORM_SHARE) * left / left.sum() + UNIFORM_SHARE / total
+        wanted = left if config.timesteps == "signal" else elbo_weights(schedule)
+        return (1 - UNIFORM_SHARE) * wanted / wanted.sum() + UNIFORM_SHARE / total
     heights = torch.tensor(config.proposal or (1.0,), dtype=torch.float64)
     cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), heights.cumsum(0) / heights.sum()])
     edges = torch.arange(total + 1, dtype=torch.float64) * (len(heights) / total)
     below = edges.long().clamp(max=len(heights) - 1)
     return torch.lerp(cumulative[below], cumulative[below + 1], edges - below).diff()
+
+
+def elbo_weights(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "T"]:
+    """w_t = β_t / (2 α_t (1 − ᾱ_t)), the weight that the ELBO gives the loss at t with σ_t² = β_t (Ho et al. 2020, eq. 12)."""
+    left = schedule.alphas_cumprod.double()
+    kept = left / torch.cat([left.new_ones(1), left[:-1]])
+    return (1 - kept) / (2 * kept * (1 - left))
 
 
 def iterate_draws(

@@ -4,7 +4,6 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -24,6 +23,7 @@ class GroundTruth:
         train_ids: ids of the N training images, in the order of the masks.
         query_ids: ids of the Q queries.
         query_images: `[Q, C, H, W]`, where they are kept.
+        full_measurements: m_q of the model trained on everything, `[Q]`, where it is kept.
         provenance: where the measurements came from, in two lines.
     """
 
@@ -52,6 +52,12 @@ class GroundTruth:
             "measurements: some are NaN or infinite; measure again",
             DataError,
         )
+        for name, values in (("query images", self.query_images), ("full measurements", self.full_measurements)):
+            require(
+                values is None or len(values) == measured[2],
+                f"{name} of {0 if values is None else len(values)} queries, measurements of {measured[2]}: give one for each",
+            )
+        self._flag_training_images()
         kept = self.masks.sum(1)
         require(bool(((kept > 0) & (kept < masks[1])).all()), "masks: a subset keeps all images or none; draw it again")
         constant = (
@@ -61,6 +67,16 @@ class GroundTruth:
             names = self.query_ids[constant].tolist()[:3]
             warnings.warn(
                 f"measurements of query {names} are the same for every subset; its LDS will be 0", stacklevel=3
+            )
+
+    def _flag_training_images(self) -> None:
+        both = self.query_ids[torch.isin(self.query_ids, self.train_ids)].tolist()
+        if both:
+            names = ", ".join(map(str, both[:3])) + (", …" if len(both) > 3 else "")
+            warnings.warn(
+                f"queries {names} are training images ({len(both)} of {len(self.query_ids)}): their own scores dominate their "
+                "LDS; give queries the model was not trained on",
+                stacklevel=4,
             )
 
     @property
@@ -90,32 +106,38 @@ class GroundTruth:
 
 
 def load_ground_truth(
-    bundle: str = "digits-ground-truth", queries: str = "held-out", *, root: Path | str | None = None
+    bundle: str = "digits-ground-truth",
+    queries: str = "held-out",
+    measurement: str = "loss",
+    *,
+    root: Path | str | None = None,
 ) -> GroundTruth:
-    """The ground truth in a bundle, for one set of queries.
+    """The ground truth in a bundle, for one set of queries and one measurement.
 
     Args:
         queries: `held-out` or `generated`.
+        measurement: its label, such as `loss`, `elbo` or `loss_at_time-100`.
 
     Raises:
         ArtifactError: no such bundle, or it is damaged.
-        ConfigurationError: the bundle has no such queries.
+        ConfigurationError: the bundle has no such queries, or they were not measured so.
     """
     found = load_bundle(bundle, root=root)
     sets = sorted({key.partition("/")[0] for key in found.arrays if "/" in key})
     if queries not in sets:
         raise ConfigurationError(f"queries={queries!r}: bundle {bundle} has {', '.join(sets)}; give one of these")
-    arrays = {key.partition("/")[2]: values for key, values in found.arrays.items() if key.startswith(f"{queries}/")}
-
-    def tensor(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values)
-
+    arrays = {key.partition("/")[2]: torch.from_numpy(values) for key, values in found.arrays.items()
+              if key.startswith(f"{queries}/")}  # fmt: skip
+    known = sorted(key.removeprefix("measured/") for key in arrays if key.startswith("measured/"))
+    if measurement not in known:
+        raise ConfigurationError(f"measurement={measurement!r}: bundle {bundle} has {', '.join(known)} for {queries} queries; "
+                                 "give one of these")  # fmt: skip
     return GroundTruth(
-        masks=tensor(found.arrays["masks"]),
-        measurements=tensor(arrays["measurements"]),
-        train_ids=tensor(found.arrays["train_ids"]),
-        query_ids=tensor(arrays["ids"]),
-        query_images=tensor(arrays["images"]),
-        full_measurements=tensor(arrays["full_measurements"]),
+        masks=torch.from_numpy(found.arrays["masks"]),
+        measurements=arrays[f"measured/{measurement}"].double(),
+        train_ids=torch.from_numpy(found.arrays["train_ids"]),
+        query_ids=arrays["ids"],
+        query_images=arrays["images"],
+        full_measurements=arrays[f"full/{measurement}"].double(),
         provenance=found.provenance,
     )

@@ -37,8 +37,12 @@ def percentile_interval(values: Array, confidence: float) -> tuple[float, float]
 
 
 def spearman_brown(correlation: float, factor: float = 2.0) -> float:
-    """Reliability of a measurement `factor` times as long, from that of its parts (Spearman 1910, Brown 1910)."""
-    return factor * correlation / (1 + (factor - 1) * correlation)
+    """Reliability of a measurement `factor` times as long, from that of its parts (Spearman 1910, Brown 1910).
+
+    Parts that contradict each other beyond the formula's pole have reliability −∞.
+    """
+    shared = 1 + (factor - 1) * correlation
+    return factor * correlation / shared if shared > 0 else float("-inf")
 
 
 def split_half_reliability(measurements: Array, repeats: int = 20, seed: int = 0) -> float:

@@ -1,4 +1,4 @@
-"""Compute: the gradient of each example's loss, averaged over its draws.
+"""Compute: the gradient of each example's loss, or of another objective, averaged over its draws.
 
 The draws of one example are one batch, and autograd's own weight gradients are the sum over it: nothing per draw is kept.
 Where an example has few draws, several examples share a batch, and each layer's per-example gradients are one batched
@@ -22,10 +22,11 @@ from diffinf_lib.diffusion import (
     DrawConfig,
     Network,
     NoiseSchedule,
+    Objective,
     check_draws,
-    iterate_draws,
     noisy_images,
-    per_draw_loss,
+    objective_batches,
+    objective_values,
 )
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.precision import Precision, matrix_precision
@@ -50,6 +51,7 @@ class GradientConfig:
         timesteps: take only the draws with low ≤ t < high, still dividing by all: gradients of a partition of 0..T add up
             to the whole. None takes all.
         precision: of the matrix products, see `diffinf_lib.precision`.
+        objective: what is differentiated.
     """
 
     draws: DrawConfig = DrawConfig(250)
@@ -57,6 +59,7 @@ class GradientConfig:
     seed: int = 0
     timesteps: tuple[int, int] | None = None
     precision: Precision = "float32"
+    objective: Objective = Objective()
 
     def __post_init__(self) -> None:
         check_draws(draws=self.draws)
@@ -66,25 +69,25 @@ class GradientConfig:
 
 
 def _batches(
-    images: Tensor, ids: Tensor, config: GradientConfig, schedule: NoiseSchedule, batch_size: int
+    images: ImageSet, config: GradientConfig, schedule: NoiseSchedule, batch_size: int, like: Tensor
 ) -> Iterator[DrawBatch]:
     """The draws that the gradients are averaged over; batches that hold none are left out."""
-    batches = iterate_draws(
-        images, ids, config.draws, seed=config.seed, stage=config.stage, schedule=schedule, batch_size=batch_size
-    )
+    batches = objective_batches(
+        images, config.draws, config.objective, seed=config.seed, stage=config.stage, schedule=schedule,
+        batch_size=batch_size, like=like,
+    )  # fmt: skip
     for batch in batches:
         if config.timesteps is not None:
             low, high = config.timesteps
             kept = ((batch.timesteps >= low) & (batch.timesteps < high)).nonzero().squeeze(1)
-            batch = DrawBatch(*(field[kept.to(field.device)] for field in batch))
+            batch = batch.rows(kept)
         if len(batch.images):
             yield batch
 
 
 def example_gradient(
     model: Network,
-    image: Float[Tensor, "1 C H W"],
-    example_id: int,
+    image: ImageSet,
     config: GradientConfig,
     *,
     schedule: NoiseSchedule = DEFAULT_SCHEDULE,
@@ -93,6 +96,7 @@ def example_gradient(
     """∇ℓ(θ, x): the gradient of one example's loss averaged over its draws, one matrix a layer, the bias its last column.
 
     Args:
+        image: one image and its id.
         batch_size: draws a pass; the result depends on it by rounding only.
 
     Raises:
@@ -101,9 +105,9 @@ def example_gradient(
     layers = curvature_layers(model)
     parameters = layer_parameters(layers)
     total: list[Tensor] | None = None
-    for batch in _batches(image, torch.tensor([example_id]), config, schedule, batch_size):
+    for batch in _batches(image, config, schedule, batch_size, parameters[0]):
         with differentiable(model, layers), matrix_precision(config.precision, batch.images.device):
-            losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule) * batch.weights
+            losses = objective_values(model, batch, config.objective, schedule) * batch.weights
             gradients = torch.autograd.grad(losses.sum() / config.draws.count, parameters)
         total = list(gradients) if total is None else [a.add_(b) for a, b in zip(total, gradients, strict=True)]
     if total is None:
@@ -122,21 +126,27 @@ def grouped_gradients(
 ) -> LayerGradients:
     """The same for several examples that share batches, `[n, d_out, d_in]` a block; worth it where draws are few."""
     layers = curvature_layers(model)
-    pixels = images.images.to(layer_parameters(layers)[0])
-    totals = {name: pixels.new_zeros(len(images), *block.shape) for name, block in blocks.items()}
+    like = layer_parameters(layers)[0]
+    totals = {name: like.new_zeros(len(images), *block.shape) for name, block in blocks.items()}
     examples = max(1, batch_size // config.draws.count)
-    for batch in _batches(pixels, images.ids, config, schedule, examples * config.draws.count):
+    for batch in _batches(images, config, schedule, examples * config.draws.count, like):
         noisy = noisy_images(batch.images, batch.timesteps, batch.noise, schedule)
-        with differentiable(model, layers), matrix_precision(config.precision, pixels.device):
+        with differentiable(model, layers), matrix_precision(config.precision, like.device):
             forward = ForwardPass(model, layers, noisy, batch.timesteps)
-            residual = 2 / batch.images[0].numel() * (forward.prediction.detach() - batch.noise)
-            pulled = forward.pull_back(residual * (batch.weights / config.draws.count).view(-1, 1, 1, 1))
-            example = batch.example.to(pixels.device)
+            pulled = forward.pull_back(_output_gradient(forward.prediction, batch, config, schedule))
+            example = batch.example.to(like.device)
             for name, block in blocks.items():
                 gradients = block.output_gradients(pulled[block.layer_name]).transpose(1, 2)
                 products = gradients @ block.inputs(forward.raw_input(block.layer_name))
-                totals[name].index_add_(0, example, products.to(pixels.dtype))
+                totals[name].index_add_(0, example, products.to(like.dtype))
     return totals
+
+
+def _output_gradient(prediction: Tensor, batch: DrawBatch, config: GradientConfig, schedule: NoiseSchedule) -> Tensor:
+    """The gradient in the network's output of each draw's share of its example's objective."""
+    output = prediction.detach().requires_grad_()
+    shares = config.objective.per_draw(output, batch, schedule) * batch.weights / config.draws.count
+    return torch.autograd.grad(shares.sum(), output)[0]
 
 
 def gradients_in_eigenbasis(
@@ -177,10 +187,8 @@ def separate_gradients(
     batch_size: int,
 ) -> LayerGradients:
     """The gradients of several examples, a batch or more for each, `[n, d_out, d_in]` a block."""
-    first = next(model.parameters())
-    pixels = images.images.to(first.device, first.dtype)
     rows = [
-        example_gradient(model, pixels[i : i + 1], int(images.ids[i]), config, schedule=schedule, batch_size=batch_size)
+        example_gradient(model, images.subset(slice(i, i + 1)), config, schedule=schedule, batch_size=batch_size)
         for i in range(len(images))
     ]
     return split_into_blocks({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, dict(blocks))

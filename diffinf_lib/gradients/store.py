@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from diffinf_lib.artifacts import plain, read_tensor_metadata, read_tensors, stage, tensor_digest, write_tensors
 from diffinf_lib.compression import Compression, StoreFormat
 from diffinf_lib.curvature import Curvature
-from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, Network, NoiseSchedule
+from diffinf_lib.data import ImageSet, Trajectories
+from diffinf_lib.diffusion import DEFAULT_SCHEDULE, Network, NoiseSchedule, check_trajectories
 from diffinf_lib.errors import ArtifactError, require
 from diffinf_lib.gradients.compute import GradientConfig, LayerGradients, gradients_in_eigenbasis
 
@@ -47,6 +47,7 @@ def gradient_shards(
         ArtifactError: `store` holds gradients of another configuration.
     """
     curvature.blocks(model)  # refuses a curvature of other layers
+    check_trajectories(images, config.objective, schedule)
     require(shard_size > 0, f"shard_size={shard_size}: give a positive number")
     device = next(model.parameters()).device
     curvature = curvature.to(device)
@@ -87,13 +88,16 @@ def store_identity(
     form: StoreFormat,
 ) -> dict[str, Any]:
     """Everything stored gradients depend on, as plain values."""
+    states = (
+        [images.states, images.guesses] if isinstance(images, Trajectories) and config.objective.on_trajectories else []
+    )
     return {
         "gradients": plain(config),
         "format": plain(form),
         "schedule": plain(schedule),
         "weights": tensor_digest(*model.state_dict().values()),
         "curvature": curvature.digest,
-        "images": tensor_digest(images.images, images.ids),
+        "images": tensor_digest(images.images, images.ids, *states),
     }
 
 

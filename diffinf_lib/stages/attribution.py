@@ -7,13 +7,13 @@ from torch import Tensor
 
 from diffinf_lib.artifacts import json_digest, plain, read_arrays, stage, tensor_digest, write_arrays
 from diffinf_lib.attribution import check_dampings, gradient_dot_scores, influence, pixel_distance_scores, random_scores
+from diffinf_lib.attribution.influence import query_gradient_config
 from diffinf_lib.compression import StoreFormat
 from diffinf_lib.curvature import Approximation, Curvature, fit_curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.evaluation import GroundTruth, LDSResult, lds
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
-from diffinf_lib.measurements import MEASUREMENT_STAGE
 from diffinf_lib.stages.model import full_model, model_identity
 from diffinf_lib.stages.run import Run
 
@@ -99,7 +99,7 @@ def _stored(run: Run, images: ImageSet, config: GradientConfig, name: str, form:
 
 def query_gradients(run: Run, queries: ImageSet) -> LayerGradients:
     """Gradients of queries in the eigenbasis, over the measurement's own draws, from the store that scoring uses."""
-    config = GradientConfig(run.preset.measurement.draws, MEASUREMENT_STAGE, run.seed)
+    config = query_gradient_config(run.preset.measurement, run.seed)
     return _stored(run, queries, config, f"queries-{_query_key(queries)}", run.preset.query_format)
 
 

@@ -9,13 +9,13 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from diffinf_lib.artifacts import read_arrays, read_json, stage, write_arrays, write_bundle
-from diffinf_lib.data import ImageSet
+from diffinf_lib.artifacts import json_digest, plain, read_arrays, read_json, stage, write_arrays, write_bundle
+from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.errors import ArtifactError, require
-from diffinf_lib.measurements import measure
+from diffinf_lib.measurements import MeasurementConfig, measure_all
 from diffinf_lib.models import build_unet
 from diffinf_lib.randomness import keyed_generator
-from diffinf_lib.stages.model import QUERY_SETS, full_model, model_identity, query_sets
+from diffinf_lib.stages.model import full_model, measured_queries, model_identity
 from diffinf_lib.stages.run import Run
 from diffinf_lib.training import train
 
@@ -66,25 +66,44 @@ def retrained_model(run: Run, subset: int, seed: int) -> UNet2DModel:
 
 
 def retrained_measurements(run: Run, subset: int, seed: int) -> dict[str, Tensor]:
-    """The measurements of one retrained model, per query set `[Q]`."""
-    model, sets = retrained_model(run, subset, seed), query_sets(run)
+    """The measurements of one retrained model: `[Q]` for each `<query set>/<measurement>`."""
+    model = retrained_model(run, subset, seed)
     trained = read_json(run.path("retrained", _unit(subset, seed), "manifest.json"))["configuration_digest"]
-    identity = {
-        "measurement": run.preset.measurement,
-        "seed": run.seed,
-        "model": trained,
-        "full_model": model_identity(run),
-        "sampling": run.preset.sampling,
-    }
-    file = run.path("measurements", _unit(subset, seed), "values.npz")
-    with stage(file.parent, identity, name="measurements") as needed:
+    file = _measured_file(run, subset, seed)
+    with stage(file.parent, _measuring(run) | {"model": trained}, name="measurements") as needed:
         if needed:
-            write_arrays(file, **{name: _measured(run, model, images) for name, images in sets.items()})
+            write_arrays(file, **measured_by(run, model))
     return {name: torch.from_numpy(values) for name, values in read_arrays(file).items()}
 
 
-def _measured(run: Run, model: UNet2DModel, images: ImageSet) -> Any:
-    return measure(model, images, run.preset.measurement, seed=run.seed, schedule=run.preset.schedule).numpy()
+def _measuring(run: Run) -> dict[str, Any]:
+    """What every model of a ground truth is measured by."""
+    return {
+        "measurements": run.preset.measurements,
+        "seed": run.seed,
+        "full_model": model_identity(run),
+        "sampling": run.preset.sampling,
+    }
+
+
+def _measured_file(run: Run, subset: int, seed: int) -> Path:
+    """Other measurements get another folder: a ground truth can be measured anew without retraining."""
+    key = json_digest(plain(_measuring(run)))[:12]
+    return run.path("measurements", key, _unit(subset, seed), "values.npz")
+
+
+def measured_by(run: Run, model: UNet2DModel) -> dict[str, np.ndarray]:
+    """Everything that the preset measures of the run's queries, by one model; see `retrained_measurements`."""
+    found: dict[str, np.ndarray] = {}
+    for name, images in measured_queries(run).items():
+        configs = [config for config in run.preset.measurements if _applies(config, images)]
+        values = measure_all(model, images, configs, seed=run.seed, schedule=run.preset.schedule)
+        found |= {f"{name}/{config.label}": row.numpy() for config, row in zip(configs, values, strict=True)}
+    return found
+
+
+def _applies(config: MeasurementConfig, images: ImageSet) -> bool:
+    return config.name != "trajectory_log_prob" or isinstance(images, Trajectories)
 
 
 def ground_truth_shard(
@@ -101,12 +120,12 @@ def ground_truth_shard(
 
 
 def collected_measurements(run: Run, subsets: int, seeds: int) -> dict[str, Tensor]:
-    """The measurements of a finished ground truth, per query set `[M, K, Q]`.
+    """The measurements of a finished ground truth: `[M, K, Q]` for each `<query set>/<measurement>`.
 
     Raises:
         ArtifactError: some are not there yet; the message counts them.
     """
-    files = [[run.path("measurements", _unit(k, r), "values.npz") for r in range(seeds)] for k in range(subsets)]
+    files = [[_measured_file(run, k, r) for r in range(seeds)] for k in range(subsets)]
     missing = [file.parent.name for row in files for file in row if not (file.parent / "manifest.json").exists()
                or not read_json(file.parent / "manifest.json")["finished"]]  # fmt: skip
     require(not missing, f"{run.folder}: {len(missing)} of {subsets * seeds} retrained models are missing, "
@@ -114,7 +133,7 @@ def collected_measurements(run: Run, subsets: int, seeds: int) -> dict[str, Tens
     values = [[read_arrays(file) for file in row] for row in files]
     return {
         name: torch.stack([torch.stack([torch.from_numpy(cell[name]) for cell in row]) for row in values])
-        for name in QUERY_SETS
+        for name in values[0][0]
     }
 
 
@@ -128,8 +147,9 @@ def ground_truth_bundle(
 ) -> Path:
     """Collect a finished ground truth into a bundle and return its folder.
 
-    Arrays: `masks [M, N]`, `train_ids [N]`, and for each query set `ids [Q]`, `images [Q, C, H, W]`,
-    `measurements [M, K, Q]` and `full_measurements [Q]` (the model trained on everything), as `<set>/<array>`.
+    Arrays: `masks [M, N]`, `train_ids [N]`; for each query set `<set>/ids [Q]`, `<set>/images [Q, C, H, W]`; and for each
+    of its measurements `<set>/measured/<measurement> [M, K, Q]` and `<set>/full/<measurement> [Q]`, by the model trained on
+    everything; float32.
 
     Args:
         name: of the bundle; default `<preset>-ground-truth`.
@@ -144,11 +164,13 @@ def ground_truth_bundle(
         "masks": subset_masks(run, subsets).numpy(),
         "train_ids": run.data.train.ids.numpy(),
     }
-    for query_set, images in query_sets(run).items():
+    for query_set, images in measured_queries(run).items():
         arrays[f"{query_set}/ids"] = images.ids.numpy()
         arrays[f"{query_set}/images"] = images.images.numpy()
-        arrays[f"{query_set}/measurements"] = collected[query_set].numpy()
-        arrays[f"{query_set}/full_measurements"] = _measured(run, model, images)
+    for kind, found in (("measured", collected), ("full", measured_by(run, model))):
+        for key, values in found.items():
+            query_set, _, label = key.partition("/")
+            arrays[f"{query_set}/{kind}/{label}"] = np.asarray(values, dtype=np.float32)
     configuration = {"preset": run.preset, "seed": run.seed, "subsets": subsets, "seeds": list(range(seeds)),
                      "dataset_digest": run.data.digest}  # fmt: skip
     made_in = read_json(run.path("model", "manifest.json"))["environment"]
@@ -159,10 +181,10 @@ def ground_truth_bundle(
 
 
 def _ground_truth_metrics(run: Run, subsets: int, seeds: int, collected: dict[str, Tensor]) -> dict[str, Any]:
-    units = [_unit(k, r) for k in range(subsets) for r in range(seeds)]
-    manifests = [
-        read_json(run.path(stage, unit, "manifest.json")) for stage in ("retrained", "measurements") for unit in units
-    ]
+    units = [(k, r) for k in range(subsets) for r in range(seeds)]
+    folders = [run.path("retrained", _unit(*unit)) for unit in units]
+    folders += [_measured_file(run, *unit).parent for unit in units]
+    manifests = [read_json(folder / "manifest.json") for folder in folders]
     seconds = [manifest["measured"]["wall_seconds"] for manifest in manifests]
     return {
         "retrained_models": len(units),

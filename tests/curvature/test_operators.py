@@ -38,7 +38,7 @@ from diffinf_lib.curvature.operators import (
     to_dense,
 )
 from diffinf_lib.curvature.spectra import eigenvalue_density, extreme_eigenvalues, trace
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawBatch, DrawConfig, noisy_images
+from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, noisy_images
 from diffinf_lib.errors import ConfigurationError
 
 DRAWS = DrawConfig(4)
@@ -55,7 +55,7 @@ IDS = ["linear", "deep", "conv", "unet", "attention"]
 
 def in_parts(batch, size):
     """The same draws in several batches, which cut through examples."""
-    return [DrawBatch(*(field[i : i + size] for field in batch)) for i in range(0, len(batch.images), size)]
+    return [batch.rows(slice(i, i + size)) for i in range(0, len(batch.images), size)]
 
 
 def relative_error(found, expected):
@@ -325,8 +325,8 @@ def test_exact_influence_is_leaving_one_out_in_a_quadratic_problem():
     exact = torch.empty(3, count, dtype=torch.float64)
     whole = dense_hessian(model, batch)
     for n in range(count):
-        left = DrawBatch(*(field[batch.example != n] for field in batch))
-        own = dense_hessian(model, DrawBatch(*(field[batch.example == n] for field in batch)))
+        left = batch.rows(batch.example != n)
+        own = dense_hessian(model, batch.rows(batch.example == n))
         moved[:, n] = layer_vector(optimum(left)) - layer_vector(model)
         without = whole - own / count
         one = {name: rows[n : n + 1] for name, rows in train.items()}

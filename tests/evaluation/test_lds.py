@@ -2,20 +2,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from simulated import simulated, truth_of
 
 import diffinf_lib as di
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError
-
-
-def simulated(subsets=40, seeds=3, queries=8, count=30, noise=1.0, seed=0):
-    """Measurements that really are sums of influences of the images left out, plus noise of the retraining."""
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.randn(queries, count, generator=generator, dtype=torch.float64)
-    masks = torch.stack([torch.randperm(count, generator=generator) < count // 2 for _ in range(subsets)])
-    clean = (scores @ (~masks).double().T).T
-    spread = clean.std() * noise
-    measured = clean.unsqueeze(1) + spread * torch.randn(subsets, seeds, queries, generator=generator).double()
-    return scores, di.GroundTruth(masks, measured, torch.arange(count), torch.arange(queries))
+from diffinf_lib.evaluation import predicted_changes, spearman
 
 
 def test_lds_is_the_mean_spearman_over_queries():
@@ -55,13 +46,36 @@ def test_the_interval_covers_the_value_of_a_large_ground_truth():
     """Ground truths of 30 subsets cut from one of 3,000: the interval of each should hold the large one's value."""
     scores, large = simulated(subsets=3000, queries=6, noise=1.5)
     guess = scores + torch.randn(scores.shape, generator=torch.Generator().manual_seed(2))
-    value = di.lds(guess, large, bootstrap=2).mean
+    value = spearman(predicted_changes(guess, large), large.measurements.mean(1).T.numpy()).mean()
     hits = 0
     for part in range(60):
         low, high = di.lds(guess, large.select(torch.arange(50 * part, 50 * part + 30)), bootstrap=200).interval
         hits += low <= value <= high
-    # 95% nominal; resampling queries as well makes it conservative
+    # nominal 95%, and more, since the queries are the same ones every time
     assert hits >= 52
+
+
+def test_disattenuation_recovers_the_lds_of_measurements_without_noise():
+    scores, truth = simulated(subsets=600, seeds=4, noise=1.5)
+    guess = scores + torch.randn(scores.shape, generator=torch.Generator().manual_seed(2))
+    result = di.lds(guess, truth, bootstrap=2)
+    clean = (scores @ (~truth.masks).double().T).T.unsqueeze(1)
+    expected = di.lds(guess, truth_of(truth.masks, clean), bootstrap=2).mean
+    assert result.disattenuated == pytest.approx(expected, abs=0.03)
+    assert result.mean < expected - 0.1
+    assert result.disattenuated == pytest.approx(result.mean / result.reliability**0.5)
+
+
+def test_there_is_nothing_to_disattenuate_by_with_one_seed_or_seeds_that_disagree():
+    scores, truth = simulated(seeds=1)
+    assert np.isnan(di.lds(scores, truth).disattenuated)
+    opposite = torch.cat([truth.measurements, -truth.measurements], dim=1)
+    assert np.isnan(di.lds(scores, truth_of(truth.masks, opposite)).disattenuated)
+
+
+def test_a_result_prints_in_one_short_line():
+    text = str(di.lds(*simulated()))
+    assert "disattenuated" in text and "ceiling" in text and "\n" not in text and len(text) <= 100
 
 
 def test_paired_differences_share_their_resamples():
@@ -101,12 +115,30 @@ def test_bad_input_is_refused():
         di.GroundTruth(truth.masks, truth.measurements * float("nan"), truth.train_ids, truth.query_ids)
 
 
+def test_parts_of_a_ground_truth_hold_one_entry_for_each_query():
+    _, truth = simulated()
+    for field, name in (("query_images", "query images"), ("full_measurements", "full measurements")):
+        with pytest.raises(ConfigurationError, match=f"{name} of 7 queries, measurements of 8"):
+            truth_of(truth.masks, truth.measurements, **{field: torch.zeros(7)})
+
+
+def test_queries_among_the_training_images_are_flagged_in_one_line():
+    _, truth = simulated()
+    ids = truth.query_ids.clone()
+    ids[[1, 5]] = torch.tensor([3, 29])
+    with pytest.warns(UserWarning, match=r"queries 3, 29 are training images \(2 of 8\)") as caught:
+        di.GroundTruth(truth.masks, truth.measurements, truth.train_ids, ids)
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    with pytest.warns(UserWarning, match=r"queries 0, 1, 2, … are training images \(8 of 8\)"):
+        di.GroundTruth(truth.masks, truth.measurements, truth.train_ids, torch.arange(8))
+
+
 def test_constant_measurements_are_flagged_and_score_nothing():
     scores, truth = simulated()
     measured = truth.measurements.clone()
     measured[:, :, 2] = 0.5
-    with pytest.warns(UserWarning, match=r"query \[2\] are the same"):
-        flagged = di.GroundTruth(truth.masks, measured, truth.train_ids, truth.query_ids)
+    with pytest.warns(UserWarning, match=r"query \[1002\] are the same"):
+        flagged = truth_of(truth.masks, measured)
     assert di.lds(scores, flagged).per_query[2] == 0
 
 

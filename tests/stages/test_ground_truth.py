@@ -36,16 +36,37 @@ def test_a_ground_truth_from_models_to_bundle(tmp_path):
     bundle = di.load_bundle(di.ground_truth_bundle(run, "g", root=tmp_path).name, root=tmp_path)
     assert bundle.arrays["masks"].shape == (4, 24)
     for name, count in zip(QUERY_SETS, (6, 3), strict=True):
-        assert bundle.arrays[f"{name}/measurements"].shape == (4, 2, count)
-        assert np.isfinite(bundle.arrays[f"{name}/measurements"]).all()
-    values = retrained_measurements(run, 2, 1)["generated"]
-    assert np.array_equal(bundle.arrays["generated/measurements"][2, 1], values.numpy())
+        for measurement in ("loss", "elbo", "log_likelihood"):
+            measured = bundle.arrays[f"{name}/measured/{measurement}"]
+            assert measured.shape == (4, 2, count) and np.isfinite(measured).all()
+            truth = di.load_ground_truth("g", name, measurement, root=tmp_path)
+            assert truth.measurements.dtype == torch.float64 and len(truth.full_measurements) == count
+    values = retrained_measurements(run, 2, 1)
+    np.testing.assert_array_equal(bundle.arrays["generated/measured/elbo"][2, 1], values["generated/elbo"].float())
+    with pytest.raises(
+        ConfigurationError, match="measurement='likes': bundle g has elbo, log_likelihood, loss for held-out"
+    ):
+        di.load_ground_truth("g", measurement="likes", root=tmp_path)
+
+
+def test_measuring_something_else_retrains_nothing(tmp_path, monkeypatch):
+    from diffinf_lib.stages import ground_truth
+
+    run = di.open_run(PRESET, tmp_path / "run", progress=False)
+    before = retrained_measurements(run, 0, 0)
+    other = replace(PRESET, further_measurements=(di.MeasurementConfig("square_norm", draws=di.DrawConfig(8)),))
+    monkeypatch.setattr(ground_truth, "train", lambda *_, **__: pytest.fail("retrained"))
+    stored = di.load_unet(tmp_path / "run" / "retrained" / "k000-r0" / "unet")
+    monkeypatch.setattr(ground_truth, "retrained_model", lambda *_: stored)
+    after = retrained_measurements(replace(run, preset=other), 0, 0)
+    assert after.keys() == {f"{name}/{label}" for name in QUERY_SETS for label in ("loss", "square_norm")}
+    assert torch.equal(after["held-out/loss"], before["held-out/loss"])
 
 
 def test_a_retrained_model_saw_its_subset_only(tmp_path):
     """The same model trained by hand on the kept images measures the same."""
     run = di.open_run(PRESET, tmp_path / "run", progress=False)
-    measured = retrained_measurements(run, 1, 1)["held-out"]
+    measured = retrained_measurements(run, 1, 1)["held-out/loss"]
     kept = run.data.train.subset(subset_mask(24, 0.5, 1))
     config = replace(PRESET.training, steps=PRESET.subsets.steps)
     model = di.train(di.build_unet(PRESET.unet, seed=1), kept, config, seed=1, progress=False).model

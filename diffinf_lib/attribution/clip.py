@@ -1,0 +1,176 @@
+"""CLIP similarity: training images ranked by how alike a picture-text model finds them to the query (Radford et al. 2021).
+
+It knows neither the diffusion model nor its training, so what it finds is likeness of content, not influence: the baseline
+that an attribution method has to beat to say something about the model.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffinf_lib.artifacts import read_json, read_tensor_metadata
+from diffinf_lib.data import ImageSet
+from diffinf_lib.data.download import is_offline
+from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, require
+
+WEIGHTS = "model*.safetensors"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+FILES = ("config.json", WEIGHTS, "model.safetensors.index.json", *PROCESSORS)
+"""What is read of a model on the hub; weights in other formats are not even downloaded."""
+
+
+def clip_similarity_scores(
+    train: ImageSet, queries: ImageSet, *, source: str | Path, batch_size: int = 64, device: str | None = None
+) -> Float[Tensor, "Q N"]:
+    """The cosine between the CLIP embeddings of query and training image; arbitrary scale, float64 on the CPU.
+
+    It points the way influence on the loss does: the more alike, the more positive.
+
+    Args:
+        train: `[N, C, H, W]` in [−1, 1], grey or RGB.
+        queries: `[Q, C, H, W]`.
+        source: folder or hub id of a `transformers` CLIP model, such as `openai/clip-vit-large-patch14`.
+        batch_size: images a forward pass; the result depends on it by rounding only.
+        device: default a GPU if there is one.
+
+    Raises:
+        ConfigurationError: `transformers` is not installed, or the batch size is not positive.
+        DataError: images that are neither grey nor RGB, or not finite.
+        ArtifactError: there is no CLIP model with safetensors weights and a preprocessor, or it is damaged.
+    """
+    require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
+    for name, images in (("train", train), ("queries", queries)):
+        _check_images(name, images)
+    model, processor = load_clip(source)
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    rows = [clip_embeddings(model, processor, images, batch_size=batch_size) for images in (queries, train)]
+    return rows[0] @ rows[1].T
+
+
+def clip_embeddings(model: Any, processor: Any, images: ImageSet, *, batch_size: int = 64) -> Float[Tensor, "N E"]:
+    """CLIP image embeddings of unit length, float64 on the CPU.
+
+    Images pass through the model's own preprocessor as 8-bit RGB, as pictures from files do.
+
+    Args:
+        model, processor: from `load_clip`.
+    """
+    parts = []
+    with torch.inference_mode():
+        for batch in images.images.split(batch_size):
+            pixels = processor(list(_rgb_levels(batch)), return_tensors="pt", input_data_format="channels_first")
+            pooled = model.vision_model(pixel_values=pixels["pixel_values"].to(model.device)).pooler_output
+            parts.append(model.visual_projection(pooled).double().cpu())
+    return torch.nn.functional.normalize(torch.cat(parts), dim=1)
+
+
+def load_clip(source: str | Path) -> tuple[Any, Any]:
+    """A CLIP model in eval mode, float32, and its image preprocessor, from a folder or a hub id.
+
+    A model on the hub is downloaded once; `DIFFINF_OFFLINE=1` and `HF_HUB_OFFLINE=1` forbid that.
+
+    Raises:
+        ConfigurationError: `transformers` is not installed.
+        ArtifactError: nothing usable is there, or the weights are damaged.
+    """
+    try:
+        from transformers import CLIPImageProcessor, CLIPModel
+    except ImportError:
+        raise ConfigurationError("CLIP similarity: transformers is not installed; install diffinf[clip]") from None
+    folder = _model_folder(source)
+    _check_folder(folder, source)
+    try:
+        with _quiet():
+            loaded: Any = CLIPModel.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ArtifactError(f"{source}: no CLIP model can be read there ({_first_line(error)}); give another") from None
+    model, account = loaded
+    missing = sorted(account["missing_keys"])
+    require(not missing, f"{source}: {len(missing)} weights are missing, first {missing[:1]}; give a whole CLIP model",
+            ArtifactError)  # fmt: skip
+    return model.float().eval(), processor
+
+
+def _model_folder(source: str | Path) -> Path:
+    """The folder that holds the model: `source` itself, or where the hub's files are kept."""
+    if Path(source).is_dir():
+        return Path(source)
+    require(isinstance(source, str), f"{source}: no such folder; give a CLIP model's folder or hub id", ArtifactError)
+    from huggingface_hub import snapshot_download
+
+    # files in subfolders are other formats of the same weights
+    options: Any = {"repo_id": source, "allow_patterns": list(FILES), "ignore_patterns": ["*/*"]}
+    try:
+        kept = Path(snapshot_download(local_files_only=True, **options))
+        if is_offline() or _missing(kept) is None:
+            return kept
+    except (OSError, ValueError):
+        pass
+    instead = "give a CLIP model's folder or hub id, or place its files in a folder"
+    require(not is_offline(), f"{source}: no such folder, and DIFFINF_OFFLINE=1 forbids downloads; {instead}",
+            ArtifactError)  # fmt: skip
+    try:
+        return Path(snapshot_download(**options))
+    except Exception as error:  # the hub's client passes on errors of its HTTP library, whichever that is
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ArtifactError(f"{source}: no such folder, nor to be had from the hub ({reason}); {instead}") from None
+
+
+def _missing(folder: Path) -> str | None:
+    """What a CLIP model's folder lacks, or None."""
+    if not (folder / "config.json").is_file():
+        return "config.json"
+    if not any(folder.glob(WEIGHTS)):
+        return "model.safetensors"
+    return None if any((folder / name).is_file() for name in PROCESSORS) else PROCESSORS[0]
+
+
+def _check_folder(folder: Path, source: str | Path) -> None:
+    missing = _missing(folder)
+    require(missing is None, f"{source}: no CLIP model with safetensors weights there, {missing} is missing; give a folder "
+            "to which CLIPModel and CLIPImageProcessor were saved, or a hub id", ArtifactError)  # fmt: skip
+    kind = read_json(folder / "config.json").get("model_type")
+    require(kind == "clip", f"{source}: model_type={kind!r} in config.json; give a CLIP model", ArtifactError)
+    for weights in sorted(folder.glob(WEIGHTS)):
+        read_tensor_metadata(weights)  # refuses a truncated file
+
+
+def _check_images(name: str, images: ImageSet) -> None:
+    require(len(images) > 0, f"{name}: there are no images; give at least one")
+    channels = images.shape[0]
+    require(channels in (1, 3), f"{name}: images of {channels} channels; CLIP needs grey or RGB images", DataError)
+    require(bool(torch.isfinite(images.images).all()), f"{name}: some pixels are NaN or infinite; give other images",
+            DataError)  # fmt: skip
+
+
+def _rgb_levels(images: Float[Tensor, "B C H W"]) -> Tensor:
+    """Pixels as the 8-bit levels 0..255 that a preprocessor expects, grey ones in all three channels."""
+    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+    return levels.expand(-1, 3, -1, -1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of `transformers`; its setting is put back at the end."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no reason given")

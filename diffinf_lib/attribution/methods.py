@@ -1,0 +1,284 @@
+"""Methods: every way to score training images for queries as one table, each method a function of a task and its option.
+
+To add a method, write one function `(task, options) -> [D, Q, N]` and one row. The row says where it comes from, what its
+option is, whether it predicts changes or ranks only, and what it needs; `AttributionTask` hands it its gradients.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffinf_lib.attribution.clip import clip_similarity_scores
+from diffinf_lib.attribution.das import das_scores
+from diffinf_lib.attribution.iterative import IterativeMethod, solved_queries, solved_scores, training_ggn
+from diffinf_lib.attribution.renormalised import renormalised_scores, training_norms
+from diffinf_lib.attribution.scoring import Inverses, KeptQueries, check_dampings
+from diffinf_lib.attribution.similarity import (
+    gradient_cosine_scores,
+    gradient_dot_scores,
+    pixel_distance_scores,
+    random_scores,
+)
+from diffinf_lib.attribution.task import AttributionTask, Checkpoint
+from diffinf_lib.attribution.trajectory import Weighting, average_scores, split_draws
+from diffinf_lib.attribution.trak import Trak
+from diffinf_lib.curvature import Approximation
+from diffinf_lib.diffusion import DrawConfig, Objective
+from diffinf_lib.diffusion.objectives import ObjectiveName
+from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.gradients import GradientConfig, LayerGradients
+
+Score = Callable[[AttributionTask, Sequence[float]], Float[Tensor, "D Q N"]]
+Scale = Literal["change", "arbitrary"]
+
+DAMPINGS = (1e-10, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+TRAK_LAMBDAS = tuple(10.0**power for power in range(-6, 7))
+CHECKPOINTS = 5
+"""Checkpoints that a method along the run reads, the final weights among them."""
+DAS_PROBES = 16
+PROJECTION_DIMENSION = 4096
+GGN_DRAWS = DrawConfig(2)
+ITERATIONS = 3
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Attributes:
+        name: short, unique, used in files.
+        label: for tables and figures.
+        paper: where it comes from, as cited in the book.
+        score: scores `[D, Q, N]` for each value of its option.
+        option: what its option is called; empty for none.
+        grid: values of the option that tuning may choose from.
+        default: the value that its authors recommend, or the preset's.
+        scale: `change`: scores estimate the change of the measurement, the 1/N included; `arbitrary`: ranks only.
+        needs: beyond the final model: `checkpoints`, `ensemble`, `trajectories`, `clip`, or nothing.
+        any_measurement: whether it attributes the measurement it is given; else it ranks the same whatever is measured.
+    """
+
+    name: str
+    label: str
+    paper: str
+    score: Score
+    option: str = ""
+    grid: tuple[float, ...] = (0.0,)
+    default: float = 0.0
+    scale: Scale = "change"
+    needs: str = ""
+    any_measurement: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.default in self.grid, f"{self.name}: default {self.default} is not in its grid {self.grid}")
+
+    def __call__(self, task: AttributionTask, options: float | Sequence[float] | None = None) -> Float[Tensor, "D Q N"]:
+        """Scores of the task's training images for its queries, at the default or the given options."""
+        values = [self.default] if options is None else check_dampings(options)
+        return self.score(task, values)
+
+
+def _influence(approximation: Approximation) -> Score:
+    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+        return influence_at(task, task.final, options, approximation, task.draws)
+
+    return score
+
+
+def influence_at(
+    task: AttributionTask,
+    at: Checkpoint,
+    dampings: Sequence[float],
+    approximation: Approximation,
+    draws: DrawConfig,
+) -> Float[Tensor, "D Q N"]:
+    """Influence by the gradients and the curvature of one checkpoint, for each damping."""
+    inverses = Inverses(dampings, [approximation])
+    kept = KeptQueries([task.query_gradients(at=at)], task.use_curvature(at), inverses)
+    return _streamed(task, len(dampings), kept.scores, draws, at) / len(task.train)
+
+
+def _streamed(
+    task: AttributionTask,
+    options: int,
+    scores: Callable[[LayerGradients], Tensor],
+    draws: DrawConfig | None = None,
+    at: Checkpoint | None = None,
+) -> Float[Tensor, "D Q N"]:
+    """Scores `[D, Q, n]` of each shard of training gradients, put together."""
+    total = torch.empty(options, len(task.queries), len(task.train), dtype=torch.float64)
+    for rows, gradients in task.train_shards(task.train_config(draws=draws), at):
+        total[:, :, rows] = scores(gradients)
+    return total
+
+
+def _along(approximation: Approximation, weighting: Weighting, parts: int) -> Score:
+    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+        checkpoints = _checkpoints(task, parts)
+        draws = split_draws(task.draws, len(checkpoints))
+        found = [influence_at(task, at, options, approximation, draws) for at in checkpoints]
+        return average_scores(found, weighting=weighting, learning_rates=[at.learning_rate for at in checkpoints])
+
+    return score
+
+
+def _checkpoints(task: AttributionTask, parts: int) -> list[Checkpoint]:
+    require(task.along is not None, "checkpoints: this task has none; train with keep_ema_at")
+    assert task.along is not None
+    return task.along(parts)
+
+
+def _ensemble(approximation: Approximation) -> Score:
+    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+        require(task.ensemble is not None, "ensemble: this task has no models of other seeds; train some")
+        assert task.ensemble is not None
+        found = [influence_at(task, at, options, approximation, task.draws) for at in task.ensemble()]
+        return average_scores(found)
+
+    return score
+
+
+def _tracin(parts: int) -> Score:
+    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+        checkpoints = _checkpoints(task, parts)
+        draws = split_draws(task.draws, len(checkpoints))
+        total = torch.zeros(1, len(task.queries), len(task.train), dtype=torch.float64)
+        for at in checkpoints:
+            queries = task.query_gradients(at=at)
+            products = _streamed(task, 1, lambda g, q=queries: gradient_dot_scores(q, g), draws, at)  # type: ignore[misc]
+            total += at.learning_rate * products
+        return total
+
+    return score
+
+
+def _trak(objective: Objective | None, dimension: int | None = None) -> Score:
+    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+        queries = task.query_gradients(task.query_config(objective))
+        trak = Trak(lambda: task.train_shards(task.train_config(objective)), dimension=dimension, seed=task.seed)
+        return trak.scores(queries, options)
+
+    return score
+
+
+def _journey_trak(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    queries = task.query_gradients(task.query_config(Objective("journey_loss")))
+    return Trak(task.train_shards).scores(queries, options)
+
+
+def _das(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    one = DrawConfig(1, timesteps="uniform", noise="independent")
+    configs = [GradientConfig(one, "das", seed, objective=Objective("output_probe")) for seed in range(DAS_PROBES)]
+    probes = [task.query_gradients(config) for config in configs]
+    return das_scores(probes, task.train_shards, task.use_curvature(), count=len(task.train), damping=options)
+
+
+def _renormalised(length: Literal["step", "self_influence", "gradient"]) -> Score:
+    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+        scores = influence_at(task, task.final, options, "ekfac", task.draws)
+        norms = training_norms(task.train_shards(), task.use_curvature(), damping=options)
+        return renormalised_scores(scores, getattr(norms, length))
+
+    return score
+
+
+def _gradient_dot(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    queries = task.query_gradients()
+    return _streamed(task, 1, lambda gradients: gradient_dot_scores(queries, gradients))
+
+
+def _gradient_cosine(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    queries = task.query_gradients()
+    return _streamed(task, 1, lambda gradients: gradient_cosine_scores(queries, gradients))
+
+
+def _iterative(method: IterativeMethod) -> Score:
+    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+        ggn = training_ggn(
+            task.final.model, task.train, GGN_DRAWS, seed=task.seed, schedule=task.schedule, batch_size=100
+        )
+        curvature, queries, found = task.use_curvature(), task.query_gradients(), []
+        for damping in options:
+            solution = solved_queries(
+                task.final.model, curvature, ggn, queries, damping=damping, method=method, max_iterations=ITERATIONS
+            )[0]
+            found.append(_streamed(task, 1, lambda g, s=solution: solved_scores(s, g, count=len(task.train))))  # type: ignore[misc]
+        products = len(options) * (ITERATIONS - 1) * len(task.queries)
+        task.spend("ggn products", products * len(task.train) * GGN_DRAWS.count, 0.0)
+        return torch.cat(found)
+
+    return score
+
+
+def _clip(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    require(bool(task.clip_source), "clip: no model given; set clip_source to a CLIP folder or hub id")
+    return clip_similarity_scores(task.train, task.queries, source=task.clip_source).unsqueeze(0)
+
+
+def _pixels(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    return pixel_distance_scores(task.train, task.queries).unsqueeze(0)
+
+
+def _random(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    return random_scores(len(task.queries), len(task.train), seed=task.seed).unsqueeze(0)
+
+
+_INFLUENCE: dict[str, Any] = {"option": "damping", "grid": DAMPINGS, "default": 1e-8}
+_TRAK: dict[str, Any] = {"option": "damping", "grid": TRAK_LAMBDAS, "default": 1e-6}
+_OUTPUTS: list[tuple[ObjectiveName, str]] = [
+    ("mean_output", "mean"), ("l1_norm", "1-norm"), ("l2_norm", "2-norm"), ("max_norm", "∞-norm"),
+    ("simplified_elbo", "simplified ELBO"),
+]  # fmt: skip
+
+METHODS: tuple[Method, ...] = (
+    Method("ekfac", "EK-FAC influence", "mlodozeniec2025influence", _influence("ekfac"), **_INFLUENCE),
+    Method("kfac", "K-FAC influence", "mlodozeniec2025influence", _influence("kfac"), **_INFLUENCE),
+    Method("ekfac-along", "EK-FAC along the run", "", _along("ekfac", "standardised", CHECKPOINTS), **_INFLUENCE,
+           needs="checkpoints"),
+    Method("kfac-along", "K-FAC along the run", "", _along("kfac", "standardised", CHECKPOINTS), **_INFLUENCE,
+           needs="checkpoints"),
+    Method("ekfac-along-lr", "EK-FAC along the run, by learning rate", "", _along("ekfac", "learning_rate", CHECKPOINTS),
+           **_INFLUENCE, needs="checkpoints"),
+    Method("ekfac-ensemble", "EK-FAC, mean of seeds", "", _ensemble("ekfac"), **_INFLUENCE, needs="ensemble"),
+    Method("neumann", "Neumann series, EK-FAC first", "wang2025astra", _iterative("neumann"), option="damping",
+           grid=(1e-6, 1e-5, 1e-4), default=1e-5),
+    Method("cg", "conjugate gradients, EK-FAC first", "wang2025astra", _iterative("cg"), option="damping",
+           grid=(1e-6, 1e-5, 1e-4), default=1e-5),
+    Method("relative", "relative influence", "barshan2020relatif", _renormalised("step"), **_INFLUENCE, scale="arbitrary"),
+    Method("self-relative", "self-relative influence", "barshan2020relatif", _renormalised("self_influence"), **_INFLUENCE,
+           scale="arbitrary"),
+    Method("renormalised", "renormalised influence", "hammoudeh2022identifying", _renormalised("gradient"), **_INFLUENCE,
+           scale="arbitrary"),
+    Method("trak", "TRAK", "park2023trak", _trak(None), **_TRAK),
+    Method("trak-projected", "TRAK, projected", "park2023trak", _trak(None, PROJECTION_DIMENSION), **_TRAK),
+    Method("d-trak", "D-TRAK", "zheng2024dtrak", _trak(Objective("square_norm")), **_TRAK, scale="arbitrary",
+           any_measurement=False),
+    *(Method(f"d-trak-{name.replace('_', '-')}", f"D-TRAK, {label}", "zheng2024dtrak", _trak(Objective(name)), **_TRAK,
+             scale="arbitrary", any_measurement=False) for name, label in _OUTPUTS),
+    Method("journey-trak", "Journey-TRAK", "georgiev2023journey", _journey_trak, **_TRAK, scale="arbitrary",
+           needs="trajectories", any_measurement=False),
+    Method("das", "DAS", "lin2025das", _das, **_INFLUENCE, scale="arbitrary", any_measurement=False),
+    Method("tracin", "TracIn", "pruthi2020tracin", _tracin(CHECKPOINTS), scale="arbitrary", needs="checkpoints"),
+    Method("gradient-dot", "gradient dot product", "", _gradient_dot, scale="arbitrary"),
+    Method("gradient-cosine", "gradient cosine", "", _gradient_cosine, scale="arbitrary"),
+    Method("clip", "CLIP similarity", "radford2021clip", _clip, scale="arbitrary", needs="clip", any_measurement=False),
+    Method("pixel", "pixel distance", "", _pixels, scale="arbitrary", any_measurement=False),
+    Method("random", "random", "", _random, scale="arbitrary", any_measurement=False),
+)  # fmt: skip
+"""Every method; rows of the table in the book."""
+
+
+def get_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ConfigurationError: there is none; the message lists the names.
+    """
+    found = {method.name: method for method in METHODS}
+    if name not in found:
+        raise ConfigurationError(f"method={name!r}: no such method; give one of {', '.join(found)}")
+    return found[name]

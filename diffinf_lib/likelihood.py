@@ -1,0 +1,238 @@
+"""Log-likelihood: the density of an image under the model, by the probability-flow ODE (Song et al. 2021, appendix D).
+
+The noising of an image has a deterministic twin, an ODE whose states have the same distribution at every time. Followed
+from the image to pure noise, it says where the image comes from, and the divergence on the way how much the flow stretches
+space: log p(x) = log N(x_T; 0, I) + ∫ div v. Both need the network only.
+
+Time is the angle φ with cos φ = √ᾱ and sin φ = √(1−ᾱ), in which the flow is v = (ε_θ − sin φ x) / cos φ (Salimans & Ho
+2022): a network that guesses well turns the state at an even pace.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from diffinf_lib.data import ImageSet
+from diffinf_lib.diffusion import DEFAULT_SCHEDULE, Network, NoiseSchedule, predict_noise
+from diffinf_lib.diffusion.elbo import nats_to_bits_per_dimension, nearest_levels
+from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.shapes import Images, ImageShape, PerExample
+
+Solver = Literal["rk4", "heun3", "midpoint", "dopri5"]
+Divergence = Literal["hutchinson", "exact"]
+
+
+@dataclass(frozen=True)
+class LikelihoodConfig:
+    """How the ODE is solved, and how often.
+
+    Attributes:
+        method: `rk4`, `heun3` or `midpoint` with a fixed number of steps: every model and image gets the same arithmetic,
+            so that errors are shared and cancel where models are compared. `dopri5` chooses its steps for a whole batch.
+        steps: of a fixed-step method, which asks the network 4, 3 or 2 times a step.
+        tolerance: of `dopri5`, relative and absolute.
+        divergence: `hutchinson`, zᵀ (∂v/∂x) z with random signs z (Hutchinson 1990; Grathwohl et al. 2019), or `exact`, one
+            backward pass for each of the C·H·W dimensions. Fixed steps take another z whenever the network is asked, which
+            averages over many and remains unbiased; `dopri5` needs a smooth integrand and keeps one z for the trajectory.
+        probes: number of z at a time; each costs a backward pass.
+        draws: how often an image with levels is spread over its bins, in pairs of u and −u; each is a trajectory of its own.
+    """
+
+    method: Solver = "rk4"
+    steps: int = 8
+    tolerance: float = 1e-5
+    divergence: Divergence = "hutchinson"
+    probes: int = 1
+    draws: int = 4
+
+    def __post_init__(self) -> None:
+        require(self.method in ("rk4", "heun3", "midpoint", "dopri5"), f"method={self.method!r}: give 'rk4', 'heun3', "
+                "'midpoint' or 'dopri5'")  # fmt: skip
+        require(
+            self.divergence in ("hutchinson", "exact"), f"divergence={self.divergence!r}: give 'hutchinson' or 'exact'"
+        )
+        for name in ("steps", "tolerance", "probes", "draws"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, f"{name}={value}: give a positive number")
+
+
+def log_likelihood(
+    model: Network,
+    images: ImageSet,
+    config: LikelihoodConfig | None = None,
+    *,
+    levels: int | None = 256,
+    dequantised: bool = False,
+    seed: int = 0,
+    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    batch_size: int = 512,
+) -> Float[Tensor, "Q"]:
+    """log₂ p(x) / D of every image, in bits per dimension; `[Q]`, float64, on the CPU. Higher means more likely.
+
+    The density is that of the flow's states at t = 0, images with the last trace of noise. Images with levels are spread
+    evenly over their bins first, and their value, averaged over the spreads, is a bound from below on the log-probability of
+    the image's levels (Theis et al. 2016). Spreads and probes are keyed by the image's id: every model sees the same.
+
+    Args:
+        images: in [−1, 1].
+        levels: number of values of a pixel, evenly spaced on [−1, 1]: 17 for digits, 256 for images of 8 bits; values in
+            between go to the nearest. None for what is continuous (latents): the log-density as it is.
+        dequantised: the images have been spread over their bins already, as (255 x + u) / 256, bins of 2/levels.
+        seed: of the spreads and the probes, not of the model.
+
+    Raises:
+        ConfigurationError: torchdiffeq is not installed, or options that do not fit together.
+    """
+    config = config or LikelihoodConfig()
+    require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
+    require(levels is not None or not dequantised, "dequantised with levels=None: give the number of levels")
+    spread_levels = None if dequantised else levels
+    draws = config.draws if spread_levels else 1
+    total = torch.zeros(len(images), dtype=torch.float64)
+    for draw in range(draws):
+        states = images.images if spread_levels is None else _spread(images, spread_levels, draw, seed)
+        for start in range(0, len(images), batch_size):
+            batch = slice(start, start + batch_size)
+            probes = _Probes(images.ids[batch], draw, images.shape, config, seed)
+            total[batch] += _log_density(model, states[batch], probes, config, schedule)
+    dimensions = math.prod(images.shape)
+    return nats_to_bits_per_dimension(total / draws, dimensions) + math.log2(_bin_width(levels, dequantised))
+
+
+def _bin_width(levels: int | None, dequantised: bool) -> float:
+    if levels is None:
+        return 1.0
+    return 2 / levels if dequantised else 2 / (levels - 1)
+
+
+def _spread(images: ImageSet, levels: int, draw: int, seed: int) -> Images:
+    """Images moved to their levels, and from there by u or −u bins with u ~ U(−½, ½)."""
+    keys = [("spread", seed, int(example_id), draw // 2) for example_id in images.ids]
+    uniform = torch.stack([torch.rand(images.shape, generator=keyed_generator(*key)) for key in keys]) - 0.5
+    return nearest_levels(images.images, levels) + (-1) ** draw * _bin_width(levels, False) * uniform
+
+
+class _Probes:
+    """The z whose zᵀ J z sum to an estimate of the trace of J; every image draws its own from its own generator."""
+
+    def __init__(self, ids: Int[Tensor, "B"], draw: int, shape: ImageShape, config: LikelihoodConfig, seed: int):
+        self.shape, self.count = shape, config.probes
+        self.generators = [keyed_generator("probes", seed, int(example_id), draw) for example_id in ids]
+        self.fixed: Tensor | None = None
+        if config.divergence == "exact":
+            self.fixed = torch.eye(math.prod(shape)).view(-1, 1, *shape).expand(-1, len(ids), *shape)
+        elif config.method == "dopri5":
+            self.fixed = self.draw()
+
+    def draw(self) -> Float[Tensor, "P B C H W"]:
+        """Random signs, and their number divided out."""
+        size = (self.count, *self.shape)
+        signs = [torch.randint(2, size, generator=generator) for generator in self.generators]
+        return (2 * torch.stack(signs, dim=1) - 1) / self.count**0.5
+
+    def __call__(self) -> Float[Tensor, "P B C H W"]:
+        return self.draw() if self.fixed is None else self.fixed
+
+
+def _log_density(
+    model: Network, images: Images, probes: _Probes, config: LikelihoodConfig, schedule: NoiseSchedule
+) -> PerExample:
+    """log p(x) of each image at t = 0, in nats; `[B]`, float64, on the CPU."""
+    state = images.to(next(model.parameters()).device, torch.float64)
+    flow = _Flow(model, probes, schedule)
+    final, gain = _solve(flow, (state, state.new_zeros(len(state))), config, schedule)
+    prior = -0.5 * (final.square() + math.log(2 * math.pi)).flatten(1).sum(1)
+    return (prior + gain).cpu()
+
+
+class _Flow(NamedTuple):
+    """The right-hand side of the ODE: the state's velocity, and its divergence."""
+
+    model: Network
+    probes: _Probes
+    schedule: NoiseSchedule
+
+    def __call__(self, angle: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        noisy = state[0]
+        prediction, trace = self._prediction_and_trace(noisy, timesteps_at(angle, self.schedule))
+        sine, cosine = angle.sin(), angle.cos()
+        return (prediction - sine * noisy) / cosine, (trace - sine * noisy[0].numel()) / cosine
+
+    @torch.enable_grad()
+    def _prediction_and_trace(self, noisy: Images, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """ε_θ and an estimate of the trace of its Jacobian, float64; the network works in its own precision."""
+        parameter = next(self.model.parameters())
+        given = noisy.detach().to(parameter.dtype).requires_grad_()
+        prediction = predict_noise(self.model, given, timestep.to(given).expand(len(given)))
+        probes, trace = self.probes().to(given), noisy.new_zeros(len(noisy))
+        for index, probe in enumerate(probes):
+            last = index == len(probes) - 1
+            (pulled,) = torch.autograd.grad(prediction, given, probe, retain_graph=not last)
+            trace += (pulled * probe).flatten(1).sum(1).double()
+        return prediction.detach().double(), trace
+
+
+@torch.no_grad()
+def _solve(
+    flow: _Flow, state: tuple[Tensor, Tensor], config: LikelihoodConfig, schedule: NoiseSchedule
+) -> tuple[Tensor, Tensor]:
+    """The state at the last timestep, and the divergence summed up on the way there."""
+    try:
+        from torchdiffeq import odeint
+    except ImportError:
+        raise ConfigurationError("log-likelihood: torchdiffeq is not installed; install diffinf[likelihood]") from None
+    angles = angle_grid(config.steps, schedule).to(state[0].device)
+    # An adaptive step must not pass the last timestep: at a right angle the flow has a pole
+    options: dict[str, Any] = {
+        "rtol": config.tolerance, "atol": config.tolerance, "options": {"step_t": angles[-1:]},
+    }  # fmt: skip
+    if config.method != "dopri5":
+        grid: Callable[..., Tensor] = lambda func, start, times: angles  # noqa: E731
+        options = {"options": {"grid_constructor": grid}}
+    states, gains = odeint(flow, state, angles[[0, -1]], method=config.method, **options)
+    return states[-1], gains[-1]
+
+
+@lru_cache
+def angles(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "T"]:
+    """φ_t with cos φ_t = √ᾱ_t, how far noising has turned the image into noise at every timestep; `[T]`, float64."""
+    kept = schedule.alphas_cumprod.double()
+    return torch.atan2((1 - kept).sqrt(), kept.sqrt())
+
+
+def timesteps_at(angle: Tensor, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Tensor:
+    """The real-valued timestep at which √ᾱ = cos φ, log ᾱ taken as linear between timesteps."""
+    known = schedule.alphas_cumprod.double().to(angle.device).log()
+    return _interpolate(-2 * angle.cos().log(), -known, torch.arange(len(known)).to(known))
+
+
+def alphas_cumprod_at(timesteps: Tensor, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Tensor:
+    """ᾱ at real-valued timesteps from 0 to T − 1, log ᾱ taken as linear between timesteps; float64."""
+    known = schedule.alphas_cumprod.double().to(timesteps.device).log()
+    return _interpolate(timesteps.double(), torch.arange(len(known)).to(known), known).exp()
+
+
+def _interpolate(wanted: Tensor, places: Float[Tensor, "T"], values: Float[Tensor, "T"]) -> Tensor:
+    """Values at the wanted places, linear between the (rising) places at which they are known."""
+    right = torch.searchsorted(places, wanted.contiguous()).clamp(1, len(places) - 1)
+    share = (wanted - places[right - 1]) / (places[right] - places[right - 1])
+    return torch.lerp(values[right - 1], values[right], share.clamp(0, 1))
+
+
+def angle_grid(steps: int, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "steps+1"]:
+    """The angles between which the solver steps, from the first timestep's to the last one's, even in log tan φ.
+
+    tan φ is the noise's standard deviation beside the image's: fine steps where little noise makes fine structure.
+    """
+    known = angles(schedule)
+    first, last = known[0].tan().log(), known[-1].tan().log()
+    grid = torch.linspace(float(first), float(last), steps + 1, dtype=torch.float64).exp().atan()
+    grid[0], grid[-1] = known[0], known[-1]
+    return grid

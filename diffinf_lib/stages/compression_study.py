@@ -1,0 +1,206 @@
+"""Compression study: what each format saves of a store of gradients, and what it loses of the scores and of their LDS.
+
+The paper's appendix F (Mlodozeniec et al. 2025) packs queries in few bits, in few singular directions, or in both. Here a
+format packs the training gradients (algorithm 2), the preconditioned queries (algorithm 1), or both of them. All
+gradients are computed once, in full; a format packs and unpacks them in memory. Each format is a stage of its own, so a
+killed study goes on with the next one.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffinf_lib.artifacts import json_digest, plain, read_arrays, stage, tensor_digest, write_arrays, write_bundle
+from diffinf_lib.attribution.scoring import Inverses, KeptQueries
+from diffinf_lib.compression import Compression, StoreFormat, stored_bytes
+from diffinf_lib.errors import DataError, require
+from diffinf_lib.evaluation import GroundTruth, ceiling, paired_difference, predicted_changes, spearman
+from diffinf_lib.evaluation.lds import mean_measurements
+from diffinf_lib.gradients import LayerGradients
+from diffinf_lib.stages.attribution import curvature_of_run, query_gradients, train_gradients
+from diffinf_lib.stages.model import model_identity
+from diffinf_lib.stages.run import Run
+
+FORMATS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"kind": "bfloat16"},
+    "int8": {"kind": "int8"},
+    "int4": {"kind": "int4"},
+    "int8, not whitened": {"kind": "int8", "whitening": 1e12},
+    "int8 a tensor, not whitened": {"kind": "int8_tensor"},
+    **{f"svd, rank {rank}": {"kind": "svd", "rank": rank} for rank in (1, 2, 4, 8, 16)},
+    **{f"svd, rank {rank}, int8": {"kind": "svd_int8", "rank": rank} for rank in (4, 8, 16)},
+    **{f"projection to {k:,}": {"kind": "projection", "dimension": k} for k in (256, 1024, 4096, 16384)},
+}
+"""What `StoreFormat` each format of the study is; the whitening is the preset's damping unless it is given."""
+
+USES = ("training gradients", "queries", "both")
+"""What a format packs. A projection packs both or neither; it counts as one of training gradients too."""
+
+VALUES = ("lds", "rank_correlation", "correlation")
+"""What is kept of each query: its LDS, and the correlations over training images of its scores with those in float32."""
+
+
+class CompressionStudy:
+    """The study of one run against its ground truths.
+
+    Args:
+        truths: ground truths by query set, from `load_ground_truth`.
+
+    Raises:
+        ConfigurationError: the run keeps its gradients packed.
+        DataError: a ground truth was made with other training images than the run's.
+    """
+
+    def __init__(self, run: Run, truths: Mapping[str, GroundTruth]):
+        for name, form in (("store_format", run.preset.store_format), ("query_format", run.preset.query_format)):
+            full = form is None or form.kind == "float32"
+            require(full, f"{name}={form and form.kind}: the study packs gradients itself; give {name}.kind=float32")
+        for name, truth in truths.items():
+            same = torch.equal(truth.train_ids, run.data.train.ids)
+            require(same, f"ground truth of {name}: its training images are not those of this run; give its own preset",
+                    DataError)  # fmt: skip
+        self.run, self.truths = run, truths
+        self.curvature = curvature_of_run(run).to(run.device)
+        self.inverses = Inverses([run.preset.damping], [run.preset.curvature.approximation])
+
+    def form(self, label: str) -> StoreFormat:
+        """The format of a row of `FORMATS`."""
+        require(label in FORMATS, f"format={label!r}: give one of {'; '.join(FORMATS)}")
+        return StoreFormat(**{"whitening": self.run.preset.damping, **FORMATS[label]})
+
+    @cached_property
+    def train(self) -> LayerGradients:
+        """Gradients of the training images."""
+        return train_gradients(self.run)
+
+    @cached_property
+    def queries(self) -> LayerGradients:
+        """Gradients of all sets of queries in one piece, in the order of the ground truths."""
+        sets = [query_gradients(self.run, truth.queries) for truth in self.truths.values()]
+        return {name: torch.cat([gradients[name] for gradients in sets]) for name in sets[0]}
+
+    @cached_property
+    def exact(self) -> dict[str, Float[Tensor, "Q N"]]:
+        """Scores in float32 of every set of queries."""
+        return self.scores(StoreFormat())["training gradients"]
+
+    def scores(self, form: StoreFormat) -> dict[str, dict[str, Float[Tensor, "Q N"]]]:
+        """Scores from what a format has left of the gradients, for each use that it has and each set of queries."""
+        compression = Compression(self.curvature, form)
+        left = compression.decode(compression.encode(self.train))
+        found = {"training gradients": self._kept(None, form).scores(left)}
+        if form.kind == "projection":
+            found["both"] = found["training gradients"]
+        else:
+            packed = self._kept(form)
+            found |= {"queries": packed.scores(self.train), "both": packed.scores(left)}
+        return {use: self._by_set(scores[0] / len(self.run.data.train)) for use, scores in found.items()}
+
+    def _kept(self, form: StoreFormat | None, train_form: StoreFormat | None = None) -> KeptQueries:
+        return KeptQueries([self.queries], self.curvature, self.inverses, form, train_form)
+
+    def _by_set(self, scores: Float[Tensor, "A N"]) -> dict[str, Float[Tensor, "Q N"]]:
+        sizes = [len(truth.query_ids) for truth in self.truths.values()]
+        return dict(zip(self.truths, scores.split(sizes), strict=True))
+
+    def results(self, label: str) -> dict[str, np.ndarray]:
+        """What a format loses, computed once and kept; NaN for a use that the format does not have.
+
+        Returns:
+            for each query set `<set>/lds`, `<set>/rank_correlation`, `<set>/correlation` of each use and query, `[U, Q]`, and
+            `<set>/difference`, the LDS minus that of float32 and the ends of its interval, `[U, 3]`.
+        """
+        form, preset = self.form(label), self.run.preset
+        identity = {
+            "format": form,
+            "model": model_identity(self.run),
+            "curvature": self.curvature.digest,
+            "gradient_draws": preset.gradient_draws,
+            "measurement": preset.measurement,
+            "damping": preset.damping,
+            "approximation": preset.curvature.approximation,
+            "seed": self.run.seed,
+            "truths": {
+                name: tensor_digest(truth.masks, truth.measurements, truth.queries.images, truth.query_ids)
+                for name, truth in self.truths.items()
+            },
+        }
+        folder = self.run.path("compression-study", json_digest(plain(form))[:12])
+        with stage(folder, identity, name="compression-study") as needed:
+            if needed:
+                write_arrays(folder / "results.npz", **self._compared(self.scores(form)))
+        return read_arrays(folder / "results.npz")
+
+    def _compared(self, scores: Mapping[str, Mapping[str, Tensor]]) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for name, truth in self.truths.items():
+            lost = [
+                compared(scores[use][name], self.exact[name], truth) if use in scores else missing(truth)
+                for use in USES
+            ]
+            found |= {f"{name}/{key}": np.stack([entry[key] for entry in lost]) for key in lost[0]}
+        return found
+
+    def stored_bytes(self, label: str) -> int:
+        """Bytes of one stored gradient."""
+        return stored_bytes(self.form(label), [layer.shape for layer in self.curvature.layers.values()])
+
+    def bundle(self, name: str, labels: Sequence[str] = tuple(FORMATS), root: Path | str | None = None) -> Path:
+        """All formats as a bundle.
+
+        Its arrays are those of `results`, `[formats, uses, Q]` and `[formats, uses, 3]`, and `bytes` of one stored gradient,
+        `[formats]`; its metrics are the means over queries, and the bytes as a share of those of float32.
+        """
+        rows = [self.results(label) for label in labels]
+        arrays = {key: np.stack([row[key] for row in rows]).astype(np.float32) for key in rows[0]}
+        size = [self.stored_bytes(label) for label in labels]
+        forms = {label: self.form(label) for label in labels}
+        means = {key: _listed(v if key.endswith("/difference") else v.mean(-1)) for key, v in arrays.items()}
+        metrics = {
+            "formats": list(labels),
+            "uses": USES,
+            "bytes": [count / self.stored_bytes("float32") for count in size],
+            "means": means,
+            "ceiling": {queries: ceiling(truth) for queries, truth in self.truths.items()},
+        }
+        configuration = {"preset": self.run.preset, "seed": self.run.seed, "formats": forms}
+        return write_bundle(name, arrays | {"bytes": np.array(size)}, metrics, configuration, root=root)
+
+
+def compared(scores: Float[Tensor, "Q N"], exact: Float[Tensor, "Q N"], truth: GroundTruth) -> dict[str, np.ndarray]:
+    """What scores lose against exact ones: `VALUES` of each query, `[Q]`; the LDS's difference and its interval, `[3]`."""
+    value, (low, high) = paired_difference(scores, exact, truth)
+    both = scores.numpy(), exact.numpy()
+    return {
+        "lds": spearman(predicted_changes(scores, truth), mean_measurements(truth)),
+        "rank_correlation": spearman(*both),
+        "correlation": pearson(*both),
+        "difference": np.array([value, low, high]),
+    }
+
+
+def missing(truth: GroundTruth) -> dict[str, np.ndarray]:
+    """What `compared` gives, all of it NaN."""
+    nothing = np.full(len(truth.query_ids), np.nan)
+    return dict.fromkeys(VALUES, nothing) | {"difference": np.full(3, np.nan)}
+
+
+def pearson(first: Float[np.ndarray, "Q N"], second: Float[np.ndarray, "Q N"]) -> Float[np.ndarray, "Q"]:
+    """Pearson's correlation of each row; 0 where a row is constant."""
+    a, b = (values - values.mean(-1, keepdims=True) for values in (first, second))
+    scale = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.divide((a * b).sum(-1), scale, out=np.zeros_like(scale), where=scale > 0)
+
+
+def _listed(values: np.ndarray) -> Any:
+    """Nested lists with None for NaN, which JSON does not know."""
+    found = values.astype(object)
+    found[np.isnan(values)] = None
+    return found.tolist()

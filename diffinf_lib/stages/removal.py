@@ -1,0 +1,310 @@
+"""Removal: models retrained without the training images that influence names, and what they measure of the query.
+
+The paper's Fig. 3 (Mlodozeniec et al. 2025). For a few queries the images of the highest scores (`top`: removal should raise
+the measurement) or of the lowest ones (`bottom`: it should lower it) are left out and the full training is repeated. The
+control is as many images taken at random, the same sets for all queries; the reference is the training on everything with
+the same seeds. A retrained model is known by what it was not shown and by its training seed: equal removals are trained
+once. Its measurements of every query are kept, its weights are not.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffinf_lib.artifacts import json_digest, read_arrays, read_json, stage, tensor_digest, write_arrays, write_bundle
+from diffinf_lib.artifacts.manifest import MANIFEST
+from diffinf_lib.data import ImageSet
+from diffinf_lib.errors import ArtifactError, DataError, require
+from diffinf_lib.measurements import measure
+from diffinf_lib.models import build_unet
+from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.stages.attribution import influence_scores
+from diffinf_lib.stages.model import QUERY_SETS, query_sets
+from diffinf_lib.stages.run import Run
+from diffinf_lib.training import train, training_identity
+
+CONDITIONS = ("top", "bottom")
+"""Which end of a query's scores is removed, in the order of the bundle's arrays."""
+
+Positions = tuple[int, ...]
+"""Positions of training images, ascending."""
+
+
+@dataclass(frozen=True)
+class RemovalConfig:
+    """What is removed, for how many queries, how often retrained.
+
+    Attributes:
+        queries: how many of each set of queries, evenly spaced over it.
+        shares: of the training images that are removed.
+        seeds: trainings of each removal, K, with seeds 0 … K − 1.
+        random_sets: sets removed at random for each share, R.
+    """
+
+    queries: int = 6
+    shares: Sequence[float] = (0.02, 0.1)
+    seeds: int = 2
+    random_sets: int = 6
+
+    def __post_init__(self) -> None:
+        for name in ("queries", "seeds", "random_sets"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value > 0, f"{name}={value!r}: give a positive whole number")
+        listed = isinstance(self.shares, (list, tuple)) and len(self.shares) > 0
+        require(listed, f"shares={self.shares!r}: give a list of shares, e.g. [0.02, 0.1]")
+        for share in self.shares:
+            inside = isinstance(share, (int, float)) and 0 < share <= 0.5
+            require(inside, f"share={share!r}: give a share of the training images above 0 and at most 0.5; "
+                    "beyond that the top and the bottom overlap")  # fmt: skip
+
+
+class RemovalCell(NamedTuple):
+    """One retrained model: the training images it was not shown, and its training seed."""
+
+    removed: Positions
+    seed: int
+
+
+def evenly_spaced(count: int, total: int) -> list[int]:
+    """`count` of the positions 0 … `total` − 1, at the middle of as many equal parts.
+
+    Raises:
+        ConfigurationError: there are fewer positions than asked for, or none are asked for.
+    """
+    require(0 < count <= total, f"queries={count}: give 1 to {total}, the size of the smaller set of queries")
+    return [(2 * part + 1) * total // (2 * count) for part in range(count)]
+
+
+def removed_count(share: float, total: int) -> int:
+    """How many of `total` training images a share is.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    count = round(share * total)
+    require(count > 0, f"share={share}: no image of {total}; give {1 / total:.2g} or more")
+    return count
+
+
+def extreme_positions(scores: Float[Tensor, "N"], count: int) -> tuple[Positions, Positions]:
+    """The training images with the `count` highest and the `count` lowest scores of one query, in this order.
+
+    Raises:
+        DataError: a score is not finite.
+    """
+    finite = bool(scores.isfinite().all())
+    require(finite, "scores: some are not finite; fit the curvature anew or raise the damping", DataError)
+    order = scores.argsort(stable=True).tolist()
+    return tuple(sorted(order[-count:])), tuple(sorted(order[:count]))
+
+
+def random_positions(total: int, count: int, index: int, *, seed: int = 0) -> Positions:
+    """Random set `index` of `count` training images; a smaller set of the same index is part of a larger one."""
+    order = torch.randperm(total, generator=keyed_generator("removal", seed, index))
+    return tuple(sorted(order[:count].tolist()))
+
+
+class RemovalStudy:
+    """The removal experiment of one run.
+
+    Attributes:
+        query_index: of each chosen query: its set and its position there.
+        counts: how many images each share removes.
+    """
+
+    def __init__(self, run: Run, config: RemovalConfig | None = None):
+        self.run, self.config = run, config or RemovalConfig()
+        self.counts = [removed_count(share, len(run.data.train)) for share in self.config.shares]
+        totals = {"held-out": len(run.data.queries), "generated": run.preset.sampling.count}
+        self.query_index = [
+            (name, position) for name in QUERY_SETS for position in evenly_spaced(self.config.queries, totals[name])
+        ]
+
+    @cached_property
+    def _query_sets(self) -> dict[str, ImageSet]:
+        return query_sets(self.run)
+
+    @cached_property
+    def _query_digest(self) -> str:
+        return tensor_digest(*(part for images in self._query_sets.values() for part in (images.images, images.ids)))
+
+    @cached_property
+    def scores(self) -> Float[Tensor, "Q N"]:
+        """Scores of the chosen queries, `[Q, N]`, at the preset's damping: those of the whole sets, which a run keeps."""
+        found = {name: influence_scores(self.run, images)[0] for name, images in self._query_sets.items()}
+        return torch.stack([found[name][position] for name, position in self.query_index])
+
+    @cached_property
+    def removed(self) -> list[list[list[Positions]]]:
+        """The images removed at each end of a query's scores, `[shares][conditions][Q]`."""
+        ends = [[extreme_positions(row, count) for row in self.scores] for count in self.counts]
+        return [[list(queries) for queries in zip(*share, strict=True)] for share in ends]
+
+    @cached_property
+    def randomly_removed(self) -> list[list[Positions]]:
+        """The images removed at random for each share, `[shares][R]`."""
+        total, sets = len(self.run.data.train), range(self.config.random_sets)
+        return [[random_positions(total, count, index, seed=self.run.seed) for index in sets] for count in self.counts]
+
+    def cells(self) -> list[RemovalCell]:
+        """Every model to retrain, once each.
+
+        Seeds are outermost, so that an experiment of fewer seeds is whole early; within a seed the full model comes first,
+        then the random sets, then query by query.
+        """
+        removals: list[Positions] = [()]
+        removals += [positions for share in self.randomly_removed for positions in share]
+        for query in range(len(self.query_index)):
+            removals += [queries[query] for share in self.removed for queries in share]
+        return [RemovalCell(removed, seed) for seed in range(self.config.seeds) for removed in dict.fromkeys(removals)]
+
+    def shard(self, shard: int = 0, shards: int = 1) -> Iterator[RemovalCell]:
+        """Retrain and measure every model of one shard, yielding each when it is done.
+
+        Raises:
+            ConfigurationError: there is no such shard.
+        """
+        require(shards > 0 and 0 <= shard < shards, f"shard={shard} of {shards}: give 0 <= shard < shards")
+        for cell in self.cells()[shard::shards]:
+            self.measurements(cell)
+            yield cell
+
+    def folder(self, cell: RemovalCell) -> Path:
+        """The stage of one model."""
+        ids = self.run.data.train.ids[list(cell.removed)].tolist()
+        unit = f"{len(ids):04d}-{json_digest(ids)[:12]}" if ids else "full"
+        return self.run.path("removal", f"{unit}-r{cell.seed}")
+
+    def measurements(self, cell: RemovalCell) -> dict[str, np.ndarray]:
+        """What one retrained model measures of every query, per set `[Q]`; computed once and kept."""
+        run, training = self.run, replace(self.run.preset.training, keep_ema_at=())
+        kept = torch.ones(len(run.data.train), dtype=torch.bool)
+        kept[list(cell.removed)] = False
+        images, model = run.data.train.subset(kept), build_unet(run.preset.unet, seed=cell.seed)
+        identity = {
+            "training": training_identity(model, images, training, run.preset.schedule, cell.seed),
+            "measurement": run.preset.measurement,
+            "seed": run.seed,
+            "queries": self._query_digest,
+        }
+        folder = self.folder(cell)
+        with stage(folder, identity, name="removal") as needed:
+            if needed:
+                trained = train(
+                    model, images, training, schedule=run.preset.schedule, seed=cell.seed,
+                    out=folder / "model", device=run.device, progress=False,
+                ).model  # fmt: skip
+                write_arrays(folder / "values.npz", **self._measured(trained))
+                shutil.rmtree(folder / "model")
+        return read_arrays(folder / "values.npz")
+
+    def _measured(self, model: Any) -> dict[str, np.ndarray]:
+        preset, seed = self.run.preset, self.run.seed
+        return {
+            name: measure(model, images, preset.measurement, seed=seed, schedule=preset.schedule).cpu().numpy()
+            for name, images in self._query_sets.items()
+        }
+
+    def missing(self) -> list[RemovalCell]:
+        """The models that are not retrained and measured yet."""
+        manifests = {cell: self.folder(cell) / MANIFEST for cell in self.cells()}
+        return [cell for cell, file in manifests.items() if not (file.exists() and read_json(file)["finished"])]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The finished experiment as arrays; the bundle's.
+
+        `measurements [shares, 2, Q, K]` after removal of the top and of the bottom, `random [shares, R, Q, K]`, `full [Q, K]`;
+        the removed positions `removed [shares, 2, Q, k]` and `random_removed [shares, R, k]`, filled up with −1 where
+        a share removes fewer; of the queries `sets`, `positions` in the set, `ids`, `images [Q, C, H, W]`,
+        `scores [Q, N]`; `train_ids [N]`.
+
+        Raises:
+            ArtifactError: some models are missing; the message counts them.
+        """
+        self._require_finished()
+        own = [[[self._by_seed(removed)[query] for query, removed in enumerate(queries)] for queries in share]
+               for share in self.removed]  # fmt: skip
+        return {
+            "measurements": np.array(own),
+            "random": np.array([[self._by_seed(removed) for removed in share] for share in self.randomly_removed]),
+            "full": self._by_seed(()),
+            "removed": self._padded(self.removed),
+            "random_removed": self._padded(self.randomly_removed),
+            **self._query_arrays(),
+            "scores": self.scores.numpy().astype(np.float32),
+            "train_ids": self.run.data.train.ids.numpy(),
+        }
+
+    def _require_finished(self) -> None:
+        missing, total = self.missing(), len(self.cells())
+        require(not missing, f"{self.run.folder}: {len(missing)} of {total} retrained models are missing, first "
+                f"{[self.folder(cell).name for cell in missing[:1]]}; run the removal to its end", ArtifactError)  # fmt: skip
+
+    def _by_seed(self, removed: Positions) -> np.ndarray:
+        """What the models without these images measure of the chosen queries, `[Q, K]`."""
+        found = [self.measurements(RemovalCell(removed, seed)) for seed in range(self.config.seeds)]
+        return np.array([[values[name][position] for values in found] for name, position in self.query_index])
+
+    def _padded(self, positions: list[Any]) -> np.ndarray:
+        """Positions nested by share as one array, filled up with −1 along the last axis."""
+        parts = [np.array(share, dtype=np.int32) for share in positions]
+        padded = np.full((len(parts), *parts[0].shape[:-1], max(self.counts)), -1, dtype=np.int32)
+        for row, part in zip(padded, parts, strict=True):
+            row[..., : part.shape[-1]] = part
+        return padded
+
+    def _query_arrays(self) -> dict[str, np.ndarray]:
+        names, positions = zip(*self.query_index, strict=True)
+        chosen = [self._query_sets[name].subset([position]) for name, position in self.query_index]
+        return {
+            "sets": np.array(names),
+            "positions": np.array(positions),
+            "ids": torch.cat([query.ids for query in chosen]).numpy(),
+            "images": torch.cat([query.images for query in chosen]).numpy(),
+        }
+
+    def bundle(self, name: str | None = None, root: Path | str | None = None) -> Path:
+        """Collect the finished experiment into a bundle (see `arrays`) and return its folder.
+
+        Args:
+            name: of the bundle; default `<preset>-removal`.
+            root: folder of bundles; default `book/results/`.
+
+        Raises:
+            ArtifactError: some models are missing.
+        """
+        arrays = self.arrays()
+        manifests = [read_json(self.folder(cell) / MANIFEST) for cell in self.cells()]
+        configuration = {
+            "preset": self.run.preset, "seed": self.run.seed, "removal": asdict(self.config),
+            "dataset_digest": self.run.data.digest,
+        }  # fmt: skip
+        metrics = {
+            "retrained_models": len(manifests),
+            "seconds": round(sum(manifest["measured"]["wall_seconds"] for manifest in manifests), 1),
+            "commits": sorted({manifest["environment"]["git_commit"] for manifest in manifests}),
+            "shares": list(self.config.shares),
+            "removed_images": self.counts,
+            "conditions": list(CONDITIONS),
+            "mean_change": self._mean_changes(arrays),
+        }
+        made_in = manifests[0]["environment"]
+        return write_bundle(
+            name or f"{self.run.preset.name}-removal", arrays, metrics, configuration, made_in=made_in, root=root
+        )
+
+    def _mean_changes(self, arrays: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        """The mean change of the measurement against the full models, by share and condition."""
+        own, random = (arrays[key] - arrays["full"] for key in ("measurements", "random"))
+        changes = np.concatenate([own.mean((2, 3)), random.mean((1, 2, 3))[:, None]], axis=1).tolist()
+        names = (*CONDITIONS, "random")
+        rows = [dict(zip(names, row, strict=True)) for row in changes]
+        return {f"{share:g}": row for share, row in zip(self.config.shares, rows, strict=True)}

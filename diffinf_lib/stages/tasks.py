@@ -1,0 +1,114 @@
+"""Tasks of a run: its model, checkpoints and seeds as methods take them, each with its curvature."""
+
+from dataclasses import replace
+
+from diffusers import UNet2DModel
+
+from diffinf_lib.artifacts import read_json
+from diffinf_lib.attribution.task import AttributionTask, Checkpoint
+from diffinf_lib.attribution.trajectory import split_draws
+from diffinf_lib.curvature import CurvatureConfig, fit_curvature
+from diffinf_lib.data import ImageSet
+from diffinf_lib.errors import require
+from diffinf_lib.measurements import MeasurementConfig
+from diffinf_lib.models import build_unet, load_unet
+from diffinf_lib.stages.model import full_model
+from diffinf_lib.stages.run import Run
+from diffinf_lib.training import learning_rate_factor, train
+
+ENSEMBLE = 4
+"""Models of an ensemble, the run's own among them."""
+
+
+def checkpoint(
+    run: Run,
+    model: UNet2DModel,
+    name: str,
+    config: CurvatureConfig | None = None,
+    *,
+    step: int | None = None,
+    curvature: str = "",
+) -> Checkpoint:
+    """A model of the run with its curvature, fitted once and kept in `curvatures/<name>`.
+
+    Args:
+        step: the optimizer step its weights are from; default the last.
+        curvature: distinguishes fits of the same model.
+    """
+    config = config or run.preset.curvature
+    name = f"{name}-{curvature}" if curvature else name
+    folder = run.path("curvatures", name)
+    fitted = fit_curvature(
+        model, run.data.train, config, seed=run.seed, schedule=run.preset.schedule, out=folder, checkpoint_seconds=5.0,
+        progress=run.progress,
+    )  # fmt: skip
+    draws = config.drawn_for_factors.count * config.needs_factors + config.draws.count * config.needs_corrections
+    seconds = read_json(folder / "manifest.json")["measured"]["wall_seconds"]
+    training = run.preset.training
+    rate = training.learning_rate * learning_rate_factor((step or training.steps) - 1, training)
+    return Checkpoint(name, model, fitted, draws * len(run.data.train), seconds, rate)
+
+
+def checkpoint_steps(run: Run, parts: int) -> tuple[int, ...]:
+    """The steps of `parts` kept checkpoints, evenly spaced, the last one kept among them.
+
+    Raises:
+        ConfigurationError: fewer were kept.
+    """
+    kept = [step for step in run.preset.training.keep_ema_at if step <= run.preset.training.steps]
+    require(0 < parts <= len(kept), f"checkpoints={parts}: the run keeps {len(kept)}; ask for as many or fewer, or train "
+            "with more in training.keep_ema_at")  # fmt: skip
+    return tuple(kept[round((index + 1) * len(kept) / parts) - 1] for index in range(parts))
+
+
+def checkpoints_along(run: Run, steps: tuple[int, ...], *, split: bool = True) -> list[Checkpoint]:
+    """Averaged weights of some steps of the run, each with its own curvature.
+
+    Args:
+        split: share the curvature's draws out over the checkpoints.
+    """
+    full_model(run)
+    config = run.preset.curvature
+    if split:
+        config = replace(config, draws=split_draws(config.draws, len(steps)))
+    models = [load_unet(run.path("model", "ema", f"step-{step:06d}")).to(run.device) for step in steps]
+    return [
+        checkpoint(run, model, f"step-{step:06d}", config, step=step, curvature=f"{config.draws.count}-draws")
+        for step, model in zip(steps, models, strict=True)
+    ]
+
+
+def ensemble_of_run(run: Run, count: int = ENSEMBLE) -> list[Checkpoint]:
+    """Models trained on everything with seeds of their own, each with its curvature; the run's own first."""
+    preset, found = run.preset, [checkpoint(run, full_model(run).model, "final")]
+    for seed in range(run.seed + 1, run.seed + count):
+        model = train(
+            build_unet(preset.unet, seed=seed), run.data.train, replace(preset.training, keep_ema_at=()),
+            schedule=preset.schedule, seed=seed, out=run.path("ensemble", f"r{seed}"), device=run.device, progress=run.progress,
+        ).model  # fmt: skip
+        found.append(checkpoint(run, model, f"seed-{seed}"))
+    return found
+
+
+def task_of_run(
+    run: Run,
+    queries: ImageSet,
+    measurement: MeasurementConfig | None = None,
+    *,
+    at: Checkpoint | None = None,
+    clip_source: str = "",
+) -> AttributionTask:
+    """What any method needs to score the run's training images for `queries`.
+
+    Args:
+        measurement: what is attributed; default the preset's.
+        at: the model and its curvature; default the final one with the preset's.
+    """
+    preset = run.preset
+    return AttributionTask(
+        at or checkpoint(run, full_model(run).model, "final"), run.data.train, queries, measurement or preset.measurement,
+        preset.gradient_draws, run.seed, preset.schedule,
+        along=lambda parts: checkpoints_along(run, checkpoint_steps(run, parts)),
+        ensemble=lambda: ensemble_of_run(run), folder=run.path("methods-gradients"), form=preset.store_format,
+        clip_source=clip_source,
+    )  # fmt: skip

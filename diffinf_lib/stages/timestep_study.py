@@ -1,0 +1,289 @@
+"""Timestep study: whether the loss at some timesteps is predicted best by scores of the loss at those timesteps.
+
+Observation 1 of Mlodozeniec et al. 2025: scores of the loss at higher timesteps predict the loss at lower ones better than
+scores of that loss itself. The timesteps are cut into equal ranges; the loss of every query within each range is measured
+by every model of a ground truth, and scored by influence. Either is one stage a unit (a model, a set of queries), over the
+draws that the ground truth itself is measured on: the parts of both add up to the loss and its scores.
+"""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffinf_lib.artifacts import (
+    json_digest,
+    plain,
+    read_arrays,
+    read_json,
+    stage,
+    tensor_digest,
+    write_arrays,
+    write_bundle,
+)
+from diffinf_lib.artifacts.manifest import MANIFEST
+from diffinf_lib.attribution import influence_by_timestep
+from diffinf_lib.data import ImageSet
+from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, example_draws
+from diffinf_lib.errors import ArtifactError, require
+from diffinf_lib.evaluation import GroundTruth, ceiling, predicted_changes, spearman, split_half_reliability
+from diffinf_lib.evaluation.lds import mean_measurements
+from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, measure_all
+from diffinf_lib.stages.attribution import curvature_of_run, train_gradients
+from diffinf_lib.stages.ground_truth import retrained_model, shard_of, subset_masks
+from diffinf_lib.stages.model import QUERY_SETS, full_model, model_identity, query_sets
+from diffinf_lib.stages.run import Run
+
+
+def timestep_shares(
+    images: ImageSet,
+    draws: DrawConfig,
+    *,
+    bins: int = 10,
+    seed: int = 0,
+    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+) -> Float[Tensor, "B Q"]:
+    """The share of each query's draws that falls into each equal range of t, by weight: `[B, Q]`, float64.
+
+    The loss is the sum over ranges of share · loss within the range.
+
+    Args:
+        seed: of the measurement's draws.
+
+    Raises:
+        ConfigurationError: the ranges are not equal, or one holds no draw of some query.
+    """
+    equal = bins > 0 and schedule.timesteps % bins == 0
+    require(equal, f"bins={bins}: give a divisor of the {schedule.timesteps} timesteps, for ranges of one length")
+    shares = torch.zeros(bins, len(images), dtype=torch.float64)
+    for query, example in enumerate(images.ids.tolist()):
+        # timesteps are drawn before noise, so those of an image of one pixel are those of any image
+        drawn = example_draws(example, (1, 1, 1), draws, seed=seed, stage=MEASUREMENT_STAGE, schedule=schedule)
+        shares[:, query].index_add_(0, drawn.timesteps * bins // schedule.timesteps, drawn.weights.double())
+    empty = (shares == 0).any(1).nonzero().flatten().tolist()
+    require(not empty, f"bins={bins} with {draws.count} draws: range {empty[:1]} holds no draw of some query; give fewer bins "
+            "or more draws")  # fmt: skip
+    return shares / draws.count
+
+
+def losses_by_timestep(
+    model: Network,
+    images: ImageSet,
+    draws: DrawConfig,
+    *,
+    bins: int = 10,
+    seed: int = 0,
+    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    batch_size: int = 512,
+) -> Float[Tensor, "B Q"]:
+    """The loss of every query within each equal range of t, `[B, Q]`, float64, on the CPU, from one pass over the draws.
+
+    Each is the weighted mean over the measurement's draws in the range; the same draws for every model.
+
+    Args:
+        bins: number of ranges B, a divisor of the number of timesteps.
+        seed: of the draws, not of the model.
+        batch_size: draws a pass.
+
+    Raises:
+        ConfigurationError: the ranges are not equal, or one holds no draw of some query.
+    """
+    shares = timestep_shares(images, draws, bins=bins, seed=seed, schedule=schedule)
+    parts = [MeasurementConfig("weighted_loss", draws, weights=tuple(row)) for row in np.eye(bins).tolist()]
+    return measure_all(model, images, parts, seed=seed, schedule=schedule, batch_size=batch_size) / shares
+
+
+def lds_by_timestep(scores: Float[Tensor, "B Q N"], truths: list[GroundTruth]) -> Float[np.ndarray, "B C Q"]:
+    """The LDS of each query, of each scores (first axis) against each ground truth (second axis).
+
+    Raises:
+        ConfigurationError: there are too few subsets for a rank correlation.
+        DataError: scores that are NaN or infinite.
+    """
+    predicted = np.stack([predicted_changes(matrix, truths[0]) for matrix in scores])
+    measured = np.stack([mean_measurements(truth) for truth in truths])
+    return spearman(*np.broadcast_arrays(predicted[:, None], measured[None]))
+
+
+class TimestepStudy:
+    """The study of one run, over the models of its ground truth.
+
+    Args:
+        bins: number of ranges B of t.
+        subsets: number of subsets M; default the preset's.
+        seeds: trainings of each subset, K; default the preset's.
+
+    Raises:
+        ConfigurationError: the preset measures something else than the loss, or its draws do not suffice for the ranges.
+    """
+
+    def __init__(self, run: Run, *, bins: int = 10, subsets: int | None = None, seeds: int | None = None):
+        config, measurement = run.preset.subsets, run.preset.measurement
+        require(measurement.name == "loss", f"measurement={measurement.name!r}: the study is of the loss within ranges of t; "
+                "give measurement.name=loss")  # fmt: skip
+        self.run, self.bins = run, bins
+        self.subsets = config.count if subsets is None else subsets
+        self.seeds = config.seeds if seeds is None else seeds
+        self.units = shard_of(self.subsets, self.seeds, 0, 1)
+        self._shares(run.data.queries)  # refused before any model is trained
+
+    @cached_property
+    def queries(self) -> dict[str, ImageSet]:
+        """The queries of each set."""
+        return query_sets(self.run)
+
+    @cached_property
+    def _measuring(self) -> dict[str, Any]:
+        """What every model is measured by."""
+        return {
+            "bins": self.bins,
+            "draws": self.run.preset.measurement.draws,
+            "seed": self.run.seed,
+            "queries": {name: tensor_digest(images.images, images.ids) for name, images in self.queries.items()},
+        }
+
+    def _shares(self, images: ImageSet) -> Float[Tensor, "B Q"]:
+        preset = self.run.preset
+        return timestep_shares(
+            images, preset.measurement.draws, bins=self.bins, seed=self.run.seed, schedule=preset.schedule
+        )
+
+    def _measured_by(self, model: Network) -> dict[str, np.ndarray]:
+        preset, seed = self.run.preset, self.run.seed
+        return {
+            name: losses_by_timestep(
+                model, images, preset.measurement.draws, bins=self.bins, seed=seed, schedule=preset.schedule
+            ).numpy()
+            for name, images in self.queries.items()
+        }
+
+    def folder(self, *unit: str) -> Path:
+        """The stage of one unit: `k000-r0` of a retrained model, `scores-held-out` of a set of queries."""
+        return self.run.path("timesteps", json_digest(plain(self._measuring))[:12], *unit)
+
+    def _model_folder(self, subset: int, seed: int) -> Path:
+        return self.folder(f"k{subset:03d}-r{seed}")
+
+    def losses(self, subset: int, seed: int) -> dict[str, np.ndarray]:
+        """What one retrained model measures of each set of queries, `[B, Q]`; computed once and kept.
+
+        The model is that of the ground truth, trained here only if it is not there.
+        """
+        model, folder = retrained_model(self.run, subset, seed), self._model_folder(subset, seed)
+        identity = self._measuring | {"model": tensor_digest(*model.state_dict().values())}
+        with stage(folder, identity, name="timesteps") as needed:
+            if needed:
+                write_arrays(folder / "losses.npz", **self._measured_by(model))
+        return read_arrays(folder / "losses.npz")
+
+    def shard(self, shard: int = 0, shards: int = 1) -> Iterator[tuple[int, int]]:
+        """Measure every model of one shard, yielding each (subset, seed) when it is done.
+
+        Raises:
+            ConfigurationError: there is no such shard.
+        """
+        for subset, seed in shard_of(self.subsets, self.seeds, shard, shards):
+            self.losses(subset, seed)
+            yield subset, seed
+
+    def missing(self) -> list[tuple[int, int]]:
+        """The models, by (subset, seed), that have not measured yet."""
+        manifests = {unit: self._model_folder(*unit) / MANIFEST for unit in self.units}
+        return [unit for unit, file in manifests.items() if not (file.exists() and read_json(file)["finished"])]
+
+    def measurements(self, queries: str) -> Float[Tensor, "M K Q B"]:
+        """The loss of each query within each range of t by every retrained model, float64.
+
+        Raises:
+            ArtifactError: some models have not measured yet; the message counts them.
+        """
+        missing = self.missing()
+        require(not missing, f"{self.run.folder}: {len(missing)} of {len(self.units)} models are not measured by timestep, "
+                f"first (subset, seed) = {missing[:1]}; run the study to its end", ArtifactError)  # fmt: skip
+        read = [[read_arrays(self._model_folder(subset, seed) / "losses.npz")[queries].T for seed in range(self.seeds)]
+                for subset in range(self.subsets)]  # fmt: skip
+        return torch.from_numpy(np.array(read))
+
+    def scores(self, queries: str) -> Float[Tensor, "B Q N"]:
+        """Scores of the loss within each range of t, by the preset's damping and approximation; computed once and kept."""
+        preset, model, curvature = self.run.preset, full_model(self.run).model, curvature_of_run(self.run)
+        options: dict[str, Any] = {"damping": preset.damping, "approximation": preset.curvature.approximation}
+        identity = self._measuring | options | {
+            "model": model_identity(self.run), "curvature": curvature.digest, "gradient_draws": preset.gradient_draws,
+            "store_format": preset.store_format,
+        }  # fmt: skip
+        folder, images = self.folder(f"scores-{queries}"), self.queries[queries]
+        with stage(folder, identity, name="timestep-scores") as needed:
+            if needed:
+                parts = influence_by_timestep(
+                    model, curvature, train_gradients(self.run), images, count=len(self.run.data.train), bins=self.bins,
+                    measurement=preset.measurement, seed=self.run.seed, schedule=preset.schedule, **options,
+                )  # fmt: skip
+                within = parts / self._shares(images)[:, :, None]
+                write_arrays(folder / "scores.npz", scores=within.numpy())
+        return torch.from_numpy(read_arrays(folder / "scores.npz")["scores"])
+
+    def with_whole(self, scores: Float[Tensor, "B Q N"], queries: str) -> Float[Tensor, "B+1 Q N"]:
+        """Scores of the ranges, and behind them those of the whole loss."""
+        whole = torch.einsum("bq,bqn->qn", self._shares(self.queries[queries]), scores)
+        return torch.cat([scores, whole[None]])
+
+    def truths(self, queries: str) -> list[GroundTruth]:
+        """The ground truth of the loss within each range of t, and behind them that of the whole loss."""
+        images, measured = self.queries[queries], self.measurements(queries)
+        whole = torch.einsum("bq,mkqb->mkq", self._shares(images), measured)
+        masks, train_ids = subset_masks(self.run, self.subsets), self.run.data.train.ids
+        return [GroundTruth(masks, losses, train_ids, images.ids) for losses in (*measured.unbind(-1), whole)]
+
+    def bundle(self, name: str | None = None, root: Path | str | None = None) -> Path:
+        """The finished study as a bundle; returns its folder.
+
+        Arrays, for each set of queries, float32: `<set>/lds [B + 1, B + 1, Q]`, scores of each range of t (first axis)
+        against the loss measured in each range (second axis), the whole loss last on both axes; `<set>/loss [B, Q]`, the mean
+        loss within each range over all models; `edges [B + 1]`, where the ranges begin and end.
+
+        Args:
+            name: of the bundle; default `<preset>-timesteps`.
+            root: folder of bundles; default `book/results/`.
+
+        Raises:
+            ArtifactError: some models have not measured yet.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        sets: dict[str, Any] = {}
+        for queries in QUERY_SETS:
+            truths = self.truths(queries)
+            found = lds_by_timestep(self.with_whole(self.scores(queries), queries), truths)
+            arrays[f"{queries}/lds"] = found.astype(np.float32)
+            losses = self.measurements(queries).mean((0, 1)).T
+            arrays[f"{queries}/loss"] = losses.numpy().astype(np.float32)
+            sets[queries] = self._summary(found, truths) | {"mean_loss": losses.mean(1).tolist()}
+        arrays["edges"] = np.linspace(0, self.run.preset.schedule.timesteps, self.bins + 1).astype(np.int64)
+        configuration = {
+            "preset": self.run.preset, "seed": self.run.seed, "bins": self.bins, "subsets": self.subsets,
+            "seeds": list(range(self.seeds)), "dataset_digest": self.run.data.digest,
+        }  # fmt: skip
+        manifests = [read_json(self._model_folder(*unit) / MANIFEST) for unit in self.units]
+        metrics = {
+            "bins": self.bins,
+            "retrained_models": len(manifests),
+            "measurement_seconds": round(sum(manifest["measured"]["wall_seconds"] for manifest in manifests), 1),
+            "commits": sorted({manifest["environment"]["git_commit"] for manifest in manifests}),
+            "sets": sets,
+        }
+        made_in = manifests[0]["environment"]
+        return write_bundle(
+            name or f"{self.run.preset.name}-timesteps", arrays, metrics, configuration, made_in=made_in, root=root
+        )
+
+    def _summary(self, found: Float[np.ndarray, "S C Q"], truths: list[GroundTruth]) -> dict[str, Any]:
+        """The mean LDS of each pair of ranges, and how exact each measured range is; the whole loss is last."""
+        summary: dict[str, Any] = {"lds": found.mean(-1).tolist(), "ceiling": [ceiling(truth) for truth in truths]}
+        if self.seeds > 1:
+            summary["reliability"] = [split_half_reliability(truth.measurements.numpy()) for truth in truths]
+        return summary

@@ -1,0 +1,70 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Experiment 5: every method under one protocol
+# Scores of every method for held-out and generated queries, attributing the loss and the ELBO, each held against what
+# retrained models measure. Each cell (method, queries, measurement attributed) is a stage in `methods/`; at the end all of
+# them become one bundle.
+
+# %% tags=["parameters"]
+preset = "digits"  # a preset's name
+run = ""  # the run folder; empty: runs/<preset>
+options = {}  # preset options to replace
+seed = 0  # of the model, the curvature and the draws
+methods = []  # names of methods; empty: all that the run can
+attributed = ["loss", "elbo"]  # measurements whose gradients are taken
+measured = ["loss", "elbo", "log_likelihood"]  # measurements of the retrained models to predict
+clip_source = ""  # a CLIP model's folder or hub id; empty leaves CLIP out
+ground_truth = ""  # the bundle of the ground truth; empty: <preset>-ground-truth
+bundle = ""  # the bundle's name; empty: <preset>-methods
+results = ""  # the folder of bundles; empty: book/results
+threads = 1  # CPU threads
+
+# %%
+import time
+
+import torch
+
+import diffinf_lib as di
+
+torch.set_num_threads(threads)
+di.show_versions()
+opened = di.open_run(di.with_options(di.get_preset(preset), options), run or None, seed=seed, progress=False)
+truths = {
+    f"{queries}/{label}": di.load_ground_truth(ground_truth or f"{preset}-ground-truth", queries, label)
+    for queries in ("held-out", "generated")
+    for label in measured
+}
+study = di.MethodsStudy(opened, truths, clip_source=clip_source)
+cells = study.cells(methods or None, attributed)
+
+# %%
+started = time.monotonic()
+for cell in cells:
+    scores, cost = study.scores(cell)
+    print(
+        f"{time.monotonic() - started:7.0f} s  {cell.queries}, {cell.attributed}, {cell.method}: {cost.draws} draws, "
+        f"{cost.seconds:.1f} s",
+        flush=True,
+    )
+
+# %%
+folder = study.bundle(bundle or f"{preset}-methods", cells, root=results or None)
+made = di.load_bundle(folder.name, root=folder.parent)
+print(made.provenance)
+for row in made.metrics["results"]:
+    low, high = row["interval"]
+    print(
+        f"{row['queries']:9} {row['attributed']:>5} → {row['measured']:15} {row['label']:36} "
+        f"{100 * row['lds']:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    )
