@@ -138,7 +138,7 @@ _SMOKE = replace(
     summary="the digits experiment at the size of a test; seconds",
     dataset=DatasetConfig("digits", classes=(3, 8), train_size=24, query_size=6),
     unet=replace(_DIGITS_UNET, block_out_channels=(8, 8), norm_num_groups=4),
-    training=replace(_DIGITS.training, steps=20, batch_size=8, checkpoint_every=5, keep_ema_at=(10, 20)),
+    training=replace(_DIGITS.training, steps=20, batch_size=8, checkpoint_every=5, keep_ema_at=(4, 8, 10, 12, 16, 20)),
     subsets=SubsetConfig(count=4, seeds=2, steps=8),
     sampling=SamplingConfig(count=3, steps=5, method="ddim"),
     measurement=MeasurementConfig(draws=DrawConfig(16)),

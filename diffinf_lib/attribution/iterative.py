@@ -9,7 +9,7 @@ fixed small number of them is therefore an estimator of its own, not a failure t
 
 import typing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from diffinf_lib.curvature import (
     Curvature,
     Solution,
     conjugate_gradient_inverse,
+    conjugate_gradient_path,
     curvature_preconditioner,
     flatten_layers,
     ggn_operator,
@@ -187,6 +188,28 @@ def solved_queries(
             solution = neumann_inverse(operator, damping, right, scale=scale, **options)
     parts = split_into_blocks(split_layers(model, solution.vectors), blocks)
     return {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}, solution
+
+
+def solution_path(
+    model: Network,
+    curvature: Curvature,
+    operator: Operator | Float[Tensor, "P P"],
+    queries: LayerGradients,
+    *,
+    damping: float,
+    iterations: int,
+    approximation: Approximation = "ekfac",
+) -> Iterator[LayerGradients]:
+    """What conjugate gradients have found after each of their first steps, in the eigenbasis; see `solved_queries`."""
+    blocks = curvature.blocks(model)
+    plain = {name: layer.from_eigenbasis(queries[name]) for name, layer in curvature.layers.items()}
+    path = conjugate_gradient_path(
+        operator, damping, flatten_layers(joined_from_blocks(plain, blocks)), iterations=iterations,
+        preconditioner=curvature_preconditioner(model, curvature, damping, approximation),
+    )  # fmt: skip
+    for vectors in path:
+        parts = split_into_blocks(split_layers(model, vectors), blocks)
+        yield {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}
 
 
 def solved_scores(solved: LayerGradients, train: LayerGradients, *, count: int) -> Float[Tensor, "Q N"]:

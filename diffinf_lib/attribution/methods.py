@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffinf_lib.attribution.clip import clip_similarity_scores
 from diffinf_lib.attribution.das import das_scores
-from diffinf_lib.attribution.iterative import IterativeMethod, solved_queries, solved_scores, training_ggn
+from diffinf_lib.attribution.iterative import solution_path, solved_queries, solved_scores, training_ggn
 from diffinf_lib.attribution.renormalised import renormalised_scores, training_norms
 from diffinf_lib.attribution.scoring import Inverses, KeptQueries, check_dampings
 from diffinf_lib.attribution.similarity import (
@@ -41,8 +41,13 @@ CHECKPOINTS = 5
 """Checkpoints that a method along the run reads, the final weights among them."""
 DAS_PROBES = 16
 PROJECTION_DIMENSION = 4096
-GGN_DRAWS = DrawConfig(2)
-ITERATIONS = 3
+GGN_DRAWS = DrawConfig(1, noise="independent")
+"""Draws of each training image for products with the exact GGN; more of them change little (see the book)."""
+GGN_DAMPING = 1e-6
+GGN_BATCH = 25
+ITERATIONS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+NEUMANN_TERMS = 3
+CG_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True)
@@ -196,22 +201,51 @@ def _gradient_cosine(task: AttributionTask, options: Sequence[float]) -> Tensor:
     return _streamed(task, 1, lambda gradients: gradient_cosine_scores(queries, gradients))
 
 
-def _iterative(method: IterativeMethod) -> Score:
-    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
-        ggn = training_ggn(
-            task.final.model, task.train, GGN_DRAWS, seed=task.seed, schedule=task.schedule, batch_size=100
-        )
-        curvature, queries, found = task.use_curvature(), task.query_gradients(), []
-        for damping in options:
-            solution = solved_queries(
-                task.final.model, curvature, ggn, queries, damping=damping, method=method, max_iterations=ITERATIONS
-            )[0]
-            found.append(_streamed(task, 1, lambda g, s=solution: solved_scores(s, g, count=len(task.train))))  # type: ignore[misc]
-        products = len(options) * (ITERATIONS - 1) * len(task.queries)
-        task.spend("ggn products", products * len(task.train) * GGN_DRAWS.count, 0.0)
-        return torch.cat(found)
+def _conjugate_gradients(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    return conjugate_gradients_at(task, task.final, options, task.draws)
 
-    return score
+
+def conjugate_gradients_at(
+    task: AttributionTask, at: Checkpoint, iterations: Sequence[float], draws: DrawConfig
+) -> Float[Tensor, "D Q N"]:
+    """Influence on the exact GGN of one checkpoint after each given number of steps, EK-FAC as preconditioner."""
+    most = int(max(iterations))
+    ggn = training_ggn(at.model, task.train, GGN_DRAWS, seed=task.seed, schedule=task.schedule, batch_size=GGN_BATCH)
+    path = solution_path(
+        at.model, task.use_curvature(at), ggn, task.query_gradients(at=at), damping=GGN_DAMPING, iterations=most
+    )
+    solved = [solution for step, solution in enumerate(path, start=1) if step in iterations]
+    task.spend(f"{at.name}-ggn", most * len(task.queries) * len(task.train) * GGN_DRAWS.count, 0.0)
+
+    def scores(gradients: LayerGradients) -> Tensor:
+        return torch.stack([solved_scores(solution, gradients, count=len(task.train)) for solution in solved])
+
+    return _streamed(task, len(iterations), scores, draws, at)
+
+
+def _conjugate_gradients_along(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    checkpoints = _checkpoints(task, CG_CHECKPOINTS)
+    draws = split_draws(task.draws, len(checkpoints))
+    return average_scores([conjugate_gradients_at(task, at, options, draws) for at in checkpoints])
+
+
+def _neumann(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    final, train = task.final, task.train
+    ggn = training_ggn(final.model, train, GGN_DRAWS, seed=task.seed, schedule=task.schedule, batch_size=GGN_BATCH)
+    curvature, queries = task.use_curvature(), task.query_gradients()
+    solved = [
+        solved_queries(
+            final.model, curvature, ggn, queries, damping=damping, method="neumann", max_iterations=NEUMANN_TERMS
+        )[0]
+        for damping in options
+    ]
+    products = NEUMANN_TERMS + 1  # the last one is for the residual
+    task.spend("ggn", len(options) * products * len(task.queries) * len(train) * GGN_DRAWS.count, 0.0)
+
+    def scores(gradients: LayerGradients) -> Tensor:
+        return torch.stack([solved_scores(solution, gradients, count=len(train)) for solution in solved])
+
+    return _streamed(task, len(options), scores)
 
 
 def _clip(task: AttributionTask, options: Sequence[float]) -> Tensor:
@@ -244,10 +278,11 @@ METHODS: tuple[Method, ...] = (
     Method("ekfac-along-lr", "EK-FAC along the run, by learning rate", "", _along("ekfac", "learning_rate", CHECKPOINTS),
            **_INFLUENCE, needs="checkpoints"),
     Method("ekfac-ensemble", "EK-FAC, mean of seeds", "", _ensemble("ekfac"), **_INFLUENCE, needs="ensemble"),
-    Method("neumann", "Neumann series, EK-FAC first", "wang2025astra", _iterative("neumann"), option="damping",
-           grid=(1e-6, 1e-5, 1e-4), default=1e-5),
-    Method("cg", "conjugate gradients, EK-FAC first", "wang2025astra", _iterative("cg"), option="damping",
-           grid=(1e-6, 1e-5, 1e-4), default=1e-5),
+    Method("cg", "EK-FAC and conjugate gradients", "wang2025astra", _conjugate_gradients, option="iterations",
+           grid=ITERATIONS, default=4.0),
+    Method("cg-along", "the same along the run", "", _conjugate_gradients_along, option="iterations", grid=ITERATIONS,
+           default=4.0, needs="checkpoints"),
+    Method("neumann", "EK-FAC and Neumann series", "wang2025astra", _neumann, option="damping", grid=(1e-5,), default=1e-5),
     Method("relative", "relative influence", "barshan2020relatif", _renormalised("step"), **_INFLUENCE, scale="arbitrary"),
     Method("self-relative", "self-relative influence", "barshan2020relatif", _renormalised("self_influence"), **_INFLUENCE,
            scale="arbitrary"),

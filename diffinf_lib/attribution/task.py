@@ -20,7 +20,7 @@ from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, Objective
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
-from diffinf_lib.measurements import MeasurementConfig
+from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,7 @@ class AttributionTask:
         measurement: what of the queries is attributed.
         draws: of each training gradient.
         folder: where gradients are kept; None computes them whenever they are read.
+        query_stage: what the queries' draws are keyed by: the measurement's own stage, or another.
         form: how training gradients are kept; None in full.
         clip_source: a CLIP model's folder or hub id, for the method that needs one.
     """
@@ -79,6 +80,7 @@ class AttributionTask:
     along: Callable[[int], list[Checkpoint]] | None = None
     ensemble: Callable[[], list[Checkpoint]] | None = None
     folder: Path | None = None
+    query_stage: str = MEASUREMENT_STAGE
     form: StoreFormat | None = None
     clip_source: str = ""
     batch_size: int = 256
@@ -91,7 +93,7 @@ class AttributionTask:
 
     def query_config(self, objective: Objective | None = None) -> GradientConfig:
         """How query gradients are taken: of the measurement, or of another objective, over the measurement's draws."""
-        config = query_gradient_config(self.measurement, self.seed)
+        config = replace(query_gradient_config(self.measurement, self.seed), stage=self.query_stage)
         return config if objective is None else replace(config, objective=objective)
 
     def train_shards(

@@ -17,6 +17,7 @@ from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.curvature.inverses import (
     Solution,
     conjugate_gradient_inverse,
+    conjugate_gradient_path,
     curvature_preconditioner,
     neumann_inverse,
     scores_with_inverse,
@@ -45,6 +46,7 @@ __all__ = [
     "LayerCurvature",
     "Solution",
     "conjugate_gradient_inverse",
+    "conjugate_gradient_path",
     "curvature_blocks",
     "curvature_layers",
     "curvature_preconditioner",

@@ -1,8 +1,9 @@
 """Inverses: (F + λI)⁻¹ times vectors for an exact operator, by iteration, with EK-FAC as preconditioner if wanted."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -92,24 +93,51 @@ def conjugate_gradient_inverse(
     Raises:
         ConfigurationError: a damping that is negative or not finite, or F + λI is not positive definite.
     """
+    multiply, right, precondition = _system(operator, damping, vectors, preconditioner, max_iterations)
+    solution, iterations = torch.zeros_like(right), 0
+    path = _conjugate_gradient_path(multiply, right, precondition, damping, tolerance)
+    for iterations, solution in enumerate(islice(path, max_iterations), start=1):  # noqa: B007
+        pass
+    return _solution("conjugate gradients", multiply, right, solution, iterations, tolerance, vectors)
+
+
+def conjugate_gradient_path(
+    operator: Operator | Float[Tensor, "P P"],
+    damping: float,
+    vectors: Float[Tensor, "P *n"],
+    *,
+    preconditioner: Multiply | None = None,
+    iterations: int = 5,
+) -> Iterator[Float[Tensor, "P *n"]]:
+    """What conjugate gradients have found after 1, 2, …, `iterations` steps; arguments as `conjugate_gradient_inverse`.
+
+    Stopping early regularises: the first steps settle the directions in which the preconditioner was furthest off and the
+    curvature is large, and leave those that a GGN of few draws knows little about to the preconditioner.
+    """
+    multiply, right, precondition = _system(operator, damping, vectors, preconditioner, iterations)
+    for solution in islice(_conjugate_gradient_path(multiply, right, precondition, damping, 0.0), iterations):
+        yield solution.view_as(vectors)
+
+
+def _conjugate_gradient_path(
+    multiply: Multiply, right: Float[Tensor, "P n"], precondition: Multiply, damping: float, tolerance: float
+) -> Iterator[Float[Tensor, "P n"]]:
+    """The iterates, until every column's residual is below the tolerance."""
     # not curvlinops' CGInverseLinearOperator: its fixed 1e-10 for "zero" stops it at residuals of 1e-5, or at once where
     # damped curvature is small; it takes ten steps at least, and says neither how many nor how far they came
-    multiply, right, precondition = _system(operator, damping, vectors, preconditioner, max_iterations)
     solution, residual = torch.zeros_like(right), right.clone()
     direction = precondition(residual)
     inner, target = _columns(residual, direction), tolerance * right.norm(dim=0)
-    iterations = 0
-    while iterations < max_iterations and (active := residual.norm(dim=0) > target).any():
+    while (active := residual.norm(dim=0) > target).any():
         product = multiply(direction)
         along = _columns(direction, product)
         _check_definite(along[active], damping)
         step = torch.where(active, inner / along, 0.0)
         solution, residual = solution + step * direction, residual - step * product
+        yield solution
         preconditioned = precondition(residual)
         inner, before = _columns(residual, preconditioned), inner
         direction = preconditioned + torch.where(active, inner / before, 0.0) * direction
-        iterations += 1
-    return _solution("conjugate gradients", multiply, right, solution, iterations, tolerance, vectors)
 
 
 def neumann_inverse(

@@ -1,8 +1,9 @@
 """Stages: the steps of a run, each a folder that is made once and then read.
 
     runs/<preset>/config.json
-                  model/  samples/  retrained/k000-r0/  measurements/k000-r0/
-                  curvature/  gradients/  scores/  lds/  logs/
+                  model/  samples/  trajectories/  retrained/k000-r0/  measurements/<what>/k000-r0/
+                  curvature/  gradients/  scores/  logs/
+                  draws-study/  methods/  compression/  removal/  timesteps/  ladder/    one folder a cell
 
 Any stage can be killed and asked for again; it goes on and ends with the same files.
 """
@@ -15,6 +16,7 @@ from diffinf_lib.stages.attribution import (
     query_gradients,
     train_gradients,
 )
+from diffinf_lib.stages.compression_study import CompressionStudy
 from diffinf_lib.stages.draws_study import DrawsCell, DrawsStudy
 from diffinf_lib.stages.ground_truth import (
     collected_measurements,
@@ -26,24 +28,49 @@ from diffinf_lib.stages.ground_truth import (
     subset_mask,
     subset_masks,
 )
-from diffinf_lib.stages.model import QUERY_SETS, as_queries, full_model, generated_queries, queries, query_sets
+from diffinf_lib.stages.ladder import LadderStudy, Rung
+from diffinf_lib.stages.methods_study import MethodCell, MethodsStudy
+from diffinf_lib.stages.model import (
+    QUERY_SETS,
+    as_queries,
+    full_model,
+    generated_queries,
+    generated_trajectories,
+    measured_queries,
+    queries,
+    query_sets,
+)
+from diffinf_lib.stages.removal import RemovalConfig, RemovalStudy
 from diffinf_lib.stages.run import Run, open_run
+from diffinf_lib.stages.tasks import checkpoint, task_of_run
+from diffinf_lib.stages.timestep_study import TimestepStudy
 
 __all__ = [
     "QUERY_SETS",
+    "CompressionStudy",
     "DrawsCell",
     "DrawsStudy",
+    "LadderStudy",
+    "MethodCell",
+    "MethodsStudy",
+    "RemovalConfig",
+    "RemovalStudy",
     "Run",
+    "Rung",
+    "TimestepStudy",
     "as_queries",
     "baseline_scores",
+    "checkpoint",
     "collected_measurements",
     "curvature_of_run",
     "full_model",
     "generated_queries",
+    "generated_trajectories",
     "ground_truth_bundle",
     "ground_truth_shard",
     "influence_scores",
     "lds_of_run",
+    "measured_queries",
     "open_run",
     "queries",
     "query_gradients",
@@ -53,5 +80,6 @@ __all__ = [
     "shard_of",
     "subset_mask",
     "subset_masks",
+    "task_of_run",
     "train_gradients",
 ]

@@ -140,7 +140,11 @@ class MethodsStudy:
         }  # fmt: skip
         if len(method.grid) > 1:
             tuned = tuned_lds(scores, truth, options=method.grid, default=method.default)
-            found |= {"tuned": plain(tuned)}
+            found |= {
+                "tuned": tuned.tuned.value, "tuned_interval": tuned.tuned.interval, "half_default": tuned.default.value,
+                "half_default_interval": tuned.default.interval, "gain": tuned.difference.value,
+                "gain_interval": tuned.difference.interval, "favourite": tuned.favourite,
+            }  # fmt: skip
         if method.name != REFERENCE:
             reference = self._reference(cell, measured)
             difference, interval = paired_difference(scores[place], reference, truth)
