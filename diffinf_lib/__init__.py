@@ -103,6 +103,8 @@ from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.sampling import SamplingConfig, sample, sample_trajectories, sampled_trajectories
 from diffinf_lib.stages import (
     CompressionStudy,
+    CurvatureChoice,
+    CurvatureStudy,
     DrawsCell,
     DrawsStudy,
     LadderStudy,

@@ -3,7 +3,7 @@
     runs/<preset>/config.json
                   model/  samples/  trajectories/  retrained/k000-r0/  measurements/<what>/k000-r0/
                   curvature/  gradients/  scores/  logs/
-                  draws-study/  methods/  compression/  removal/  timesteps/  ladder/    one folder a cell
+                  draws-study/  curvature-study/  methods/  compression/  removal/  timesteps/  ladder/    one folder a cell
 
 Any stage can be killed and asked for again; it goes on and ends with the same files.
 """
@@ -17,6 +17,7 @@ from diffinf_lib.stages.attribution import (
     train_gradients,
 )
 from diffinf_lib.stages.compression_study import CompressionStudy
+from diffinf_lib.stages.curvature_study import CurvatureChoice, CurvatureStudy
 from diffinf_lib.stages.draws_study import DrawsCell, DrawsStudy
 from diffinf_lib.stages.ground_truth import (
     collected_measurements,
@@ -48,6 +49,8 @@ from diffinf_lib.stages.timestep_study import TimestepStudy
 __all__ = [
     "QUERY_SETS",
     "CompressionStudy",
+    "CurvatureChoice",
+    "CurvatureStudy",
     "DrawsCell",
     "DrawsStudy",
     "LadderStudy",
