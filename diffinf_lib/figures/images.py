@@ -1,0 +1,123 @@
+"""Images: figures of images, of what the model was trained on and of what is behind a query."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from diffinf_lib.data import ImageSet
+from diffinf_lib.diffusion import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
+from diffinf_lib.errors import require
+from diffinf_lib.figures.style import BLUE, GREY, VERMILION, subplots
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """An image `[C, H, W]` in [−1, 1] as Matplotlib takes it."""
+    values = ((image.detach().float().cpu() + 1) / 2).clamp(0, 1)
+    return values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).numpy()
+
+
+def _show(axes: Axes, image: Tensor | None, title: str = "", colour: str | None = None) -> None:
+    axes.set_axis_off()
+    if image is None:
+        return
+    axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(title, fontsize=7, pad=2, color=colour or "black")
+
+
+def training_curve(losses: Any, *, smooth: int = 50) -> Figure:
+    """The loss of every step, and its running mean over `smooth` steps.
+
+    Args:
+        losses: `[steps]`.
+    """
+    values = np.asarray(losses, dtype=float)
+    window = min(smooth, len(values))
+    mean = np.convolve(values, np.ones(window) / window, mode="valid")
+    figure, axes = subplots(figsize=(6, 2.6))
+    axes.plot(np.arange(1, len(values) + 1), values, color=BLUE, alpha=0.25, linewidth=0.8, label="one batch")
+    axes.plot(np.arange(window, len(values) + 1), mean, color=BLUE, label=f"mean of {window} steps")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend()
+    return figure
+
+
+def image_grid(images: Tensor, *, columns: int = 8, titles: Sequence[str] | None = None, size: float = 0.7) -> Figure:
+    """Images `[n, C, H, W]` in rows of `columns`.
+
+    Args:
+        size: of one image, in inches.
+    """
+    require(len(images) > 0, "images: give at least one to draw")
+    require(titles is None or len(titles) == len(images), "titles: give one for each image")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height = size * (1.25 if titles else 1.0)
+    figure, axes = subplots(rows, columns, figsize=(size * columns, height * rows), squeeze=False)
+    for place, axis in enumerate(axes.flat):
+        inside = place < len(images)
+        _show(axis, images[place] if inside else None, titles[place] if titles and inside else "")
+    return figure
+
+
+def noising_strip(
+    image: Tensor, noise: Tensor, timesteps: Sequence[int], schedule: NoiseSchedule = DEFAULT_SCHEDULE
+) -> Figure:
+    """One image `[C, H, W]` at several timesteps of the forward process, with one noise `[C, H, W]`."""
+    steps = torch.tensor(list(timesteps))
+    states = noisy_images(image.expand(len(steps), -1, -1, -1), steps, noise.expand(len(steps), -1, -1, -1), schedule)
+    return image_grid(states, columns=len(steps), titles=[f"t = {step}" for step in timesteps], size=0.9)
+
+
+def ranked(scores: Tensor, count: int) -> dict[str, Tensor]:
+    """Places of the highest, lowest and smallest (in size) of the scores `[N]`, as the paper's Fig. 1 shows them."""
+    order = scores.argsort(descending=True)
+    return {
+        "most positive": order[:count],
+        "most negative": order.flip(0)[:count],
+        "most neutral": scores.abs().argsort()[:count],
+    }
+
+
+def top_influence(train: ImageSet, queries: ImageSet, scores: Tensor, *, query: int, count: int = 8) -> Figure:
+    """A query and its most positive, most negative and most neutral training images (the paper's Fig. 1).
+
+    Args:
+        scores: `[Q, N]`; a positive score: leaving the image out makes the query less likely.
+        query: which of the queries, from 0.
+        count: images a row.
+    """
+    require(0 <= query < len(queries), f"query={query}: give 0 to {len(queries) - 1}")
+    rows = ranked(scores[query], min(count, len(train)))
+    figure, axes = subplots(
+        3, count + 1, figsize=(0.8 * (count + 2), 3.0), squeeze=False, width_ratios=[1.8] + [1.0] * count
+    )
+    _show(axes[1][0], queries.images[query], "query")
+    for axis in (axes[0][0], axes[2][0]):
+        axis.set_axis_off()
+    for row, ((name, places), colour) in enumerate(zip(rows.items(), (BLUE, VERMILION, GREY), strict=True)):
+        for column in range(count):
+            inside = column < len(places)
+            image = train.images[places[column]] if inside else None
+            title = f"{scores[query, places[column]]:+.1e}" if inside else ""
+            _show(axes[row][column + 1], image, title, colour)
+        first = axes[row][1]
+        first.text(
+            -0.15, 0.5, name, transform=first.transAxes, rotation=90, ha="right", va="center", fontsize=7, color=colour
+        )
+    return figure
+
+
+def schedule_curves(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Figure:
+    """How much image and how much noise x_t holds at each timestep: √ᾱ_t and √(1 − ᾱ_t)."""
+    kept = schedule.alphas_cumprod
+    figure, axes = subplots(figsize=(5.5, 2.4))
+    axes.plot(kept.sqrt(), color=BLUE, label="image, √ᾱ")
+    axes.plot((1 - kept).sqrt(), color=ORANGE, linestyle="--", label="noise, √(1 − ᾱ)")
+    axes.set(xlabel="timestep t", ylabel="share in x_t")
+    axes.legend()
+    return figure
