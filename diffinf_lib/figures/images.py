@@ -12,7 +12,7 @@ from torch import Tensor
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
 from diffinf_lib.errors import require
-from diffinf_lib.figures.style import BLUE, GREY, VERMILION, subplots
+from diffinf_lib.figures.style import BLUE, GREY, ORANGE, VERMILION, subplots
 
 
 def _pixels(image: Tensor) -> np.ndarray:

@@ -77,15 +77,27 @@ class MethodsStudy:
         """The run's queries by set, with trajectories where there are any."""
         return measured_queries(self.run)
 
-    def cells(self, methods: Sequence[str] | None = None, attributed: Sequence[str] = ("loss",)) -> list[MethodCell]:
-        """The cells that this run can fill: methods whose needs are met, on each set of queries."""
-        chosen = METHODS if methods is None else [get_method(name) for name in methods]
+    def cells(
+        self,
+        methods: Sequence[str] | None = None,
+        attributed: Sequence[str] = ("loss",),
+        further: Sequence[str] | None = None,
+    ) -> list[MethodCell]:
+        """The cells that this run can fill: methods whose needs are met, on each set of queries.
+
+        Args:
+            methods: names; default all of them.
+            attributed: labels of the measurements whose gradients are taken.
+            further: methods for all measurements but the first; default those of `methods` that attribute any measurement.
+        """
+        first = METHODS if methods is None else [get_method(name) for name in methods]
+        others = [m for m in (first if further is None else map(get_method, further)) if m.any_measurement]
         return [
             MethodCell(method.name, queries, label)
             for label in attributed
             for queries in self.queries
-            for method in chosen
-            if self._possible(method, queries) and (method.any_measurement or label == attributed[0])
+            for method in (first if label == attributed[0] else others)
+            if self._possible(method, queries)
         ]
 
     def _possible(self, method: Method, queries: str) -> bool:

@@ -23,6 +23,7 @@ options = {}  # preset options to replace
 seed = 0  # of the model, the curvature and the draws
 methods = []  # names of methods; empty: all that the run can
 attributed = ["loss", "elbo"]  # measurements whose gradients are taken
+further = ["ekfac", "kfac", "trak", "gradient-cosine"]  # methods that attribute more than the first measurement
 measured = ["loss", "elbo", "log_likelihood"]  # measurements of the retrained models to predict
 clip_source = ""  # a CLIP model's folder or hub id; empty leaves CLIP out
 ground_truth = ""  # the bundle of the ground truth; empty: <preset>-ground-truth
@@ -46,7 +47,7 @@ truths = {
     for label in measured
 }
 study = di.MethodsStudy(opened, truths, clip_source=clip_source)
-cells = study.cells(methods or None, attributed)
+cells = study.cells(methods or None, attributed, further)
 
 # %%
 started = time.monotonic()
