@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.py)
 TEMPLATES := $(wildcard notebooks/experiments/e*.py)
 
-.PHONY: help book test lint reproduce bench lab sync clean
+.PHONY: help book test lint reproduce studies bench lab sync clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11: install 3.11 or newer, or call make PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[book,dev,bench]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[book,dev,bench,likelihood,clip]'
 	touch $@
 
 book: $(STAMP) ## run the digits reproduction and build the book to _build/html/index.html
@@ -40,6 +40,10 @@ test: lint ## lint, every test, the notebooks through nbval, the built pages
 
 reproduce: $(STAMP) ## retrain the digits ground truth and write its bundle; can be killed and called again
 	$(BIN)/diffinf reproduce digits
+
+STUDIES := e04_draws e05_methods e06_curvatures e07_compression e08_removal e09_timesteps e10_ladder
+studies: reproduce ## after the ground truth: every study of the book, a bundle each; can be killed and called again
+	for name in $(STUDIES); do $(BIN)/diffinf launch $$name -p preset=digits || exit 1; done
 
 bench: $(STAMP) ## measure the engine beside curvlinops and kronfluence: about an hour, on a machine that does nothing else
 	for name in "fit --case digits" "fit --case cifar-small" gradients "gradients --grouping" covariance end_to_end growth \

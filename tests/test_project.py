@@ -58,7 +58,7 @@ def test_no_absolute_paths_and_no_large_files():
 def test_environment_and_constraints_agree():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert pip == ["-c constraints.txt", "-e .[book,dev,bench]"]
+    assert pip == ["-c constraints.txt", "-e .[book,dev,bench,likelihood,clip]"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     wanted = [
@@ -66,6 +66,8 @@ def test_environment_and_constraints_agree():
         *project["optional-dependencies"]["book"],
         *project["optional-dependencies"]["dev"],
         *project["optional-dependencies"]["bench"],
+        *project["optional-dependencies"]["likelihood"],
+        *project["optional-dependencies"]["clip"],
     ]
     for requirement in wanted:
         name, exact = re.fullmatch(r"([\w.-]+)(?:==([\w.]+))?.*", requirement).groups()
