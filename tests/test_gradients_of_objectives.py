@@ -1,0 +1,100 @@
+"""Gradients of every objective: those of plain autograd over the same draws, for many draws and for few."""
+
+import pytest
+import torch
+from cases import conv_denoiser, images
+
+from diffinf_lib.curvature import CurvatureConfig, fit_curvature
+from diffinf_lib.data import Trajectories
+from diffinf_lib.diffusion import DrawConfig, NoiseSchedule, Objective, noisy_images, objective_batches
+from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
+from diffinf_lib.sampling import sampled_trajectories
+
+SCHEDULE = NoiseSchedule(timesteps=16, beta_end=0.3)
+OBJECTIVES = [
+    Objective("loss"), Objective("weighted_loss", weights=(2.0, 0.5, 1.0)), Objective("simplified_elbo"),
+    Objective("elbo", levels=17), Objective("elbo"), Objective("square_norm"), Objective("mean_output"), Objective("l1_norm"),
+    Objective("l2_norm"), Objective("max_norm"), Objective("trajectory_log_prob"), Objective("journey_loss"),
+    Objective("output_probe"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    return conv_denoiser()
+
+
+@pytest.fixture(scope="module")
+def curvature(model):
+    return fit_curvature(model, images(4, 4), CurvatureConfig(draws=DrawConfig(4)))
+
+
+@pytest.fixture(scope="module")
+def samples(model):
+    found = sampled_trajectories(model.float(), 3, (1, 4, 4), schedule=SCHEDULE)
+    model.double()
+    return found
+
+
+def by_autograd(model, samples, config):
+    """∇ of each example's weighted mean by plain autograd on the whole module."""
+    rows = []
+    for place in range(len(samples)):
+        one = samples.subset(slice(place, place + 1))
+        total = torch.zeros((), dtype=torch.float64)
+        for batch in objective_batches(one, config.draws, config.objective, seed=config.seed, stage=config.stage,
+                                       schedule=SCHEDULE, like=torch.zeros(1, dtype=torch.float64)):  # fmt: skip
+            output = model(noisy_images(batch.images, batch.timesteps, batch.noise, SCHEDULE), batch.timesteps)
+            total = total + (batch.weights * config.objective.per_draw(output, batch, SCHEDULE)).sum()
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        found = torch.autograd.grad(total / config.draws.count, list(parameters.values()))
+        rows.append(dict(zip(parameters, found, strict=True)))
+    down = torch.stack([torch.cat([r["down.weight"].flatten(1), r["down.bias"].unsqueeze(1)], dim=1) for r in rows])
+    return {"down": down, "middle": torch.stack([row["middle.weight"].flatten(1) for row in rows])}
+
+
+@pytest.mark.parametrize("count", [4, 12])  # few draws share batches, many do not
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.name}-{o.levels}")
+def test_gradients_are_those_of_autograd(model, curvature, samples, objective, count):
+    draws = DrawConfig(count, timesteps="signal", noise="independent")
+    config = GradientConfig(draws, "x", seed=2, objective=objective)
+    found = all_gradients(
+        gradient_shards(model, curvature, samples, config, schedule=SCHEDULE, shard_size=2, batch_size=5)
+    )
+    expected = by_autograd(model, samples, config)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0
+        rotated = curvature.layers[name].to_eigenbasis(gradient)
+        scale = float(rotated.abs().max())
+        torch.testing.assert_close(found[name], rotated, rtol=1e-6, atol=1e-9 * scale)
+
+
+def test_the_state_of_a_trajectory_is_what_the_network_sees(model, samples):
+    objective = Objective("trajectory_log_prob")
+    draws = DrawConfig(16, timesteps="grid", noise="independent")
+    (batch,) = objective_batches(samples.subset(slice(0, 1)), draws, objective, seed=0, stage="x", schedule=SCHEDULE)
+    noisy = noisy_images(batch.images, batch.timesteps, batch.noise, SCHEDULE)
+    places = 15 - batch.timesteps
+    torch.testing.assert_close(noisy, samples.states[0, places], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch.target, samples.states[0, places + 1])
+
+
+def test_probes_are_signs_that_depend_on_the_draw_only(samples):
+    config, probe = DrawConfig(6), Objective("output_probe")
+    whole = list(objective_batches(samples, config, probe, seed=0, stage="x", schedule=SCHEDULE, batch_size=100))
+    parts = list(objective_batches(samples, config, probe, seed=0, stage="x", schedule=SCHEDULE, batch_size=4))
+    signs = torch.cat([batch.target for batch in parts])
+    assert torch.equal(signs, whole[0].target) and set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert signs.flatten(1).unique(dim=0).shape[0] == 18
+
+
+def test_states_are_asked_for_before_any_work(model, curvature, samples):
+    plain = samples.__class__.__mro__[1](samples.images, samples.labels, samples.ids)
+    config = GradientConfig(DrawConfig(4), objective=Objective("journey_loss"))
+    with pytest.raises(ConfigurationError, match="objective='journey_loss': it needs the states"):
+        next(gradient_shards(model, curvature, plain, config, schedule=SCHEDULE))
+    short = Trajectories(samples.images, samples.labels, samples.ids, samples.states[:, :9], samples.guesses[:, :8])
+    with pytest.raises(ConfigurationError, match="trajectories of 8 steps: the schedule has 16"):
+        next(gradient_shards(model, curvature, short, config, schedule=SCHEDULE))
