@@ -62,6 +62,15 @@ class LikelihoodConfig:
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"{name}={value}: give a positive number")
 
+    @property
+    def network_passes(self) -> int:
+        """About how many forward passes one image takes, each backward pass to the input counted as one.
+
+        The exact divergence is counted as if it were one probe, `dopri5` as if it took 30 steps of six.
+        """
+        asked = {"rk4": 4 * self.steps, "heun3": 3 * self.steps, "midpoint": 2 * self.steps, "dopri5": 180}[self.method]
+        return self.draws * asked * (1 + self.probes)
+
 
 def log_likelihood(
     model: Network,

@@ -115,6 +115,13 @@ class MeasurementConfig:
         return replace(self.draws, timesteps="single", timestep=self.timestep, proposal=None)
 
 
+def forward_passes(configs: Sequence[MeasurementConfig]) -> int:
+    """Forward passes of the network that `measure_all` takes for one query, shared draws counted once."""
+    shared = {(config.measured_draws, config.objective.on_trajectories) for config in configs if config.differentiable}
+    solved = [config.likelihood or LikelihoodConfig() for config in configs if not config.differentiable]
+    return sum(draws.count for draws, _ in shared) + sum(config.network_passes for config in solved)
+
+
 def proxy_sign(attributed: MeasurementConfig, measured: MeasurementConfig) -> int:
     """What scores of one measurement are multiplied by to stand for changes of another: −1 where one of them rises as a query
     becomes less likely and the other falls."""

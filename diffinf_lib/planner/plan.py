@@ -8,6 +8,7 @@ from diffinf_lib.compression import StoreFormat
 from diffinf_lib.data import load_dataset
 from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.measurements import forward_passes
 from diffinf_lib.planner.network import NetworkCount, Pass
 from diffinf_lib.planner.rates import Rates, measured_rates
 from diffinf_lib.presets import Preset
@@ -184,9 +185,10 @@ class _Estimator:
         return StageEstimate("samples", flops, flops / self.rates.forward, size, peak)
 
     def measuring(self, models: int) -> StageEstimate:
-        flops = models * self.queries * self.preset.measurement.draws.count * self.network.forward
+        measurements = self.preset.measurements
+        flops = models * self.queries * forward_passes(measurements) * self.network.forward
         peak = self.weights + self.passing(self.network.forward_pass, MEASURE_BATCH)
-        return StageEstimate("measurements", flops, flops / self.rates.forward, DOUBLE * models * self.queries, peak)
+        return StageEstimate("measurements", flops, flops / self.rates.forward, DOUBLE * len(measurements) * models * self.queries, peak)
 
     def curvature(self) -> StageEstimate:
         """Both passes, and the eigendecompositions between them."""

@@ -31,8 +31,16 @@ from diffinf_lib.attribution import influence_by_timestep
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, example_draws
 from diffinf_lib.errors import ArtifactError, require
-from diffinf_lib.evaluation import GroundTruth, ceiling, predicted_changes, spearman, split_half_reliability
-from diffinf_lib.evaluation.lds import mean_measurements
+from diffinf_lib.evaluation import (
+    GroundTruth,
+    ceiling,
+    mean_measurements,
+    predicted_changes,
+    spearman,
+    split_half_reliability,
+    timestep_proxies,
+)
+from diffinf_lib.evaluation.lds import MINIMUM_SUBSETS
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, measure_all
 from diffinf_lib.stages.attribution import curvature_of_run, train_gradients
 from diffinf_lib.stages.ground_truth import retrained_model, shard_of, subset_masks
@@ -245,7 +253,9 @@ class TimestepStudy:
 
         Arrays, for each set of queries, float32: `<set>/lds [B + 1, B + 1, Q]`, scores of each range of t (first axis)
         against the loss measured in each range (second axis), the whole loss last on both axes; `<set>/loss [B, Q]`, the mean
-        loss within each range over all models; `edges [B + 1]`, where the ranges begin and end.
+        loss within each range over all models; `<set>/advantage [B + 1, B]` and `<set>/advantage_interval [B + 1, B, 2]`, the
+        LDS of each scores less that of the measured range's own, paired; and `edges [B + 1]`, where the ranges begin and
+        end. The advantage needs enough subsets to halve.
 
         Args:
             name: of the bundle; default `<preset>-timesteps`.
@@ -254,16 +264,11 @@ class TimestepStudy:
         Raises:
             ArtifactError: some models have not measured yet.
         """
-        arrays: dict[str, np.ndarray] = {}
-        sets: dict[str, Any] = {}
+        edges = np.linspace(0, self.run.preset.schedule.timesteps, self.bins + 1).astype(np.int64)
+        arrays, sets = {"edges": edges}, {}
         for queries in QUERY_SETS:
-            truths = self.truths(queries)
-            found = lds_by_timestep(self.with_whole(self.scores(queries), queries), truths)
-            arrays[f"{queries}/lds"] = found.astype(np.float32)
-            losses = self.measurements(queries).mean((0, 1)).T
-            arrays[f"{queries}/loss"] = losses.numpy().astype(np.float32)
-            sets[queries] = self._summary(found, truths) | {"mean_loss": losses.mean(1).tolist()}
-        arrays["edges"] = np.linspace(0, self.run.preset.schedule.timesteps, self.bins + 1).astype(np.int64)
+            found, sets[queries] = self._evaluated(queries)
+            arrays |= {f"{queries}/{key}": values.astype(np.float32) for key, values in found.items()}
         configuration = {
             "preset": self.run.preset, "seed": self.run.seed, "bins": self.bins, "subsets": self.subsets,
             "seeds": list(range(self.seeds)), "dataset_digest": self.run.data.digest,
@@ -281,9 +286,23 @@ class TimestepStudy:
             name or f"{self.run.preset.name}-timesteps", arrays, metrics, configuration, made_in=made_in, root=root
         )
 
-    def _summary(self, found: Float[np.ndarray, "S C Q"], truths: list[GroundTruth]) -> dict[str, Any]:
-        """The mean LDS of each pair of ranges, and how exact each measured range is; the whole loss is last."""
-        summary: dict[str, Any] = {"lds": found.mean(-1).tolist(), "ceiling": [ceiling(truth) for truth in truths]}
+    def _evaluated(self, queries: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and metrics of one set of queries; in the metrics the whole loss is last."""
+        truths, measured = self.truths(queries), self.measurements(queries)
+        scores = self.with_whole(self.scores(queries), queries)
+        found, losses = lds_by_timestep(scores, truths), measured.mean((0, 1)).T
+        arrays = {"lds": found, "loss": losses.numpy()}
+        metrics: dict[str, Any] = {
+            "lds": found.mean(-1).tolist(),
+            "ceiling": [ceiling(truth) for truth in truths],
+            "mean_loss": losses.mean(1).tolist(),
+        }
         if self.seeds > 1:
-            summary["reliability"] = [split_half_reliability(truth.measurements.numpy()) for truth in truths]
-        return summary
+            metrics["reliability"] = [split_half_reliability(truth.measurements.numpy()) for truth in truths]
+        if self.subsets >= 2 * MINIMUM_SUBSETS:  # the best proxy is chosen on one half and judged on the other
+            proxies = timestep_proxies(scores, measured, truths[-1])
+            arrays |= {"advantage": proxies.advantage, "advantage_interval": proxies.intervals}
+            metrics["best"] = proxies.best.tolist()
+            metrics["held_out_gain"] = [part.difference._asdict() for part in proxies.held_out]
+            metrics["held_out_favourite"] = [int(part.favourite) for part in proxies.held_out]
+        return arrays, metrics
