@@ -60,3 +60,8 @@ else:
     for queries, found in made.metrics["sets"].items():
         print(f"{queries}: LDS in %, rows scores, columns measured losses, the whole loss last")
         print(np.round(100 * np.array(found["lds"]), 1))
+        for place, gain in enumerate(found.get("held_out_gain", [])):
+            value, low, high = 100 * np.array([gain["value"], *gain["interval"]])
+            print(
+                f"range {place}: the best scores gain {value:.1f} [{low:.1f}, {high:.1f}] on its own, judged on other subsets"
+            )

@@ -16,7 +16,7 @@ from diffinf_lib.stages import retrained_measurements, retrained_model, timestep
 from diffinf_lib.stages.timestep_study import TimestepStudy, losses_by_timestep, timestep_shares
 
 PRESET = replace(di.get_preset("smoke"), further_measurements=())
-BINS = 4
+BINS, SUBSETS = 4, 8
 RULES = [
     di.DrawConfig(40),
     di.DrawConfig(60, timesteps="uniform", noise="independent"),
@@ -32,9 +32,8 @@ def study_in(folder, **options):
 def finished(tmp_path_factory):
     """A study run to its end in two shards over the models of a ground truth, and its bundle."""
     root = tmp_path_factory.mktemp("finished")
-    study = study_in(root / "run")
-    di.full_model(study.run)
-    list(di.ground_truth_shard(study.run))
+    study = study_in(root / "run", subsets=SUBSETS)
+    list(di.ground_truth_shard(study.run, subsets=SUBSETS))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training._Trainer, "advance", lambda *_: pytest.fail("a model was trained again"))
         done = [list(study.shard(shard, 2)) for shard in range(2)]
@@ -74,7 +73,7 @@ def test_the_whole_loss_is_what_the_ground_truth_measured(finished):
     study, _ = finished
     for name, count in (("held-out", 6), ("generated", 3)):
         truths = study.truths(name)
-        assert len(truths) == BINS + 1 and truths[0].measurements.shape == (4, 2, count)
+        assert len(truths) == BINS + 1 and truths[0].measurements.shape == (SUBSETS, 2, count)
         for subset, seed in study.units:
             expected = retrained_measurements(study.run, subset, seed)[f"{name}/loss"]
             torch.testing.assert_close(truths[-1].measurements[subset, seed], expected)
@@ -103,7 +102,7 @@ def test_the_bundle_holds_the_lds_of_every_pair(finished):
     study, made = finished
     lds = made.arrays["held-out/lds"]
     assert lds.shape == (BINS + 1, BINS + 1, 6) and made.arrays["generated/lds"].shape == (BINS + 1, BINS + 1, 3)
-    removed = ~di.subset_masks(study.run, 4)
+    removed = ~di.subset_masks(study.run, SUBSETS)
     scores, truths = study.with_whole(study.scores("held-out"), "held-out"), study.truths("held-out")
     for row, matrix in enumerate(scores):
         for column, truth in enumerate(truths):
@@ -116,7 +115,21 @@ def test_the_bundle_holds_the_lds_of_every_pair(finished):
     assert summary["ceiling"][2] == pytest.approx(di.ceiling(truths[2]))
     np.testing.assert_allclose(summary["mean_loss"], study.measurements("held-out").mean((0, 1, 2)))
     np.testing.assert_array_equal(made.arrays["edges"], [0, 250, 500, 750, 1000])
-    assert made.metrics["retrained_models"] == 8
+    assert made.metrics["retrained_models"] == 2 * SUBSETS
+
+
+def test_the_advantage_over_a_range_s_own_scores_is_paired(finished):
+    study, made = finished
+    scores, truths = study.with_whole(study.scores("held-out"), "held-out"), study.truths("held-out")
+    lds, advantage = (made.arrays[f"held-out/{name}"] for name in ("lds", "advantage"))
+    for row, column in ((3, 0), (0, 2), (BINS, 1)):
+        found = di.paired_difference(scores[row], scores[column], truths[column], bootstrap=200)
+        assert advantage[row, column] == pytest.approx(found.value, abs=1e-6)
+        assert advantage[row, column] == pytest.approx((lds[row, column] - lds[column, column]).mean(), abs=1e-6)
+        np.testing.assert_allclose(made.arrays["held-out/advantage_interval"][row, column], found.interval, atol=1e-6)
+    summary = made.metrics["sets"]["held-out"]
+    assert summary["best"] == lds.mean(-1)[:, :BINS].argmax(0).tolist()
+    assert len(summary["held_out_gain"]) == len(summary["held_out_favourite"]) == BINS
 
 
 def test_a_killed_study_goes_on(finished, tmp_path, monkeypatch):
@@ -138,7 +151,9 @@ def test_a_killed_study_goes_on(finished, tmp_path, monkeypatch):
         study.bundle(root=tmp_path)
     list(study.shard())
     assert measured == ["done", "done", "killed", "done", "done"] and study.missing() == []
-    torch.testing.assert_close(study.measurements("generated"), finished[0].measurements("generated")[:, :1])
+    torch.testing.assert_close(study.measurements("generated"), finished[0].measurements("generated")[:4, :1])
+    made = di.load_bundle(study.bundle(root=tmp_path).name, root=tmp_path)
+    assert not {"held-out/advantage", "generated/advantage"} & made.arrays.keys()  # too few subsets to halve
 
 
 @pytest.mark.parametrize(
