@@ -47,7 +47,7 @@ studies: reproduce ## after the ground truth: every study of the book, a bundle 
 
 bench: $(STAMP) ## measure the engine beside curvlinops and kronfluence: about an hour, on a machine that does nothing else
 	for name in "fit --case digits" "fit --case cifar-small" gradients "gradients --grouping" covariance end_to_end growth \
-	  quality planner; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.$$name || exit 1; done
+	  quality projection planner; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.$$name || exit 1; done
 
 lab: $(STAMP) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
