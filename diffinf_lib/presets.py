@@ -5,7 +5,7 @@
 | `smoke` | digits | seconds; tests |
 | `digits` | 3s and 8s of scikit-learn's digits, 8×8 | minutes on two cores; the book |
 | `digits-pair`, `digits-ten` | 4s and 9s; all ten digits | whether what holds for `digits` holds elsewhere |
-| `cifar2-tiny` | CIFAR-2, 32×32, 400 images | an hour on one core; a UNet of 0.16M parameters |
+| `cifar2-tiny` | CIFAR-2, 32×32, 300 images | half an hour on one core; a UNet of 0.16M parameters |
 | `cifar2-small` | CIFAR-2, 32×32 | minutes on one GPU; a UNet of about 2M parameters |
 | `cifar2`, `cifar2deq`, `cifar10`, `artbench10` | the paper's | the paper's experiments |
 
@@ -155,7 +155,7 @@ _DIGITS_PAIR = replace(
     name="digits-pair",
     summary="4s and 9s of scikit-learn's digits; minutes on two cores",
     dataset=DatasetConfig("digits", classes=(4, 9), train_size=300),
-    subsets=SubsetConfig(count=40, seeds=2, steps=500),
+    subsets=SubsetConfig(count=24, seeds=2, steps=500),
     sampling=SamplingConfig(count=32),
     further_measurements=(),
 )
@@ -239,11 +239,11 @@ _CIFAR2_SMALL = replace(
 _CIFAR2_TINY = replace(
     _DIGITS,
     name="cifar2-tiny",
-    summary="400 cars and horses at 32×32 with a UNet of 0.16M parameters; an hour on one core",
-    dataset=DatasetConfig("cifar2", train_size=400, query_size=32),
+    summary="300 cars and horses at 32×32 with a UNet of 0.16M parameters; half an hour on one core",
+    dataset=DatasetConfig("cifar2", train_size=300, query_size=32),
     unet=replace(_DIGITS_UNET, sample_size=32, in_channels=3, out_channels=3),
-    training=replace(_DIGITS.training, steps=600, batch_size=32, keep_ema_at=(120, 240, 360, 480, 600)),
-    subsets=SubsetConfig(count=24, seeds=2, steps=300),
+    training=replace(_DIGITS.training, steps=500, batch_size=32, keep_ema_at=(100, 200, 250, 300, 400, 500)),
+    subsets=SubsetConfig(count=16, seeds=2, steps=250),
     sampling=SamplingConfig(count=16, method="ddim", steps=50),
     measurement=MeasurementConfig(draws=DrawConfig(64)),
     further_measurements=(),
