@@ -53,7 +53,8 @@ class MeasurementConfig:
         timestep: of `loss_at_time`.
         weights: of `weighted_loss`: w_t, constant on equal slices of 0..T−1.
         levels: of `elbo` and `log_likelihood`: number of values a pixel can take, evenly spaced on [−1, 1]: 256, or 17 for
-            digits; None for latents and other continuous data.
+            digits; None for latents and other continuous data. The ELBO of an image whose pixels lie between the levels, a
+            sample, is the probability of the bins around them.
         likelihood: of `log_likelihood`: how the ODE is solved; None for the defaults of `LikelihoodConfig`.
         dequantised: of `log_likelihood`: the images have been spread over their levels already, as those of `cifar2deq`.
     """

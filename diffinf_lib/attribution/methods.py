@@ -64,6 +64,8 @@ class Method:
         default: the value that its authors recommend, or the preset's.
         scale: `change`: scores estimate the change of the measurement, the 1/N included; `arbitrary`: ranks only.
         needs: beyond the final model: `checkpoints`, `ensemble`, `trajectories`, `clip`, or nothing.
+        cost: forward and backward passes: C for the curvature, N·S and Q·R for gradients of training images and queries, K
+            checkpoints, P probes, i iterations with a GGN of G draws an image.
         any_measurement: whether it attributes the measurement it is given; else it ranks the same whatever is measured.
     """
 
@@ -76,6 +78,7 @@ class Method:
     default: float = 0.0
     scale: Scale = "change"
     needs: str = ""
+    cost: str = "C + N·S + Q·R"
     any_measurement: bool = True
 
     def __post_init__(self) -> None:
@@ -262,7 +265,7 @@ def _random(task: AttributionTask, options: Sequence[float]) -> Tensor:
 
 
 _INFLUENCE: dict[str, Any] = {"option": "damping", "grid": DAMPINGS, "default": 1e-8}
-_TRAK: dict[str, Any] = {"option": "damping", "grid": TRAK_LAMBDAS, "default": 1e-6}
+_TRAK: dict[str, Any] = {"option": "damping", "grid": TRAK_LAMBDAS, "default": 1e-6, "cost": "N·S + Q·R"}
 _OUTPUTS: list[tuple[ObjectiveName, str]] = [
     ("mean_output", "mean"), ("l1_norm", "1-norm"), ("l2_norm", "2-norm"), ("max_norm", "∞-norm"),
     ("simplified_elbo", "simplified ELBO"),
@@ -272,17 +275,24 @@ METHODS: tuple[Method, ...] = (
     Method("ekfac", "EK-FAC influence", "mlodozeniec2025influence", _influence("ekfac"), **_INFLUENCE),
     Method("kfac", "K-FAC influence", "mlodozeniec2025influence", _influence("kfac"), **_INFLUENCE),
     Method("ekfac-along", "EK-FAC along the run", "", _along("ekfac", "standardised", CHECKPOINTS), **_INFLUENCE,
-           needs="checkpoints"),
+           needs="checkpoints",
+           cost="C + N·S + K·Q·R"),
     Method("kfac-along", "K-FAC along the run", "", _along("kfac", "standardised", CHECKPOINTS), **_INFLUENCE,
-           needs="checkpoints"),
+           needs="checkpoints",
+           cost="C + N·S + K·Q·R"),
     Method("ekfac-along-lr", "EK-FAC along the run, by learning rate", "", _along("ekfac", "learning_rate", CHECKPOINTS),
-           **_INFLUENCE, needs="checkpoints"),
-    Method("ekfac-ensemble", "EK-FAC, mean of seeds", "", _ensemble("ekfac"), **_INFLUENCE, needs="ensemble"),
+           **_INFLUENCE, needs="checkpoints",
+           cost="C + N·S + K·Q·R"),
+    Method("ekfac-ensemble", "EK-FAC, mean of seeds", "", _ensemble("ekfac"), **_INFLUENCE, needs="ensemble",
+           cost="4 (C + N·S + Q·R), 3 trainings"),
     Method("cg", "EK-FAC and conjugate gradients", "wang2025astra", _conjugate_gradients, option="iterations",
-           grid=ITERATIONS, default=4.0),
+           grid=ITERATIONS, default=4.0,
+           cost="C + N·S + Q·R + i·Q·N·G"),
     Method("cg-along", "the same along the run", "", _conjugate_gradients_along, option="iterations", grid=ITERATIONS,
-           default=4.0, needs="checkpoints"),
-    Method("neumann", "EK-FAC and Neumann series", "wang2025astra", _neumann, option="damping", grid=(1e-5,), default=1e-5),
+           default=4.0, needs="checkpoints",
+           cost="2 (C + Q·R + i·Q·N·G) + N·S"),
+    Method("neumann", "EK-FAC and Neumann series", "wang2025astra", _neumann, option="damping", grid=(1e-5,), default=1e-5,
+           cost="C + N·S + Q·R + i·Q·N·G"),
     Method("relative", "relative influence", "barshan2020relatif", _renormalised("step"), **_INFLUENCE, scale="arbitrary"),
     Method("self-relative", "self-relative influence", "barshan2020relatif", _renormalised("self_influence"), **_INFLUENCE,
            scale="arbitrary"),
@@ -296,13 +306,20 @@ METHODS: tuple[Method, ...] = (
              scale="arbitrary", any_measurement=False) for name, label in _OUTPUTS),
     Method("journey-trak", "Journey-TRAK", "georgiev2023journey", _journey_trak, **_TRAK, scale="arbitrary",
            needs="trajectories", any_measurement=False),
-    Method("das", "DAS", "lin2025das", _das, **_INFLUENCE, scale="arbitrary", any_measurement=False),
-    Method("tracin", "TracIn", "pruthi2020tracin", _tracin(CHECKPOINTS), scale="arbitrary", needs="checkpoints"),
-    Method("gradient-dot", "gradient dot product", "", _gradient_dot, scale="arbitrary"),
-    Method("gradient-cosine", "gradient cosine", "", _gradient_cosine, scale="arbitrary"),
-    Method("clip", "CLIP similarity", "radford2021clip", _clip, scale="arbitrary", needs="clip", any_measurement=False),
-    Method("pixel", "pixel distance", "", _pixels, scale="arbitrary", any_measurement=False),
-    Method("random", "random", "", _random, scale="arbitrary", any_measurement=False),
+    Method("das", "DAS", "lin2025das", _das, **_INFLUENCE, scale="arbitrary", any_measurement=False,
+           cost="C + N·S + Q·P"),
+    Method("tracin", "TracIn", "pruthi2020tracin", _tracin(CHECKPOINTS), scale="arbitrary", needs="checkpoints",
+           cost="N·S + K·Q·R"),
+    Method("gradient-dot", "gradient dot product", "", _gradient_dot, scale="arbitrary",
+           cost="N·S + Q·R"),
+    Method("gradient-cosine", "gradient cosine", "", _gradient_cosine, scale="arbitrary",
+           cost="N·S + Q·R"),
+    Method("clip", "CLIP similarity", "radford2021clip", _clip, scale="arbitrary", needs="clip", any_measurement=False,
+           cost="CLIP: N + Q"),
+    Method("pixel", "pixel distance", "", _pixels, scale="arbitrary", any_measurement=False,
+           cost="none"),
+    Method("random", "random", "", _random, scale="arbitrary", any_measurement=False,
+           cost="none"),
 )  # fmt: skip
 """Every method; rows of the table in the book."""
 

@@ -188,7 +188,9 @@ class _Estimator:
         measurements = self.preset.measurements
         flops = models * self.queries * forward_passes(measurements) * self.network.forward
         peak = self.weights + self.passing(self.network.forward_pass, MEASURE_BATCH)
-        return StageEstimate("measurements", flops, flops / self.rates.forward, DOUBLE * len(measurements) * models * self.queries, peak)
+        return StageEstimate(
+            "measurements", flops, flops / self.rates.forward, DOUBLE * len(measurements) * models * self.queries, peak
+        )
 
     def curvature(self) -> StageEstimate:
         """Both passes, and the eigendecompositions between them."""
