@@ -2,13 +2,18 @@
 
 from diffinf_lib.figures.images import image_grid, noising_strip, ranked, schedule_curves, top_influence, training_curve
 from diffinf_lib.figures.results import draws_curves, growth_curves, lds_bars, predicted_against_measured
+from diffinf_lib.figures.studies import against, heat_map, intervals, option_curves
 
 __all__ = [
+    "against",
     "draws_curves",
     "growth_curves",
+    "heat_map",
     "image_grid",
+    "intervals",
     "lds_bars",
     "noising_strip",
+    "option_curves",
     "predicted_against_measured",
     "ranked",
     "schedule_curves",

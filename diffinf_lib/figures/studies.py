@@ -1,0 +1,140 @@
+"""Studies: figures of methods compared, options swept, images removed and timesteps held against each other."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from diffinf_lib.errors import require
+from diffinf_lib.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, subplots
+
+CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY)
+
+
+def intervals(
+    groups: Mapping[str, Mapping[str, tuple[float, Sequence[float]]]],
+    *,
+    label: str = "LDS (%)",
+    ceilings: Mapping[str, float] | None = None,
+    scale: float = 100.0,
+) -> Figure:
+    """Values with their intervals, one row a name, one colour a group (such as a set of queries).
+
+    Args:
+        groups: by group, by name: (value, (low, high)). Rows come in the order of the first group.
+        ceilings: a dashed line for each group.
+        scale: values are multiplied by it.
+    """
+    require(bool(groups) and all(groups.values()), "groups: give at least one group with one row")
+    names = list(dict.fromkeys(name for rows in groups.values() for name in rows))
+    figure, axes = subplots(figsize=(7, 0.24 * len(names) + 1.1))
+    for index, (group, rows) in enumerate(groups.items()):
+        places = [names.index(name) + 0.22 * (index - (len(groups) - 1) / 2) for name in rows]
+        values = np.array([scale * value for value, _ in rows.values()])
+        ends = np.array([[scale * low, scale * high] for _, (low, high) in rows.values()])
+        errors = np.abs(np.stack([values - ends[:, 0], ends[:, 1] - values]))
+        axes.errorbar(values, places, xerr=errors, fmt="o", color=CYCLE[index], markersize=4, capsize=2, label=group)
+        if ceilings and group in ceilings:
+            axes.axvline(scale * ceilings[group], color=CYCLE[index], linestyle="--", linewidth=0.9)
+    axes.axvline(0, color=GREY, linewidth=0.6)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{label}; dashed: one exact retraining" if ceilings else label)
+    if len(groups) > 1:
+        axes.legend(fontsize=8, loc="best")
+    return figure
+
+
+def option_curves(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    option: str = "damping λ",
+    label: str = "LDS (%)",
+    ceilings: Mapping[str, float] | None = None,
+) -> Figure:
+    """A value against an option on a logarithmic axis, a panel for each set of queries, a line for each method.
+
+    Args:
+        panels: by panel, by line: (options, values); values in percent.
+    """
+    require(bool(panels), "panels: give at least one")
+    figure, axes = subplots(1, len(panels), figsize=(3.6 * len(panels), 2.9), sharey=True, squeeze=False)
+    for axis, (panel, lines) in zip(axes[0], panels.items(), strict=True):
+        for index, (name, (options, values)) in enumerate(lines.items()):
+            style = ("-", "--", ":")[index // len(CYCLE) % 3]
+            axis.plot(
+                options, values, color=CYCLE[index % len(CYCLE)], linestyle=style, marker="o", markersize=3, label=name
+            )
+        if ceilings and panel in ceilings:
+            axis.axhline(100 * ceilings[panel], color=GREY, linestyle="--", linewidth=0.9)
+        axis.set(xscale="log", xlabel=option, title=panel)
+    axes[0, 0].set_ylabel(label)
+    axes[0, -1].legend(fontsize=7, loc="best")
+    return figure
+
+
+def heat_map(
+    panels: Mapping[str, Any], rows: Sequence[str], columns: Sequence[str], *, row: str, column: str
+) -> Figure:
+    """Matrices of values in percent as colours with the numbers in them; the largest of each column is framed.
+
+    Args:
+        panels: by title: `[rows, columns]`.
+        row, column: what the axes are.
+    """
+    require(bool(panels), "panels: give at least one")
+    figure, axes = subplots(len(panels), 1, figsize=(0.55 * len(columns) + 2, (0.33 * len(rows) + 1.1) * len(panels)),
+                            squeeze=False)  # fmt: skip
+    for axis, (title, matrix) in zip(axes[:, 0], panels.items(), strict=True):
+        values = np.asarray(matrix, dtype=float)
+        require(values.shape == (len(rows), len(columns)), f"{title}: {values.shape}; give {len(rows)} rows and "
+                f"{len(columns)} columns")  # fmt: skip
+        axis.imshow(values, cmap="cividis", aspect="auto")
+        for i, j in np.ndindex(*values.shape):
+            bright = values[i, j] > (values.max() + values.min()) / 2
+            best = values[i, j] == values[:, j].max()
+            axis.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", fontsize=7, color="black" if bright else "white",
+                      fontweight="bold" if best else "normal")  # fmt: skip
+            if best:
+                axis.add_patch(_frame(i, j))
+        axis.set_xticks(range(len(columns)), columns, fontsize=7, rotation=45)
+        axis.set_yticks(range(len(rows)), rows, fontsize=7)
+        axis.set(title=title, xlabel=column, ylabel=row)
+    return figure
+
+
+def _frame(i: int, j: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=VERMILION, linewidth=1.5)
+
+
+def against(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    horizontal: str,
+    vertical: str,
+    logarithmic: bool = False,
+    lines: bool = False,
+    diagonal: bool = False,
+) -> Figure:
+    """One quantity against another, a colour for each series.
+
+    Args:
+        series: by name: (horizontal values, vertical values).
+        lines: join the points of a series.
+        diagonal: draw where both are equal.
+    """
+    require(bool(series), "series: give at least one")
+    figure, axes = subplots(figsize=(5.6, 3.2))
+    for index, (name, (x, y)) in enumerate(series.items()):
+        colour = CYCLE[index % len(CYCLE)]
+        axes.plot(x, y, "o-" if lines else "o", color=colour, markersize=3.5, alpha=1.0 if lines else 0.7, label=name)
+    if diagonal:
+        low, high = axes.get_xlim()
+        axes.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle="--")
+    axes.set(xlabel=horizontal, ylabel=vertical, xscale="log" if logarithmic else "linear")
+    if len(series) > 1:
+        axes.legend(fontsize=7)
+    return figure
