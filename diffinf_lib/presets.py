@@ -155,7 +155,7 @@ _DIGITS_PAIR = replace(
     name="digits-pair",
     summary="4s and 9s of scikit-learn's digits; minutes on two cores",
     dataset=DatasetConfig("digits", classes=(4, 9), train_size=300),
-    subsets=SubsetConfig(count=24, seeds=2, steps=500),
+    subsets=SubsetConfig(count=20, seeds=2, steps=500),
     sampling=SamplingConfig(count=32),
     further_measurements=(),
 )
@@ -245,7 +245,7 @@ _CIFAR2_TINY = replace(
     dataset=DatasetConfig("cifar2", train_size=300, query_size=32),
     unet=replace(_DIGITS_UNET, sample_size=32, in_channels=3, out_channels=3),
     training=replace(_DIGITS.training, steps=400, batch_size=32, keep_ema_at=(80, 160, 200, 240, 320, 400)),
-    subsets=SubsetConfig(count=16, seeds=2, steps=200),
+    subsets=SubsetConfig(count=12, seeds=2, steps=200),
     sampling=SamplingConfig(count=16, method="ddim", steps=50),
     measurement=MeasurementConfig(draws=DrawConfig(64)),
     further_measurements=(),
