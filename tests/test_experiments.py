@@ -46,7 +46,7 @@ def test_reproduce_survives_a_kill_and_leaves_logs_and_a_bundle(tmp_path):
     command = [sys.executable, "-m", "diffinf_lib", *words]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     started = subprocess.Popen(command, start_new_session=True, env=os.environ, **quiet)
-    while started.poll() is None and not list(run.glob("measurements/*/values.npz")):
+    while started.poll() is None and not list(run.glob("measurements/*/*/values.npz")):
         time.sleep(0.02)
     assert started.poll() is None, "it ended before it could be killed"
     os.killpg(started.pid, signal.SIGKILL)
@@ -54,7 +54,7 @@ def test_reproduce_survives_a_kill_and_leaves_logs_and_a_bundle(tmp_path):
     assert not (results / "smoke-ground-truth").exists()
     subprocess.run(command, check=True, timeout=300, env=os.environ, **quiet)
     bundle = di.load_bundle("smoke-ground-truth", root=results)
-    assert bundle.arrays["held-out/measurements"].shape == (4, 2, 6)
+    assert bundle.arrays["held-out/measured/loss"].shape == (4, 2, 6)
     logs = {path.stem: nbformat.read(path, as_version=4) for path in (run / "logs").glob("*.ipynb")}
     assert set(logs) == {"e01_model", "e02_ground_truth-0-of-2", "e02_ground_truth-1-of-2", "e03_bundle"}
     assert "subset" in json.dumps(logs["e02_ground_truth-1-of-2"].cells[-1].outputs)

@@ -33,6 +33,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "int8": {"kind": "int8"},
     "int4": {"kind": "int4"},
     "int8, not whitened": {"kind": "int8", "whitening": 1e12},
+    "int4, not whitened": {"kind": "int4", "whitening": 1e12},
     "int8 a tensor, not whitened": {"kind": "int8_tensor"},
     **{f"svd, rank {rank}": {"kind": "svd", "rank": rank} for rank in (1, 2, 4, 8, 16)},
     **{f"svd, rank {rank}, int8": {"kind": "svd_int8", "rank": rank} for rank in (4, 8, 16)},
