@@ -53,7 +53,7 @@ def test_bytes_are_those_of_a_real_run(tmp_path):
     assert size("model", "unet") == pytest.approx(expected["model"].disk_bytes, rel=0.25)  # names and a header
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "int8", "svd", "projection"])
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection"])
 def test_bytes_of_a_stored_gradient(kind):
     form = di.StoreFormat(kind, rank=3, dimension=64)
     model = di.build_unet(SMOKE.unet)

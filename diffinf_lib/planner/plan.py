@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from diffinf_lib.attribution.influence import SHARD_BYTES
-from diffinf_lib.compression import StoreFormat
+from diffinf_lib.compression import StoreFormat, stored_bytes
 from diffinf_lib.data import load_dataset
 from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError, require
@@ -247,14 +247,7 @@ class _Estimator:
 
     def gradient_bytes(self, form: StoreFormat) -> float:
         """Bytes of one stored gradient."""
-        shapes = self.network.block_shapes.values()
-        if form.kind == "projection":
-            return FLOAT * form.dimension
-        if form.kind == "svd":
-            return FLOAT * sum(min(form.rank, o, i) * (o + i) for o, i in shapes)
-        if form.kind == "int8":
-            return sum(o * i + FLOAT * o for o, i in shapes)
-        return self.network.entries * (2 if form.kind == "bfloat16" else FLOAT)
+        return stored_bytes(form, self.network.block_shapes.values())
 
     def scores(self) -> StageEstimate:
         """One damping; the queries are kept in memory while training gradients stream past."""
