@@ -1,12 +1,13 @@
 """Evaluation: figures of what retraining did to each query, beside what scores said of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import Constancy, SignStudy
+from diffinf_lib.figures.studies import CYCLE
 from diffinf_lib.figures.style import BLUE, GREY, ORANGE, subplots
 
 
@@ -49,4 +50,26 @@ def constancy_spread(studies: Mapping[str, Constancy], *, label: str) -> Figure:
         axis.set(title=name, xlabel="query, in order of its mean")
     axes[0, 0].set_ylabel(label)
     axes[0, -1].legend(fontsize=7)
+    return figure
+
+
+def power_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], subsets: Sequence[int]) -> Figure:
+    """The smallest LDS difference that is found, by the number of subsets; a colour a pair of methods, a style a seed count.
+
+    Args:
+        curves: by the name of a pair of methods, by the number of seeds: fractions, one for each of `subsets`.
+    """
+    require(bool(curves), "curves: give at least one pair of methods")
+    figure, axes = subplots(figsize=(5.6, 3.2))
+    for colour, (pair, by_seeds) in zip(CYCLE, curves.items(), strict=False):
+        for style, (seeds, values) in zip(("-", "--", ":", "-."), by_seeds.items(), strict=False):
+            label = f"{pair}, {seeds} seed{'s' * (seeds > 1)}"
+            axes.plot(
+                subsets, 100 * np.asarray(values), linestyle=style, color=colour, marker="o", markersize=3, label=label
+            )
+    axes.set(xscale="log", yscale="log", xlabel="subsets", ylabel="smallest difference (LDS points)")
+    axes.set_xticks(subsets, [str(count) for count in subsets])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

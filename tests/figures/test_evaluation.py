@@ -35,3 +35,14 @@ def test_one_seed_has_no_spread_between_seeds():
     assert bars.get_label() == "± s.d. between subsets"
     with pytest.raises(ConfigurationError, match="at least one"):
         figures.constancy_spread({}, label="loss")
+
+
+def test_power_is_drawn_in_points_with_a_tick_for_each_number_of_subsets():
+    curves = {"a": {1: [0.1, 0.05], 3: [0.08, 0.04]}, "b": {1: [0.02, 0.01]}}
+    axes = figures.power_curves(curves, [16, 64]).axes[0]
+    assert [line.get_label() for line in axes.lines] == ["a, 1 seed", "a, 3 seeds", "b, 1 seed"]
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), [8, 4])
+    assert axes.lines[0].get_color() == axes.lines[1].get_color() != axes.lines[2].get_color()
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["16", "64"]
+    with pytest.raises(ConfigurationError, match="at least one pair"):
+        figures.power_curves({}, [16])
