@@ -4,8 +4,16 @@ from diffinf_lib.figures.evaluation import constancy_spread, power_curves, sign_
 from diffinf_lib.figures.images import image_grid, noising_strip, ranked, schedule_curves, top_influence, training_curve
 from diffinf_lib.figures.results import draws_curves, growth_curves, lds_bars, predicted_against_measured
 from diffinf_lib.figures.studies import against, heat_map, intervals, option_curves
+from diffinf_lib.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
 
 __all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "PURPLE",
+    "SKY",
+    "VERMILION",
     "against",
     "constancy_spread",
     "draws_curves",
