@@ -59,7 +59,7 @@ def option_curves(
         panels: by panel, by line: (options, values); values in percent.
     """
     require(bool(panels), "panels: give at least one")
-    figure, axes = subplots(1, len(panels), figsize=(3.6 * len(panels), 2.9), sharey=True, squeeze=False)
+    figure, axes = subplots(1, len(panels), figsize=(3.6 * len(panels) + 1.4, 2.9), sharey=True, squeeze=False)
     for axis, (panel, lines) in zip(axes[0], panels.items(), strict=True):
         for index, (name, (options, values)) in enumerate(lines.items()):
             style = ("-", "--", ":")[index // len(CYCLE) % 3]
@@ -70,7 +70,8 @@ def option_curves(
             axis.axhline(100 * ceilings[panel], color=GREY, linestyle="--", linewidth=0.9)
         axis.set(xscale="log", xlabel=option, title=panel)
     axes[0, 0].set_ylabel(label)
-    axes[0, -1].legend(fontsize=7, loc="best")
+    handles, names = axes[0, -1].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=7, loc="outside right upper")  # beside the panels, where it hides no curve
     return figure
 
 
