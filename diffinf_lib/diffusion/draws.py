@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffinf_lib.diffusion.reverse import betas
 from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
@@ -197,9 +198,8 @@ def timestep_probabilities(config: DrawConfig, schedule: NoiseSchedule = DEFAULT
 
 def elbo_weights(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "T"]:
     """w_t = β_t / (2 α_t (1 − ᾱ_t)), the weight that the ELBO gives the loss at t with σ_t² = β_t (Ho et al. 2020, eq. 12)."""
-    left = schedule.alphas_cumprod.double()
-    kept = left / torch.cat([left.new_ones(1), left[:-1]])
-    return (1 - kept) / (2 * kept * (1 - left))
+    beta = betas(schedule)
+    return beta / (2 * (1 - beta) * (1 - schedule.alphas_cumprod.double()))
 
 
 def iterate_draws(
