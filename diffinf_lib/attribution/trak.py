@@ -200,26 +200,6 @@ def trak_scores(
     return Trak(train, dimension=dimension, seed=seed).scores(queries, damping, damping_kind=damping_kind)
 
 
-def mean_scores(scores: Iterable[Tensor]) -> Tensor:
-    """The mean of the scores of several models: TRAK's ensemble (Park et al. 2023), with output-to-loss weights of 1.
-
-    Args:
-        scores: one tensor a model (or a projection), all of one shape; read one at a time.
-
-    Raises:
-        ConfigurationError: there are none, or their shapes differ.
-    """
-    total, count = None, 0
-    for one in scores:
-        require(total is None or total.shape == one.shape, f"scores: of shape {tuple(one.shape)}, those before of "
-                f"{None if total is None else tuple(total.shape)}; give scores of the same queries and images")  # fmt: skip
-        total = one.double() if total is None else total + one
-        count += 1
-    require(total is not None, "scores: there are none; give those of at least one model")
-    assert total is not None
-    return total / count
-
-
 def gradient_products(first: GradientSource, second: GradientSource) -> Float[Tensor, "n m"]:
     """φ · φ' of every pair, accumulated in float64 a block at a time; on the CPU. `second` is read once a shard of `first`."""
     rows = []

@@ -6,7 +6,7 @@ from cases import by_definition, draw_batch, images, linear_denoiser
 
 import diffinf_lib as di
 from diffinf_lib.attribution import trak as module
-from diffinf_lib.attribution.trak import Trak, TrakKernel, gradient_products, gram_matrix, mean_scores, trak_scores
+from diffinf_lib.attribution.trak import Trak, TrakKernel, gradient_products, gram_matrix, trak_scores
 from diffinf_lib.compression import projected
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.curvature.exact import dense_empirical_fisher
@@ -158,15 +158,6 @@ def test_relative_damping_is_a_fraction_of_the_mean_squared_length():
     mean = float(projected(many, 8).square().sum(1).mean())
     found = short.scores(queries, 0.1, damping_kind="relative")
     torch.testing.assert_close(found, short.scores(queries, 0.1 * mean), rtol=1e-10, atol=1e-12)
-
-
-def test_several_models_are_averaged():
-    several = [trak_scores(gradients(3, seed), gradients(5, seed + 9), damping=1.0)[0] for seed in range(4)]
-    torch.testing.assert_close(mean_scores(iter(several)), torch.stack(several).mean(0))
-    with pytest.raises(ConfigurationError, match=r"scores: of shape \(2, 5\), those before of \(3, 5\)"):
-        mean_scores([several[0], several[1][:2]])
-    with pytest.raises(ConfigurationError, match="scores: there are none"):
-        mean_scores([])
 
 
 @pytest.mark.parametrize("dimension", [12, 32])
