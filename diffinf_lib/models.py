@@ -1,5 +1,6 @@
 """Models: diffusers UNets, built from a preset or read from a folder or hub id. Weights are safetensors only."""
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from diffusers import UNet2DModel
 from diffinf_lib.artifacts.files import read_tensors
 from diffinf_lib.errors import ArtifactError
 from diffinf_lib.randomness import keyed_seed
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def build_unet(config: UNetConfig, *, seed: int = 0) -> UNet2DModel:
 def save_unet(model: UNet2DModel, folder: Path | str) -> None:
     """Write `config.json` and safetensors weights in diffusers' own layout."""
     model.save_pretrained(folder, safe_serialization=True)
+    shutil.copymode(Path(folder) / "config.json", Path(folder) / WEIGHTS)  # safetensors lets only the owner read
 
 
 def load_unet(source: Path | str) -> UNet2DModel:
@@ -51,7 +55,7 @@ def load_unet(source: Path | str) -> UNet2DModel:
     Raises:
         ArtifactError: nothing usable is there, or the weights are damaged.
     """
-    weights = Path(source) / "diffusion_pytorch_model.safetensors"
+    weights = Path(source) / WEIGHTS
     if weights.exists():
         read_tensors(weights)
     try:

@@ -42,7 +42,7 @@ def ensure_writable(folder: Path | str) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
+        with tempfile.TemporaryFile(dir=folder):  # has no name where the system allows it: a kill leaves nothing
             pass
     except OSError as error:
         reason = error.strerror or str(error)
@@ -59,7 +59,10 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask gives; safetensors would leave files nobody else may read
         yield temporary
+        temporary.chmod(mode)
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)

@@ -156,6 +156,13 @@ def stage(folder: Path | str, configuration: Any, *, name: str, force: bool = Fa
         yield from _recorded(folder, configuration, name)
 
 
+def _remove_half_written(folder: Path) -> None:
+    """Delete what killed writers left: our own `.part` files, and those of libraries under names of their own."""
+    for path in folder.rglob(".*"):
+        if path.is_file() and path.suffix != ".lock":
+            path.unlink(missing_ok=True)
+
+
 def _recorded(folder: Path, configuration: Any, name: str) -> Iterator[bool]:
     """Yield True once, with a manifest written before and another after."""
     resumed = (folder / MANIFEST).exists()
@@ -164,8 +171,7 @@ def _recorded(folder: Path, configuration: Any, name: str) -> Iterator[bool]:
     write_json(folder / MANIFEST, record)
     started = time.monotonic()
     yield True
-    for leftover in folder.rglob(".*.part"):
-        leftover.unlink()
+    _remove_half_written(folder)
     measured = {"wall_seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": _peak_memory_bytes()}
     record |= {"finished": True, "files": _file_digests(folder), "environment": environment()}
     record["measured"] = measured | {"resumed": resumed, "processors": os.cpu_count()}

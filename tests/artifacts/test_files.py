@@ -18,6 +18,7 @@ from diffinf_lib.artifacts import (
     write_tensors,
 )
 from diffinf_lib.errors import ArtifactError, ConfigurationError
+from diffinf_lib.models import UNetConfig, build_unet, save_unet
 
 
 def test_tensors_and_metadata_come_back(tmp_path):
@@ -26,6 +27,14 @@ def test_tensors_and_metadata_come_back(tmp_path):
     back = read_tensors(tmp_path / "x.safetensors")
     assert {name: tensor.tolist() for name, tensor in back.items()} == {n: t.tolist() for n, t in tensors.items()}
     assert read_tensor_metadata(tmp_path / "x.safetensors") == {"step": 3}
+
+
+def test_those_who_may_read_other_files_may_read_tensors(tmp_path):
+    write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)})
+    save_unet(build_unet(UNetConfig()), tmp_path / "unet")
+    (tmp_path / "plain").touch()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len({path.stat().st_mode for path in files}) == 1, files
 
 
 def fail_while_writing(path):

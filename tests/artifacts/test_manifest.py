@@ -25,6 +25,15 @@ def test_an_interrupted_stage_is_entered_again(tmp_path):
     assert read_json(tmp_path / "s" / "manifest.json")["measured"]["resumed"]
 
 
+def test_what_killed_writers_left_is_deleted(tmp_path):
+    with stage(tmp_path / "s", {}, name="test"):
+        (tmp_path / "s" / "inner").mkdir()
+        for name in (".value.txt.123.part", "inner/.tmpKmoqL6", "inner/.inmost.lock", "inner/kept.txt"):
+            (tmp_path / "s" / name).touch()
+    left = {path.name for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    assert left == {"manifest.json", "kept.txt", ".inmost.lock"}
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_another_configuration_is_refused_by_name(tmp_path, finished):
     if finished:
