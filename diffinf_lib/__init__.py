@@ -100,7 +100,7 @@ from diffinf_lib.models import UNetConfig, build_unet, count_parameters, load_un
 from diffinf_lib.planner import Plan, estimate
 from diffinf_lib.presets import PRESETS, Preset, get_preset, with_options
 from diffinf_lib.randomness import keyed_generator
-from diffinf_lib.sampling import SamplingConfig, sample, sample_trajectories, sampled_trajectories
+from diffinf_lib.sampling import SamplingConfig, sample, sample_states, sample_trajectories
 from diffinf_lib.stages import (
     CompressionStudy,
     CurvatureChoice,

@@ -60,14 +60,14 @@ def sample(
     Returns:
         Images `[B, C, H, W]` in about [−1, 1], on the CPU.
     """
-    return sample_trajectories(
+    return sample_states(
         model, seeds, shape, schedule=schedule, method=method, steps=steps, batch_size=batch_size, progress=progress,
         keep=(steps,),
     )[:, -1]  # fmt: skip
 
 
 @torch.no_grad()
-def sample_trajectories(
+def sample_states(
     model: Network,
     seeds: int | Sequence[int],
     shape: ImageShape,
@@ -97,7 +97,7 @@ def sample_trajectories(
 
 
 @torch.no_grad()
-def sampled_trajectories(
+def sample_trajectories(
     model: Network,
     seeds: int | Sequence[int],
     shape: ImageShape,

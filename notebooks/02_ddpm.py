@@ -233,7 +233,7 @@ with torch.no_grad():
         guess = model(x, torch.full((4,), t)).sample
         z = torch.stack([torch.randn(data.train.shape, generator=draw) for draw in draws]) if t > 0 else 0
         x = step_back(x, t, guess, z).float()
-trajectories = di.sample_trajectories(model, 4, data.train.shape, keep=[0, 500, 700, 800, 900, 950, 1000])
+trajectories = di.sample_states(model, 4, data.train.shape, keep=[0, 500, 700, 800, 900, 950, 1000])
 torch.testing.assert_close(x, trajectories[:, -1], rtol=0, atol=0.05)
 
 # %% mystnb={"image": {"alt": "Four rows of seven pictures: pure noise on the left turns into a clean digit on the right"}, "figure": {"caption": "Four samples on their way from noise to digit, after 0, 500, 700, 800, 900, 950 and 1,000 steps.", "name": "fig-trajectories"}} tags=["hide-input"]

@@ -6,6 +6,7 @@ from torch import nn
 from diffinf_lib.curvature import CurvatureConfig
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DrawBatch, DrawConfig, iterate_draws
+from diffinf_lib.evaluation import GroundTruth
 from diffinf_lib.models import UNetConfig, build_unet
 
 
@@ -85,3 +86,11 @@ def same_draws_for_both_passes(monkeypatch):
 
     original = fit._Fit.draws
     monkeypatch.setattr(fit._Fit, "draws", lambda self, draws, pass_name, group: original(self, draws, "x", group))
+
+
+def random_truth(run, queries, seed):
+    """A ground truth of eight halves and two seeds with made-up measurements, for a run of the smoke preset."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.stack([torch.randperm(24, generator=generator) < 12 for _ in range(8)])
+    measurements = torch.rand(8, 2, len(queries), generator=generator, dtype=torch.float64)
+    return GroundTruth(masks, measurements, run.data.train.ids, queries.ids, queries.images)

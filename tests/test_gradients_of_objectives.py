@@ -9,7 +9,7 @@ from diffinf_lib.data import Trajectories
 from diffinf_lib.diffusion import DrawConfig, NoiseSchedule, Objective, noisy_images, objective_batches
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
-from diffinf_lib.sampling import sampled_trajectories
+from diffinf_lib.sampling import sample_trajectories
 
 SCHEDULE = NoiseSchedule(timesteps=16, beta_end=0.3)
 OBJECTIVES = [
@@ -32,7 +32,7 @@ def curvature(model):
 
 @pytest.fixture(scope="module")
 def samples(model):
-    found = sampled_trajectories(model.float(), 3, (1, 4, 4), schedule=SCHEDULE)
+    found = sample_trajectories(model.float(), 3, (1, 4, 4), schedule=SCHEDULE)
     model.double()
     return found
 

@@ -9,7 +9,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from diffinf_lib.data import ImageSet, load_dataset
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, NoiseSchedule, noisy_images, per_example_loss
+from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, NoiseSchedule, noisy_images
 from diffinf_lib.diffusion.elbo import elbo_terms, nats_to_bits_per_dimension, nearest_levels, prior_kl
 from diffinf_lib.diffusion.reverse import betas, posterior_variance, reverse_mean
 from diffinf_lib.errors import ConfigurationError
@@ -21,6 +21,7 @@ from diffinf_lib.likelihood import (
     log_likelihood,
     timesteps_at,
 )
+from diffinf_lib.measurements import MeasurementConfig, measure
 from diffinf_lib.models import build_unet
 from diffinf_lib.presets import get_preset
 from diffinf_lib.randomness import keyed_generator
@@ -135,7 +136,7 @@ def test_the_loss_is_known_in_closed_form(schedule):
     data = model.data(6)
     expected = expected_square_error(model, data.images).mean(1) / D
     draws = DrawConfig(4000)
-    actual = per_example_loss(model, data.images, data.ids, draws, seed=0, stage="test", schedule=schedule)
+    actual = measure(model, data, MeasurementConfig(draws=draws), schedule=schedule)
     torch.testing.assert_close(actual, expected, rtol=0.06, atol=0)
     # Over the data it is the trace of what x_t leaves open of ε, at every timestep
     kept = schedule.alphas_cumprod.double()

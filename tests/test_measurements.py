@@ -15,7 +15,7 @@ from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.measurements import MeasurementConfig, measure, measure_all
 from diffinf_lib.models import build_unet
 from diffinf_lib.presets import get_preset
-from diffinf_lib.sampling import sample, sampled_trajectories
+from diffinf_lib.sampling import sample, sample_trajectories
 
 PRESET = get_preset("smoke")
 QUERIES = load_dataset(PRESET.dataset).queries
@@ -101,7 +101,7 @@ def test_several_measurements_are_those_taken_one_by_one():
 def test_the_trajectory_s_log_probability_is_the_sum_over_its_steps():
     schedule = NoiseSchedule(timesteps=12, beta_end=0.2)
     model = build_unet(PRESET.unet)
-    samples = sampled_trajectories(model, 3, QUERIES.shape, schedule=schedule)
+    samples = sample_trajectories(model, 3, QUERIES.shape, schedule=schedule)
     torch.testing.assert_close(samples.images, sample(model, 3, QUERIES.shape, schedule=schedule, steps=12))
     config = MeasurementConfig("trajectory_log_prob", draws=DrawConfig(12, timesteps="grid", noise="independent"))
     actual = measure(model, samples, config, schedule=schedule)

@@ -6,7 +6,7 @@ from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.models import build_unet
 from diffinf_lib.presets import get_preset
 from diffinf_lib.randomness import keyed_generator
-from diffinf_lib.sampling import sample, sample_trajectories
+from diffinf_lib.sampling import sample, sample_states
 
 MODEL = build_unet(get_preset("smoke").unet)
 SHAPE = (1, 8, 8)
@@ -23,12 +23,12 @@ def test_a_sample_depends_on_its_seed_only(method):
 
 
 def test_a_trajectory_goes_from_noise_to_the_sample():
-    states = sample_trajectories(MODEL, 2, SHAPE, steps=5)
+    states = sample_states(MODEL, 2, SHAPE, steps=5)
     assert states.shape == (2, 6, *SHAPE)
     noise = torch.randn(SHAPE, generator=keyed_generator("sample", 0))
     assert torch.equal(states[0, 0], noise)
     torch.testing.assert_close(states[:, -1], sample(MODEL, 2, SHAPE, steps=5))
-    assert torch.equal(sample_trajectories(MODEL, 2, SHAPE, steps=5, keep=(0, 3)), states[:, [0, 3]])
+    assert torch.equal(sample_states(MODEL, 2, SHAPE, steps=5, keep=(0, 3)), states[:, [0, 3]])
 
 
 class Gaussian(torch.nn.Module):

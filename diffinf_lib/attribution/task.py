@@ -32,6 +32,8 @@ class Checkpoint:
         curvature_draws: forward and backward passes that its curvature took, over all images and both stages.
         curvature_seconds: what its curvature took.
         learning_rate: at that step.
+        training_draws: forward and backward passes of a training that was for attribution alone.
+        training_seconds: what it took.
     """
 
     name: str
@@ -40,13 +42,15 @@ class Checkpoint:
     curvature_draws: int = 0
     curvature_seconds: float = 0.0
     learning_rate: float = 1.0
+    training_draws: int = 0
+    training_seconds: float = 0.0
 
 
 class Cost(NamedTuple):
     """What a method took.
 
     Attributes:
-        draws: forward and backward passes of one image, for curvature and gradients.
+        draws: forward and backward passes of one image, for curvature, gradients and trainings beyond the run's own.
         seconds: wall time of these and of the scoring.
     """
 
@@ -136,8 +140,10 @@ class AttributionTask:
         self._spent[name] = Cost(draws, seconds)
 
     def use_curvature(self, at: Checkpoint | None = None) -> Curvature:
-        """The curvature of a checkpoint, its price written down."""
+        """The curvature of a checkpoint, its price and that of the checkpoint written down."""
         at = at or self.final
+        if at.training_draws:
+            self.spend(f"{at.name}-training", at.training_draws, at.training_seconds)
         self.spend(f"{at.name}-curvature", at.curvature_draws, at.curvature_seconds)
         return at.curvature
 

@@ -10,7 +10,7 @@ from diffinf_lib.diffusion.draws import (
     iterate_draws,
     timestep_probabilities,
 )
-from diffinf_lib.diffusion.loss import Network, per_draw_loss, per_example_loss, predict_noise
+from diffinf_lib.diffusion.loss import Network, per_draw_loss, predict_noise
 from diffinf_lib.diffusion.objectives import Objective, objective_values
 from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
 
@@ -30,7 +30,6 @@ __all__ = [
     "objective_batches",
     "objective_values",
     "per_draw_loss",
-    "per_example_loss",
     "predict_noise",
     "timestep_probabilities",
 ]

@@ -53,7 +53,7 @@ def check_trajectories(images: ImageSet, objective: Objective, schedule: NoiseSc
     if not objective.on_trajectories:
         return
     require(isinstance(images, Trajectories), f"objective={objective.name!r}: it needs the states that a sample went through; "
-            "give Trajectories, from sampled_trajectories")  # fmt: skip
+            "give Trajectories, from sample_trajectories")  # fmt: skip
     assert isinstance(images, Trajectories)
     require(images.timesteps == schedule.timesteps, f"trajectories of {images.timesteps} steps: the schedule has "
             f"{schedule.timesteps}; sample with every step")  # fmt: skip

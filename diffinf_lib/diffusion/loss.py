@@ -2,11 +2,8 @@
 
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffinf_lib.diffusion.draws import DrawConfig, iterate_draws
 from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
 from diffinf_lib.shapes import Images, PerDraw, Timesteps
 
@@ -33,24 +30,3 @@ def per_draw_loss(
     """
     predicted = predict_noise(model, noisy_images(images, timesteps, noise, schedule), timesteps)
     return (noise - predicted).square().flatten(1).mean(1)
-
-
-@torch.no_grad()
-def per_example_loss(
-    model: Network,
-    images: Images,
-    ids: Int[Tensor, "N"],
-    draws: DrawConfig,
-    *,
-    seed: int,
-    stage: str,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
-    batch_size: int = 512,
-) -> Float[Tensor, "N"]:
-    """ℓ(θ, x_n): the weighted mean of each example's loss over its draws, `[N]`, float64, on the CPU."""
-    total = torch.zeros(len(ids), dtype=torch.float64)
-    batches = iterate_draws(images, ids, draws, seed=seed, stage=stage, schedule=schedule, batch_size=batch_size)
-    for batch in batches:
-        losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule)
-        total.index_add_(0, batch.example, (batch.weights.double() * losses.double()).cpu())
-    return total / draws.count

@@ -138,7 +138,11 @@ class MethodsStudy:
         return CellScores(values, Cost(**read_json(folder / "cost.json")))
 
     def results(self, cell: MethodCell, measured: str) -> dict[str, Any]:
-        """How well a cell's scores predict one measurement: at the default, tuned on other subsets, and beside EK-FAC."""
+        """How well a cell's scores predict one measurement: at the default, tuned on other subsets, and beside EK-FAC.
+
+        Where another measurement than the preset's first is attributed, also how much better the method's scores of the
+        first stand for what is measured (`proxy_difference`, paired).
+        """
         method, truth = get_method(cell.method), self.truths[f"{cell.queries}/{measured}"]
         scores, cost = self.scores(cell)
         scores = scores * proxy_sign(self.measurement(cell.attributed), self.measurement(measured))
@@ -158,15 +162,20 @@ class MethodsStudy:
                 "gain_interval": tuned.difference.interval, "favourite": tuned.favourite,
             }  # fmt: skip
         if method.name != REFERENCE:
-            reference = self._reference(cell, measured)
+            reference = self._at_default(replace(cell, method=REFERENCE), measured)
             difference, interval = paired_difference(scores[place], reference, truth)
             found |= {"difference": difference, "difference_interval": interval}
+        first = self.run.preset.measurement.label
+        if cell.attributed != first:
+            proxy = self._at_default(replace(cell, attributed=first), measured)
+            difference, interval = paired_difference(proxy, scores[place], truth)
+            found |= {"proxy": first, "proxy_difference": difference, "proxy_difference_interval": interval}
         return found
 
-    def _reference(self, cell: MethodCell, measured: str) -> Tensor:
-        """EK-FAC at its default, attributing the same measurement."""
-        method = get_method(REFERENCE)
-        scores = self.scores(replace(cell, method=REFERENCE)).scores[method.grid.index(method.default)]
+    def _at_default(self, cell: MethodCell, measured: str) -> Tensor:
+        """A cell's scores at the method's default, signed to stand for what is measured."""
+        method = get_method(cell.method)
+        scores = self.scores(cell).scores[method.grid.index(method.default)]
         return scores * proxy_sign(self.measurement(cell.attributed), self.measurement(measured))
 
     def rows(self, cells: Sequence[MethodCell]) -> Iterator[tuple[MethodCell, str]]:

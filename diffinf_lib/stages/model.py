@@ -7,7 +7,7 @@ from diffinf_lib.artifacts import read_json, read_tensors, stage, write_tensors
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.errors import require
 from diffinf_lib.models import build_unet
-from diffinf_lib.sampling import GENERATED_IDS, sample, sampled_trajectories
+from diffinf_lib.sampling import GENERATED_IDS, sample, sample_trajectories
 from diffinf_lib.stages.run import Run
 from diffinf_lib.training import TrainingResult, train
 
@@ -62,7 +62,7 @@ def generated_trajectories(run: Run) -> Trajectories:
     file = run.path("trajectories", "trajectories.safetensors")
     with stage(file.parent, identity, name="trajectories") as needed:
         if needed:
-            found = sampled_trajectories(
+            found = sample_trajectories(
                 model, _sample_seeds(run), run.data.train.shape, schedule=preset.schedule, progress=run.progress
             )
             write_tensors(file, {"states": found.states, "guesses": found.guesses})

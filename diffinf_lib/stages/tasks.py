@@ -1,17 +1,19 @@
 """Tasks of a run: its model, checkpoints and seeds as methods take them, each with its curvature."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from diffusers import UNet2DModel
 
 from diffinf_lib.artifacts import read_json
-from diffinf_lib.attribution.task import AttributionTask, Checkpoint
+from diffinf_lib.attribution.task import AttributionTask, Checkpoint, Cost
 from diffinf_lib.attribution.trajectory import split_draws
 from diffinf_lib.curvature import CurvatureConfig, fit_curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
 from diffinf_lib.measurements import MeasurementConfig
 from diffinf_lib.models import build_unet, load_unet
+from diffinf_lib.stages.attribution import curvature_of_run
 from diffinf_lib.stages.model import full_model
 from diffinf_lib.stages.run import Run
 from diffinf_lib.training import learning_rate_factor, train
@@ -42,11 +44,30 @@ def checkpoint(
         model, run.data.train, config, seed=run.seed, schedule=run.preset.schedule, out=folder, checkpoint_seconds=5.0,
         progress=run.progress,
     )  # fmt: skip
+    return Checkpoint(name, model, fitted, *_price(run, config, folder), _learning_rate(run, step))
+
+
+def final_checkpoint(run: Run) -> Checkpoint:
+    """The full model with the run's own curvature."""
+    fitted, price = curvature_of_run(run), _price(run, run.preset.curvature, run.path("curvature"))
+    return Checkpoint("final", full_model(run).model, fitted, *price, _learning_rate(run))
+
+
+def _price(run: Run, config: CurvatureConfig, folder: Path) -> Cost:
+    """What fitting a curvature took."""
     draws = config.drawn_for_factors.count * config.needs_factors + config.draws.count * config.needs_corrections
-    seconds = read_json(folder / "manifest.json")["measured"]["wall_seconds"]
+    return Cost(draws * len(run.data.train), _seconds(folder))
+
+
+def _learning_rate(run: Run, step: int | None = None) -> float:
+    """The learning rate at an optimizer step, by default the last."""
     training = run.preset.training
-    rate = training.learning_rate * learning_rate_factor((step or training.steps) - 1, training)
-    return Checkpoint(name, model, fitted, draws * len(run.data.train), seconds, rate)
+    return training.learning_rate * learning_rate_factor((step or training.steps) - 1, training)
+
+
+def _seconds(folder: Path) -> float:
+    """What a stage took, by its manifest."""
+    return float(read_json(folder / "manifest.json")["measured"]["wall_seconds"])
 
 
 def checkpoint_steps(run: Run, parts: int) -> tuple[int, ...]:
@@ -79,14 +100,20 @@ def checkpoints_along(run: Run, steps: tuple[int, ...], *, split: bool = True) -
 
 
 def ensemble_of_run(run: Run, count: int = ENSEMBLE) -> list[Checkpoint]:
-    """Models trained on everything with seeds of their own, each with its curvature; the run's own first."""
-    preset, found = run.preset, [checkpoint(run, full_model(run).model, "final")]
+    """Models trained on everything with seeds of their own, each with its curvature; the run's own first.
+
+    The trainings of the others are charged, the run's own is there already.
+    """
+    preset, found = run.preset, [final_checkpoint(run)]
+    passes = preset.training.steps * preset.training.batch_size
     for seed in range(run.seed + 1, run.seed + count):
+        folder = run.path("ensemble", f"r{seed}")
         model = train(
             build_unet(preset.unet, seed=seed), run.data.train, replace(preset.training, keep_ema_at=()),
-            schedule=preset.schedule, seed=seed, out=run.path("ensemble", f"r{seed}"), device=run.device, progress=run.progress,
+            schedule=preset.schedule, seed=seed, out=folder, device=run.device, progress=run.progress,
         ).model  # fmt: skip
-        found.append(checkpoint(run, model, f"seed-{seed}"))
+        at = checkpoint(run, model, f"seed-{seed}")
+        found.append(replace(at, training_draws=passes, training_seconds=_seconds(folder)))
     return found
 
 
@@ -106,7 +133,7 @@ def task_of_run(
     """
     preset = run.preset
     return AttributionTask(
-        at or checkpoint(run, full_model(run).model, "final"), run.data.train, queries, measurement or preset.measurement,
+        at or final_checkpoint(run), run.data.train, queries, measurement or preset.measurement,
         preset.gradient_draws, run.seed, preset.schedule,
         along=lambda parts: checkpoints_along(run, checkpoint_steps(run, parts)),
         ensemble=lambda: ensemble_of_run(run), folder=run.path("methods-gradients"), form=preset.store_format,

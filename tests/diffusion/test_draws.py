@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from diffinf_lib.diffusion import (
+    DEFAULT_SCHEDULE,
     DrawConfig,
     NoiseSchedule,
     example_draws,
     iterate_draws,
-    per_example_loss,
+    per_draw_loss,
     timestep_probabilities,
 )
 from diffinf_lib.errors import ConfigurationError
@@ -184,7 +185,9 @@ def test_shared_draws_keep_what_examples_have_in_common_out_of_their_differences
 
     def losses(config, seed):
         ids = torch.tensor([0, 1])
-        return per_example_loss(lambda noisy, t: noisy, pixels, ids, config, seed=seed, stage="a")
+        (batch,) = iterate_draws(pixels, ids, config, seed=seed, stage="a", schedule=DEFAULT_SCHEDULE, batch_size=16)
+        each = per_draw_loss(lambda noisy, t: noisy, batch.images, batch.timesteps, batch.noise)
+        return torch.zeros(2, dtype=torch.float64).index_add(0, batch.example, each) / config.count
 
     own, shared = (torch.stack([losses(DrawConfig(8, shared=s), seed) for seed in range(1500)]) for s in (False, True))
     torch.testing.assert_close(own.mean(0), shared.mean(0), rtol=0.1, atol=0)

@@ -26,7 +26,7 @@ from diffinf_lib.diffusion.reverse import (
     reverse_step_log_prob,
 )
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.sampling import sample_trajectories
+from diffinf_lib.sampling import sample_states
 
 TIMES = torch.tensor([0, 1, 2, 40, 500, 998, 999])
 
@@ -113,7 +113,7 @@ class Slanted(torch.nn.Module):
 
 def test_a_sampled_trajectory_has_standard_normal_residuals():
     model, schedule = Slanted(), NoiseSchedule(timesteps=50)
-    states = sample_trajectories(model, 40, (1, 6, 6), schedule=schedule, steps=50)
+    states = sample_states(model, 40, (1, 6, 6), schedule=schedule, steps=50)
     total, unclipped, dimensions = 0.0, 0.0, 36
     for done, t in enumerate(range(49, 0, -1)):
         timesteps = torch.full((40,), t)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import (
     DEFAULT_SCHEDULE,
     DrawConfig,
@@ -8,9 +9,9 @@ from diffinf_lib.diffusion import (
     example_draws,
     noisy_images,
     per_draw_loss,
-    per_example_loss,
 )
 from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, measure
 
 
 class Scaled(torch.nn.Module):
@@ -52,14 +53,14 @@ def test_per_draw_loss_by_hand():
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 8, 64])
-def test_per_example_loss_is_the_mean_over_the_draws(batch_size):
-    images, ids, config = torch.randn(3, 1, 4, 4).double(), torch.tensor([4, 0, 11]), DrawConfig(8)
+def test_the_measured_loss_is_the_mean_over_the_draws(batch_size):
+    config, data = DrawConfig(8), ImageSet(torch.randn(3, 1, 4, 4), torch.zeros(3).long(), torch.tensor([4, 0, 11]))
     expected = []
-    for image, example_id in zip(images, ids, strict=True):
-        draws = example_draws(int(example_id), (1, 4, 4), config, seed=0, stage="a")
+    for image, example_id in zip(data.images.double(), data.ids, strict=True):
+        draws = example_draws(int(example_id), (1, 4, 4), config, seed=0, stage=MEASUREMENT_STAGE)
         losses = per_draw_loss(Scaled(0.5), image.expand(8, -1, -1, -1), draws.timesteps, draws.noise.double())
         expected.append(losses.mean())
-    actual = per_example_loss(Scaled(0.5), images, ids, config, seed=0, stage="a", batch_size=batch_size)
+    actual = measure(Scaled(0.5), data, MeasurementConfig(draws=config), batch_size=batch_size)
     torch.testing.assert_close(actual, torch.stack(expected).detach(), rtol=1e-12, atol=0)
 
 

@@ -1,0 +1,15 @@
+"""A run of the smoke preset with twenty timesteps."""
+
+from dataclasses import replace
+
+import pytest
+
+import diffinf_lib as di
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    schedule = di.NoiseSchedule(timesteps=20, beta_end=0.3)
+    sampling = di.SamplingConfig(count=3, steps=20)
+    preset = replace(di.get_preset("smoke"), schedule=schedule, sampling=sampling)
+    return di.open_run(preset, tmp_path_factory.mktemp("run"), progress=False)

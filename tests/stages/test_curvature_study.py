@@ -1,0 +1,27 @@
+"""Curvature study on the smoke preset."""
+
+from dataclasses import replace
+
+import torch
+from cases import random_truth
+
+import diffinf_lib as di
+from diffinf_lib.attribution.methods import DAMPINGS
+from diffinf_lib.stages.curvature_study import CHOICES
+
+
+def test_the_curvature_study_reads_both_approximations_from_each_fit(run, tmp_path):
+    truths = {name: random_truth(run, images, 4) for name, images in di.measured_queries(run).items()}
+    study, choices = di.CurvatureStudy(run, truths), CHOICES[1:4:2]
+    made = di.load_bundle(study.bundle("smoke-curvatures", choices, root=tmp_path).name, root=tmp_path)
+    assert made.arrays["generated/lds"].shape == (2, 2, len(DAMPINGS), 3)
+    rows = {(row["queries"], row["partition"], row["approximation"]): row for row in made.metrics["results"]}
+    assert len(rows) == 8 and "difference" not in rows["held-out", "model", "ekfac"]
+    reduce = replace(run.preset.curvature, sharing="reduce")
+    curvature = di.fit_curvature(di.full_model(run).model, run.data.train, reduce, schedule=run.preset.schedule)
+    expected = di.influence(
+        di.full_model(run).model, curvature, run.data.train, run.data.queries, measurement=run.preset.measurement,
+        draws=run.preset.gradient_draws, approximation="kfac", damping=1e-4, schedule=run.preset.schedule,
+    )  # fmt: skip
+    found = study.scores(choices[0], "held-out")[1, DAMPINGS.index(1e-4)]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
