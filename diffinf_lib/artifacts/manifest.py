@@ -66,12 +66,21 @@ def check_same(found: Any, asked: Any, where: Path | str) -> None:
 
 @lru_cache
 def git_commit() -> str:
-    """The commit of the checkout this process started from, with `+` when files differed from it, or `unknown`."""
+    """The commit of the checkout this process started from, or `unknown`; with `+` when tracked files differed from it.
+
+    Bundles do not count: they are what studies make, and one made just before is no change of the code.
+    """
     try:
-        command = ["git", "-C", str(project_root()), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("diff", "--name-only", "HEAD", "--", ".", ":(exclude)book/results")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+    return f"{commit}+" if changed else commit
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(project_root()), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def environment() -> dict[str, Any]:

@@ -1,6 +1,8 @@
+import subprocess
+
 import pytest
 
-from diffinf_lib.artifacts import is_finished, read_json, stage
+from diffinf_lib.artifacts import is_finished, manifest, read_json, stage
 from diffinf_lib.artifacts.manifest import differences
 from diffinf_lib.errors import ArtifactError
 
@@ -64,3 +66,26 @@ def test_a_damaged_manifest_is_refused(tmp_path):
 def test_differences_name_the_path():
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c is 2 there, 3 asked"]
     assert differences({"a": 1}, {"a": 1, "b": 2}) == ["b is None there, 2 asked"]
+
+
+def test_a_commit_is_marked_when_code_differs_from_it_and_not_when_a_bundle_does(tmp_path, monkeypatch):
+    def commit():
+        manifest.git_commit.cache_clear()
+        return manifest.git_commit()
+
+    monkeypatch.setattr(manifest, "project_root", lambda: tmp_path)
+    assert commit() == "unknown"
+    code, bundle = tmp_path / "code.py", tmp_path / "book" / "results" / "metrics.json"
+    bundle.parent.mkdir(parents=True)
+    code.write_text("1")
+    bundle.write_text("1")
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    for words in (("init", "-q"), ("add", "."), (*who, "commit", "-qm", "first")):
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    first = commit()
+    assert len(first) == 12 and not first.endswith("+")
+    bundle.write_text("2")
+    assert commit() == first
+    code.write_text("2")
+    assert commit() == first + "+"
+    manifest.git_commit.cache_clear()  # the tests that follow read the checkout's own
