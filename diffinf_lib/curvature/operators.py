@@ -39,6 +39,9 @@ from diffinf_lib.errors import require
 Batches = DrawBatch | Iterable[DrawBatch]
 LayerMatrices = Mapping[str, Float[Tensor, "*n O I"]]
 
+PRODUCT_PIXELS = 600_000
+"""Pixels of all draws of a batch, times vectors multiplied side by side: what bounds the memory of a product."""
+
 
 class FlatDenoiser(nn.Module):
     """A denoiser as curvlinops wants it: one mapping in, `[B, C]` out, in eval mode.
@@ -96,19 +99,24 @@ class LayerOperator(_MatrixOperator):
     """An operator of curvlinops in the order of the layers' gradient matrices.
 
     curvlinops puts a layer's bias after all of its weights, the matrices put it into their last column.
+
+    Args:
+        columns: vectors that are multiplied side by side; each keeps the activations of a batch of draws.
     """
 
-    def __init__(self, inner: Operator, layers: Layers):
+    def __init__(self, inner: Operator, layers: Layers, columns: int):
         parameters = layer_parameters(layers)
         places = torch.arange(inner.shape[1]).split([parameter.numel() for parameter in parameters])
         shaped = tuple(place.view_as(parameter) for place, parameter in zip(places, parameters, strict=True))
         matrices = gradient_matrices(layers, shaped).values()
         super().__init__([tuple(matrix.shape) for matrix in matrices], parameters[0])
         self.inner, self.order = inner, torch.cat([matrix.flatten() for matrix in matrices]).to(self.device)
+        self.columns = columns
 
     def _matmat(self, matrices: list[Tensor]) -> list[Tensor]:
         ours = torch.cat([matrix.flatten(0, 1) for matrix in matrices])
-        product = self.inner @ torch.empty_like(ours).index_copy_(0, self.order, ours)
+        theirs = torch.empty_like(ours).index_copy_(0, self.order, ours).split(self.columns, dim=1)
+        product = torch.cat([self.inner @ part for part in theirs], dim=1)
         parts = product[self.order].split(self._in_shape_flat)
         return [part.view_as(matrix) for part, matrix in zip(parts, matrices, strict=True)]
 
@@ -229,7 +237,8 @@ def _through(kind: Any, model: Network, batches: Batches, schedule: NoiseSchedul
         FlatDenoiser(model), nn.MSELoss(reduction="mean"), layer_parameters(layers), data,
         check_deterministic=False, num_data=sum(len(targets) for _, targets in data), batch_size_fn=batch_size_of,
     )  # fmt: skip
-    return LayerOperator(inner, layers)
+    largest = max(targets.numel() for _, targets in data)
+    return LayerOperator(inner, layers, columns=max(1, PRODUCT_PIXELS // largest))
 
 
 def batch_size_of(inputs: Mapping[str, Tensor]) -> int:

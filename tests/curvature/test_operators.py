@@ -15,7 +15,7 @@ from cases import (
 )
 from curvlinops._torch_base import PyTorchLinearOperator
 
-from diffinf_lib.curvature import fit_curvature
+from diffinf_lib.curvature import fit_curvature, operators
 from diffinf_lib.curvature.exact import dense_empirical_fisher, dense_ggn, dense_hessian
 from diffinf_lib.curvature.inverses import (
     conjugate_gradient_inverse,
@@ -115,6 +115,19 @@ def test_an_operator_multiplies_with_vectors_columns_and_matrices_of_layers():
     first = [matrices[0] for matrices in gradients.values()]
     for found, expected in zip(operator @ first, split_layers(model, dense @ columns[:, 0]).values(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_many_vectors_are_multiplied_a_few_at_a_time(monkeypatch):
+    model, batch = conv_denoiser(), draw_batch(images(3, 4), DRAWS, stage="x")
+    operator = ggn_operator(model, batch)
+    vectors = torch.randn(operator.shape[1], 5, dtype=torch.float64)
+    expected, widths, inner = operator @ vectors, [], type(operator.inner)
+    assert operator.columns >= 5
+    once = inner.__matmul__
+    monkeypatch.setattr(inner, "__matmul__", lambda self, part: widths.append(part.shape[1]) or once(self, part))
+    monkeypatch.setattr(operators, "PRODUCT_PIXELS", 2 * batch.noise.numel())
+    torch.testing.assert_close(ggn_operator(model, batch) @ vectors, expected, rtol=1e-12, atol=1e-15)
+    assert widths == [2, 2, 1]
 
 
 def test_vectors_and_layers_convert_both_ways():
