@@ -60,7 +60,7 @@ def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progres
     try:
         papermill.execute_notebook(
             str(template_path(name)), str(log), parameters=dict(parameters), kernel_name="python3",
-            progress_bar=progress, log_output=False, cwd=str(templates_root()),
+            progress_bar=progress, log_output=False, cwd=str(Path.cwd()),
         )  # fmt: skip
     except PapermillExecutionError as error:
         kind = getattr(errors, error.ename, None)

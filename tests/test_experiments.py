@@ -31,12 +31,11 @@ def test_misspelt_parameters_are_refused_before_anything_runs(tmp_path):
     check_parameters("e01_model", {"preset": "smoke"})
 
 
-def test_a_refusal_inside_a_template_comes_out_as_one_line(tmp_path):
+def test_a_refusal_inside_a_template_comes_out_as_one_line_and_paths_are_those_of_the_caller(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match="8 of 8 retrained models are missing"):
-        launch(
-            "e03_bundle", {"preset": "smoke", "run": str(tmp_path / "run")}, log=tmp_path / "log.ipynb", progress=False
-        )
-    assert (tmp_path / "log.ipynb").exists()
+        launch("e03_bundle", {"preset": "smoke", "run": "mine"}, log="mine/log.ipynb", progress=False)
+    assert (tmp_path / "mine" / "log.ipynb").exists() and (tmp_path / "mine" / "config.json").exists()
 
 
 @pytest.mark.chaos

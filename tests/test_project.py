@@ -1,5 +1,6 @@
 """The project itself: paired notebooks, stripped outputs, pins that agree, no traces of one machine."""
 
+import inspect
 import re
 import subprocess
 import tomllib
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from jupytext.compare import compare_notebooks
 
+import diffinf_lib
 from diffinf_lib.artifacts import project_root
 
 ROOT = project_root()
@@ -53,6 +55,15 @@ def test_no_absolute_paths_and_no_large_files():
             continue
         text = path.read_text()
         assert not re.search(r"(?<![\w.])/(home|root|Users|work)/\w", text), path
+
+
+def test_the_api_page_names_everything_public():
+    page = (ROOT / "book" / "api.md").read_text()
+    lists = re.findall(r"automodule:: \S+\n   :members: (.+)", page)
+    listed = {name.strip() for line in lists for name in line.split(",")} | set(dir(diffinf_lib.errors))
+    names = {n for n in dir(diffinf_lib) if n[0] != "_" and not inspect.ismodule(getattr(diffinf_lib, n))}
+    missing = {name for name in names - listed if f"diffinf_lib.{name}\n" not in page}
+    assert not missing, f"book/api.md leaves out {', '.join(sorted(missing))}"
 
 
 def test_environment_and_constraints_agree():

@@ -85,7 +85,13 @@ class Method:
         require(self.default in self.grid, f"{self.name}: default {self.default} is not in its grid {self.grid}")
 
     def __call__(self, task: AttributionTask, options: float | Sequence[float] | None = None) -> Float[Tensor, "D Q N"]:
-        """Scores of the task's training images for its queries, at the default or the given options."""
+        """Scores of the task's training images for its queries, at the default or the given options.
+
+        Raises:
+            ConfigurationError: options that are no numbers >= 0, or options for a method that has none.
+        """
+        require(options is None or bool(self.option) or options in (0.0, self.grid), f"options={options}: {self.name} has no "
+                "option; leave it out")  # fmt: skip
         values = [self.default] if options is None else check_dampings(options)
         return self.score(task, values)
 

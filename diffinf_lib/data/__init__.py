@@ -1,5 +1,7 @@
 """Data: images in [−1, 1] with stable ids, split into training images and queries."""
 
+import warnings
+
 from diffinf_lib.data.artbench import artbench_dataset
 from diffinf_lib.data.cifar import cifar_dataset
 from diffinf_lib.data.digits import digits_dataset
@@ -21,7 +23,7 @@ DATASETS = (*(name for name in _LOADERS if name != "folder"), "folder:PATH")
 
 
 def load_dataset(config: DatasetConfig | str) -> Dataset:
-    """Load a dataset by name or configuration.
+    """Load a dataset by name or configuration. Queries that are training images too are named in a warning.
 
     Raises:
         ConfigurationError: no dataset of that name.
@@ -31,7 +33,16 @@ def load_dataset(config: DatasetConfig | str) -> Dataset:
     kind, colon, _ = config.name.partition(":")
     known = kind in _LOADERS and bool(colon) == (kind == "folder")
     require(known, f"dataset={config.name!r}: no such dataset; give one of {', '.join(DATASETS)}")
-    return _LOADERS[kind](config)
+    dataset = _LOADERS[kind](config)
+    repeated = dataset.repeated_queries()
+    if repeated:
+        names = ", ".join(map(str, repeated[:3])) + (", …" if len(repeated) > 3 else "")
+        warnings.warn(
+            f"dataset={config.name}: {len(repeated)} of {len(dataset.queries)} queries are training images too (ids {names}); "
+            "their own scores dominate: remove the copies, or leave these queries out",
+            stacklevel=2,
+        )
+    return dataset
 
 
 __all__ = ["Dataset", "DatasetConfig", "ImageSet", "Trajectories", "load_dataset"]

@@ -60,6 +60,20 @@ class Dataset:
         parts = (self.train, self.queries)
         return tensor_digest(*(tensor for part in parts for tensor in (part.images, part.labels, part.ids)))
 
+    def repeated_queries(self) -> list[int]:
+        """Ids of queries that are pixel for pixel one of the training images."""
+        train, queries = (_sums_of_bits(part.images) for part in (self.train, self.queries))
+        suspects = torch.nonzero(torch.isin(queries, train)).flatten().tolist()  # equal images have equal sums
+        return [
+            int(self.queries.ids[place])
+            for place in suspects
+            if (self.train.images[train == queries[place]] == self.queries.images[place]).flatten(1).all(1).any()
+        ]
+
+
+def _sums_of_bits(images: Float[Tensor, "N C H W"]) -> Int[Tensor, "N"]:
+    return images.contiguous().view(torch.int32).flatten(1).sum(1, dtype=torch.int64)
+
 
 @dataclass(frozen=True)
 class DatasetConfig:

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffinf_lib.artifacts import load_bundle
+from diffinf_lib.artifacts import load_bundle, results_root
 from diffinf_lib.data import ImageSet
-from diffinf_lib.errors import ConfigurationError, DataError, require
+from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +96,8 @@ class GroundTruth:
         Raises:
             ConfigurationError: more are asked for than there are.
         """
-        require(0 < count <= len(self.masks), f"subsets={count}: the ground truth holds {len(self.masks)}; ask for as "
-                "many or fewer")  # fmt: skip
+        held = len(self.masks)
+        require(0 < count <= held, f"subsets={count}: the ground truth holds {held}; ask for 1 to {held}")
         return replace(self, masks=self.masks[:count], measurements=self.measurements[:count])
 
     def select(self, subsets: Tensor) -> "GroundTruth":
@@ -122,6 +122,11 @@ def load_ground_truth(
         ArtifactError: no such bundle, or it is damaged.
         ConfigurationError: the bundle has no such queries, or they were not measured so.
     """
+    folder = Path(root or results_root())
+    if not (folder / bundle / "manifest.json").exists():
+        known = sorted(path.parent.name for path in folder.glob("*-ground-truth/manifest.json"))
+        raise ArtifactError(f"ground_truth={bundle!r}: none of that name; there are: {', '.join(known) or 'none'}; make one "
+                            "with `diffinf reproduce PRESET`")  # fmt: skip
     found = load_bundle(bundle, root=root)
     sets = sorted({key.partition("/")[0] for key in found.arrays if "/" in key})
     if queries not in sets:

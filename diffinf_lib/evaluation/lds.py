@@ -7,7 +7,8 @@ Intervals are for the LDS that this many subsets give on average: a rank correla
 that of many (about 1 point at 64 subsets, 3 at 16, for an LDS of 75 %), so only values of as many subsets compare.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from diffinf_lib.evaluation.resampling import Estimate, Resampled, Resamples, re
 from diffinf_lib.evaluation.statistics import Array, spearman, split_half_reliability
 
 MINIMUM_SUBSETS = 4
+TUNABLE_SUBSETS = 2 * MINIMUM_SUBSETS
+"""What choosing an option on one half of the subsets and judging it on the other takes."""
 """Below this many subsets a rank correlation says nothing."""
 
 
@@ -92,6 +95,9 @@ def lds(
         DataError: scores that are NaN or infinite.
     """
     sampled = sampled_lds([scores], truth, bootstrap=bootstrap, seed=seed)[0]
+    if len(truth.masks) < TUNABLE_SUBSETS:
+        warnings.warn(f"{len(truth.masks)} subsets: the interval of an LDS from so few is too narrow; take {TUNABLE_SUBSETS} "
+                      "or more", stacklevel=2)  # fmt: skip
     per_query = sampled.per_query
     sem = per_query.std(ddof=1) / np.sqrt(len(per_query)) if len(per_query) > 1 else float("nan")
     several = truth.measurements.shape[1] > 1
@@ -129,6 +135,18 @@ def ceiling(truth: GroundTruth) -> float:
         return float("nan")
     others = [np.delete(measured, seed, axis=1).mean(1).T for seed in seeds]
     return float(np.mean([spearman(measured[:, seed].T, others[seed]).mean() for seed in seeds]))
+
+
+def check_tunable(truths: Mapping[str, GroundTruth]) -> None:
+    """Refuse ground truths, by name, whose options cannot be tuned: before hours of scoring rather than after.
+
+    Raises:
+        ConfigurationError: one has fewer than `TUNABLE_SUBSETS`.
+    """
+    for name, truth in truths.items():
+        count = len(truth.masks)
+        require(count >= TUNABLE_SUBSETS, f"subsets={count} of {name}: too few to halve; make a ground truth of "
+                f"{TUNABLE_SUBSETS} or more: `diffinf reproduce PRESET -p subsets={TUNABLE_SUBSETS}`")  # fmt: skip
 
 
 def mean_measurements(truth: GroundTruth) -> Float[np.ndarray, "Q M"]:

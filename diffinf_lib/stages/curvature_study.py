@@ -18,7 +18,7 @@ from diffinf_lib.attribution.methods import DAMPINGS, influence_at
 from diffinf_lib.curvature import Approximation, CurvatureConfig
 from diffinf_lib.curvature.config import Partition, Sharing
 from diffinf_lib.evaluation import GroundTruth, ceiling, lds, paired_difference, predicted_changes, spearman, tuned_lds
-from diffinf_lib.evaluation.lds import mean_measurements
+from diffinf_lib.evaluation.lds import check_tunable, mean_measurements
 from diffinf_lib.stages.model import full_model, measured_queries
 from diffinf_lib.stages.run import Run
 from diffinf_lib.stages.tasks import checkpoint, task_of_run
@@ -58,9 +58,13 @@ class CurvatureStudy:
 
     Args:
         truths: ground truths by set of queries, from `load_ground_truth`.
+
+    Raises:
+        ConfigurationError: one has too few subsets to tune options on one half and judge them on the other.
     """
 
     def __init__(self, run: Run, truths: Mapping[str, GroundTruth]):
+        check_tunable(truths)
         self.run, self.truths = run, dict(truths)
         self.queries = measured_queries(run)
 

@@ -30,6 +30,7 @@ from diffinf_lib.attribution.task import AttributionTask, Cost
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import GroundTruth, ceiling, lds, paired_difference, predicted_changes, spearman, tuned_lds
+from diffinf_lib.evaluation.lds import check_tunable
 from diffinf_lib.measurements import MeasurementConfig, proxy_sign
 from diffinf_lib.stages.model import full_model, has_trajectories, measured_queries, model_identity
 from diffinf_lib.stages.run import Run
@@ -66,9 +67,13 @@ class MethodsStudy:
     Args:
         truths: ground truths by `<set of queries>/<measurement>`, from `load_ground_truth`.
         clip_source: a CLIP model for the method that needs one; empty leaves it out.
+
+    Raises:
+        ConfigurationError: a ground truth has too few subsets to tune options on one half and judge them on the other.
     """
 
     def __init__(self, run: Run, truths: Mapping[str, GroundTruth], *, clip_source: str = ""):
+        check_tunable(truths)
         self.run, self.truths, self.clip_source = run, dict(truths), clip_source
         full_model(run)
 

@@ -40,7 +40,7 @@ from diffinf_lib.evaluation import (
     split_half_reliability,
     timestep_proxies,
 )
-from diffinf_lib.evaluation.lds import MINIMUM_SUBSETS
+from diffinf_lib.evaluation.lds import TUNABLE_SUBSETS
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, measure_all
 from diffinf_lib.stages.attribution import curvature_of_run, train_gradients
 from diffinf_lib.stages.ground_truth import retrained_model, shard_of, subset_masks
@@ -299,7 +299,7 @@ class TimestepStudy:
         }
         if self.seeds > 1:
             metrics["reliability"] = [split_half_reliability(truth.measurements.numpy()) for truth in truths]
-        if self.subsets >= 2 * MINIMUM_SUBSETS:  # the best proxy is chosen on one half and judged on the other
+        if self.subsets >= TUNABLE_SUBSETS:  # the best proxy is chosen on one half and judged on the other
             proxies = timestep_proxies(scores, measured, truths[-1])
             arrays |= {"advantage": proxies.advantage, "advantage_interval": proxies.intervals}
             metrics["best"] = proxies.best.tolist()

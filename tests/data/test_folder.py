@@ -134,3 +134,12 @@ def test_the_jpeg_copy_of_cifar2_loads(tmp_path):
     data = load(root)
     assert data.class_names == ("automobile", "horse") and data.train.shape == (3, 32, 32)
     assert len(data.train) >= 4 and data.train.images.abs().max() <= 1
+
+
+def test_a_copy_of_a_training_image_among_the_queries_is_flagged(split_folder, recwarn):
+    assert not load(split_folder).repeated_queries() and not recwarn
+    write(split_folder / "test" / "cat" / "copy.png", value=7)
+    with pytest.warns(UserWarning, match=r"1 of 7 queries are training images too \(ids \d+\); .* remove the copies"):
+        repeated = load(split_folder)
+    place = repeated.queries.ids.tolist().index(repeated.repeated_queries()[0])
+    assert (repeated.queries.images[place] == repeated.train.images[7]).all()

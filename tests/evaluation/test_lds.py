@@ -143,8 +143,16 @@ def test_constant_measurements_are_flagged_and_score_nothing():
 
 
 def test_an_unknown_set_of_queries_is_refused(tmp_path):
-    di.write_bundle("g", {"masks": np.ones((2, 2), bool), "held-out/ids": np.arange(2)}, {}, {}, root=tmp_path)
-    with pytest.raises(ConfigurationError, match="bundle g has held-out"):
-        di.load_ground_truth("g", "sampled", root=tmp_path)
-    with pytest.raises(ArtifactError, match="there are: g"):
+    di.write_bundle("g-ground-truth", {"masks": np.ones((2, 2), bool), "held-out/ids": np.arange(2)}, {}, {}, root=tmp_path)
+    with pytest.raises(ConfigurationError, match="bundle g-ground-truth has held-out"):
+        di.load_ground_truth("g-ground-truth", "sampled", root=tmp_path)
+    with pytest.raises(ArtifactError, match="there are: g-ground-truth; make one with `diffinf reproduce PRESET`"):
         di.load_ground_truth("h", root=tmp_path)
+
+
+def test_an_interval_from_few_subsets_is_flagged():
+    scores, truth = simulated(subsets=10)
+    with pytest.warns(UserWarning, match="7 subsets: the interval of an LDS from so few is too narrow; take 8 or more"):
+        di.lds(scores, truth.first_subsets(7))
+    with pytest.raises(ConfigurationError, match="subsets=0: the ground truth holds 10; ask for 1 to 10"):
+        truth.first_subsets(0)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import diffinf_lib as di
+from diffinf_lib.artifacts import read_json, stage
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 from diffinf_lib.stages import QUERY_SETS, retrained_measurements, shard_of, subset_mask
 
@@ -73,9 +74,43 @@ def test_a_retrained_model_saw_its_subset_only(tmp_path):
     torch.testing.assert_close(di.measure(model, run.data.queries, PRESET.measurement), measured, rtol=0, atol=0)
 
 
-def test_a_run_folder_belongs_to_its_preset(tmp_path):
-    di.open_run(PRESET, tmp_path)
+def test_a_run_folder_belongs_to_its_preset_from_its_first_stage_on(tmp_path):
+    other = replace(PRESET, damping=0.2)
+    run = di.open_run(other, tmp_path)
+    run.path("logs").mkdir()
+    run.path("logs", "e01_model.ipynb").write_text("{}")
+    run.path("model").mkdir()  # of a stage that was refused
+    run.path(".model.lock").touch()
+    assert di.open_run(PRESET, tmp_path).preset == PRESET
+    assert read_json(tmp_path / "config.json")["preset"]["damping"] == PRESET.damping
+    with pytest.raises(KeyboardInterrupt), stage(run.path("model"), {}, name="model"):
+        raise KeyboardInterrupt  # a stage that was begun counts
     with pytest.raises(ArtifactError, match="damping is 1e-08 there, 0.1 asked"):
         di.open_run(replace(PRESET, damping=0.1), tmp_path)
     more = replace(PRESET, subsets=replace(PRESET.subsets, count=9))
     assert di.open_run(more, tmp_path).preset.subsets.count == 9
+    assert di.open_run(other, tmp_path, force=True).preset == other
+
+
+def test_a_refused_network_is_not_written(tmp_path):
+    """Images of 8×8 halve three times, and no more."""
+    four = replace(
+        PRESET.unet,
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownBlock2D",) * 4,
+        up_block_types=("UpBlock2D",) * 4,
+    )
+    five = replace(
+        PRESET.unet,
+        block_out_channels=(8,) * 5,
+        down_block_types=("DownBlock2D",) * 5,
+        up_block_types=("UpBlock2D",) * 5,
+    )
+    with pytest.raises(ConfigurationError, match="8×8 pixels, 5 blocks take multiples of 16"):
+        di.open_run(replace(PRESET, unet=five), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    run = di.open_run(replace(PRESET, unet=four), tmp_path)
+    image, network = run.data.train.images[:1], di.build_unet(four)
+    assert network(image, torch.zeros(1)).sample.shape == image.shape
+    with pytest.raises(RuntimeError):
+        di.build_unet(five)(image, torch.zeros(1))

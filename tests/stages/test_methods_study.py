@@ -90,3 +90,12 @@ def test_unknown_names_are_refused(study):
         study.measurement("likes")
     with pytest.raises(ConfigurationError, match="checkpoints=7: the run keeps 6"):
         checkpoint_steps(study.run, 7)
+    with pytest.raises(ConfigurationError, match=r"options=\[1\.0\]: pixel has no option; leave it out"):
+        get_method("pixel")(study.task(MethodCell("pixel", "held-out")), [1.0])
+
+
+def test_too_few_subsets_to_tune_are_refused_before_scoring(study):
+    few = {name: truth.first_subsets(7) for name, truth in study.truths.items()}
+    for kind in (di.MethodsStudy, di.CurvatureStudy):
+        with pytest.raises(ConfigurationError, match="subsets=7 of held-out/loss: too few to halve; .* subsets=8"):
+            kind(study.run, few)
