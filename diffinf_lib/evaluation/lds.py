@@ -22,9 +22,9 @@ from diffinf_lib.evaluation.resampling import Estimate, Resampled, Resamples, re
 from diffinf_lib.evaluation.statistics import Array, spearman, split_half_reliability
 
 MINIMUM_SUBSETS = 4
+"""Below this many subsets a rank correlation says nothing."""
 TUNABLE_SUBSETS = 2 * MINIMUM_SUBSETS
 """What choosing an option on one half of the subsets and judging it on the other takes."""
-"""Below this many subsets a rank correlation says nothing."""
 
 
 @dataclass(frozen=True)

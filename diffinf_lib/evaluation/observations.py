@@ -186,13 +186,15 @@ def _share(part: Resampled, confidence: float) -> Estimate:
 class Constancy:
     """How much a measurement depends on the training data, beside how much it differs between queries (Observation 3).
 
-    Standard deviations are in the measurement's units. Each is free of the ones inside it: that between subsets of the noise of
-    seeds, that between queries of both.
+    Seeds are crossed with subsets: one of them starts the models of all subsets from the same weights and draws. Each query is
+    an analysis of variance of both without replicates. Standard deviations are in the measurement's units, root mean squares
+    over queries, each free of the ones inside it.
 
     Attributes:
         between_queries: standard deviation between queries.
-        between_subsets: of one query between subsets, root mean square over queries; with one seed its noise is in it.
-        between_seeds: of one query and subset between seeds; NaN with one seed.
+        between_subsets: of one query between subsets; with one seed the noise is in it.
+        between_seeds: of one query between seeds, alike for all subsets: it moves no subset past another. NaN with one seed.
+        noise: what is left, different for every subset and seed; NaN with one seed.
         shared: standard deviation between subsets of what all queries have in common, noise included: better and worse models.
             The rest is what attribution has to explain query by query.
         variance_ratio: between_subsets² / between_queries².
@@ -200,12 +202,13 @@ class Constancy:
             model measures the same of a query.
         query_means: `[Q]`.
         subset_spread: standard deviation of each query's mean over seeds between subsets, `[Q]`, noise included.
-        seed_spread: standard deviation of each query between seeds, `[Q]`; NaN with one seed.
+        seed_spread: standard deviation of each query between seeds, `[Q]`, noise included; NaN with one seed.
     """
 
     between_queries: float
     between_subsets: float
     between_seeds: float
+    noise: float
     shared: float
     variance_ratio: Estimate
     intraclass_correlation: Estimate
@@ -216,7 +219,7 @@ class Constancy:
     def __str__(self) -> str:
         return (
             f"standard deviation between queries {self.between_queries:.3g}, subsets {self.between_subsets:.3g}, "
-            f"seeds {self.between_seeds:.3g}; intraclass correlation {self.intraclass_correlation}"
+            f"seeds {self.between_seeds:.3g}, noise {self.noise:.3g}; intraclass correlation {self.intraclass_correlation}"
         )
 
 
@@ -239,42 +242,53 @@ def constancy(measurements: Any, *, bootstrap: int = 1000, confidence: float = 0
     )
     require(bool(np.isfinite(values).all()), "measurements: some are NaN or infinite; measure again", DataError)
     subsets, seeds, queries = values.shape
-    cells = values.mean(1)
-    over_seeds = values.var(1, ddof=1).mean(0) if seeds > 1 else np.full(queries, np.nan)
-    over_subsets = cells.var(0, ddof=1)
-    parts = cells.mean(0), over_subsets, np.nan_to_num(over_seeds), subsets, seeds
+    cells, per_query = values.mean(1), _crossed(values)
+    parts = per_query, cells.mean(0), subsets, seeds
     whole = _spreads(np.full((1, queries), 1 / queries), *parts)
     drawn = _ratios(_spreads(Resamples.draw(queries, subsets, bootstrap, seed).queries, *parts))
     ratio, correlation = (
         Estimate(float(value[0]), percentile_interval(again, confidence))
         for value, again in zip(_ratios(whole), drawn, strict=True)
     )
+    several = 1.0 if seeds > 1 else np.nan
     return Constancy(
         between_queries=float(np.sqrt(whole[0, 0])),
         between_subsets=float(np.sqrt(whole[1, 0])),
-        between_seeds=float(np.sqrt(over_seeds.mean())),
+        between_seeds=float(np.sqrt(whole[2, 0]) * several),
+        noise=float(np.sqrt(whole[3, 0]) * several),
         shared=float(np.sqrt(variance_components(cells.T).subsets)),
         variance_ratio=ratio,
         intraclass_correlation=correlation,
         query_means=cells.mean(0),
-        subset_spread=np.sqrt(over_subsets),
-        seed_spread=np.sqrt(over_seeds),
+        subset_spread=cells.std(0, ddof=1),
+        seed_spread=np.sqrt(values.var(1, ddof=1).mean(0)) if seeds > 1 else np.full(queries, np.nan),
     )
 
 
+def _crossed(values: Float[np.ndarray, "M K Q"]) -> Float[np.ndarray, "3 Q"]:
+    """Variances of each query between subsets, between seeds, and of the rest; estimates without bias, below 0 by chance."""
+    subsets, seeds, queries = values.shape
+    between_subsets = values.mean(1).var(0, ddof=1)
+    if seeds == 1:
+        return np.stack([between_subsets, np.zeros(queries), np.zeros(queries)])
+    rest = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean((0, 1))
+    noise = (rest**2).sum((0, 1)) / ((subsets - 1) * (seeds - 1))
+    return np.stack([between_subsets - noise / seeds, values.mean(0).var(0, ddof=1) - noise / subsets, noise])
+
+
 def _spreads(
-    shares: Float[np.ndarray, "R Q"], means: Array, over_subsets: Array, over_seeds: Array, subsets: int, seeds: int
-) -> Float[np.ndarray, "3 R"]:
-    """Variances between queries, subsets and seeds where queries make up these shares; each less the noise inside it."""
-    queries = len(means)
-    between = (shares @ means**2 - (shares @ means) ** 2) * queries / (queries - 1) - shares @ over_subsets / subsets
-    within = shares @ (over_subsets - over_seeds / seeds)
-    found: Array = np.maximum(np.stack([between, within, shares @ over_seeds]), 0)
+    shares: Float[np.ndarray, "R Q"], per_query: Float[np.ndarray, "3 Q"], means: Array, subsets: int, seeds: int
+) -> Float[np.ndarray, "4 R"]:
+    """Variances between queries, subsets, seeds, and of the rest, where queries make up these shares."""
+    queries, inside = len(means), per_query @ shares.T
+    spread = (shares @ means**2 - (shares @ means) ** 2) * queries / (queries - 1)
+    between = spread - inside[0] / subsets - inside[1] / seeds - inside[2] / (subsets * seeds)
+    found: Array = np.maximum(np.vstack([between, inside]), 0)
     return found
 
 
-def _ratios(spreads: Float[np.ndarray, "3 R"]) -> Float[np.ndarray, "2 R"]:
-    """Variance between subsets over that between queries, and the latter's share of all three."""
-    between, within, _ = spreads
+def _ratios(spreads: Float[np.ndarray, "4 R"]) -> Float[np.ndarray, "2 R"]:
+    """Variance between subsets over that between queries, and the latter's share of all four."""
+    between, within, *_ = spreads
     smallest = np.finfo(np.float64).tiny
     return np.stack([within / np.maximum(between, smallest), between / np.maximum(spreads.sum(0), smallest)])

@@ -142,7 +142,7 @@ class Resampled:
         return float(self.per_query.mean())
 
     def estimate(self, confidence: float = 0.95) -> Estimate:
-        """The mean and its interval: resamples centred on the mean, as wide as the jackknife says."""
+        """The mean and its interval, which holds it: resamples centred on the mean, as wide as the jackknife says."""
         return Estimate(self.mean, self._interval(confidence))
 
     @property
@@ -154,8 +154,10 @@ class Resampled:
         tail = (1 - confidence) / 2
         # Student's quantile over the normal one: the width itself is an estimate
         width = components.standard_error / spread * t.isf(tail, components.degrees) / norm.isf(tail) if spread else 1.0
-        ends = np.quantile(self.resamples - self.resamples.mean(), [tail, 1 - tail])
-        low, high = np.clip(self.mean + width * ends, -self.bound, self.bound)
+        ends = np.quantile(self.resamples, [tail, 1 - tail])
+        # where one option is nearly always chosen most resamples are equal, and a few others can pull their mean past the ends
+        centre = np.clip(self.resamples.mean(), *ends)
+        low, high = np.clip(self.mean + width * (ends - centre), -self.bound, self.bound)
         return float(low), float(high)
 
 

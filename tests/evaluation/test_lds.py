@@ -143,7 +143,9 @@ def test_constant_measurements_are_flagged_and_score_nothing():
 
 
 def test_an_unknown_set_of_queries_is_refused(tmp_path):
-    di.write_bundle("g-ground-truth", {"masks": np.ones((2, 2), bool), "held-out/ids": np.arange(2)}, {}, {}, root=tmp_path)
+    di.write_bundle(
+        "g-ground-truth", {"masks": np.ones((2, 2), bool), "held-out/ids": np.arange(2)}, {}, {}, root=tmp_path
+    )
     with pytest.raises(ConfigurationError, match="bundle g-ground-truth has held-out"):
         di.load_ground_truth("g-ground-truth", "sampled", root=tmp_path)
     with pytest.raises(ArtifactError, match="there are: g-ground-truth; make one with `diffinf reproduce PRESET`"):

@@ -129,20 +129,21 @@ def test_signs_refuse_bad_input():
         signs(np.ones((3, 4)), np.full((3, 4), np.nan))
 
 
-def components(generator, subsets=40, seeds=3, queries=30, between=2.0, within=0.5, noise=0.8, common=0.3):
+def components(generator, subsets=40, seeds=3, queries=30, between=2.0, within=0.5, noise=0.8, common=0.3, shift=0.0):
     level = between * generator.normal(size=(1, 1, queries))
     subset = common * generator.normal(size=(subsets, 1, 1)) + np.sqrt(within**2 - common**2) * generator.normal(
         size=(subsets, 1, queries)
     )
-    return level + subset + noise * generator.normal(size=(subsets, seeds, queries))
+    seed = shift * generator.normal(size=(1, seeds, queries))
+    return level + subset + seed + noise * generator.normal(size=(subsets, seeds, queries))
 
 
 def test_spreads_are_told_apart():
     generator = np.random.default_rng(0)
-    found = [constancy(components(generator), bootstrap=2) for _ in range(60)]
-    for name, expected in [("between_queries", 2.0), ("between_subsets", 0.5), ("between_seeds", 0.8)]:
+    found = [constancy(components(generator, shift=0.4), bootstrap=2) for _ in range(60)]
+    for name, expected in [("between_queries", 2.0), ("between_subsets", 0.5), ("between_seeds", 0.4), ("noise", 0.8)]:
         assert np.sqrt(np.mean([getattr(part, name) ** 2 for part in found])) == pytest.approx(expected, rel=0.08)
-    assert np.mean([part.intraclass_correlation.value for part in found]) == pytest.approx(4 / 4.89, abs=0.03)
+    assert np.mean([part.intraclass_correlation.value for part in found]) == pytest.approx(4 / 5.05, abs=0.03)
     assert np.mean([part.variance_ratio.value for part in found]) == pytest.approx(0.25 / 4, rel=0.15)
     assert np.mean([part.shared for part in found]) == pytest.approx(0.3, rel=0.15)
 
@@ -163,9 +164,17 @@ def test_intervals_of_the_intraclass_correlation_cover_most_of_the_time():
     assert hits >= 172
 
 
+def test_what_a_seed_does_to_all_subsets_alike_is_not_taken_from_them():
+    values = components(np.random.default_rng(0), noise=0.05)
+    shifted = values + 10 * np.random.default_rng(1).normal(size=(1, 3, 30))
+    first, second = constancy(values, bootstrap=2), constancy(shifted, bootstrap=2)
+    assert second.between_subsets == pytest.approx(first.between_subsets, rel=1e-9)
+    assert second.noise == pytest.approx(first.noise, rel=1e-6) and second.between_seeds > 5 * first.between_queries / 2
+
+
 def test_one_seed_has_no_noise_of_its_own():
     found = constancy(components(np.random.default_rng(0), seeds=1))
-    assert np.isnan(found.between_seeds) and np.isnan(found.seed_spread).all()
+    assert np.isnan([found.between_seeds, found.noise]).all() and np.isnan(found.seed_spread).all()
     assert np.isfinite(found.between_subsets)
 
 

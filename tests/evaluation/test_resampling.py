@@ -92,6 +92,16 @@ def test_differences_and_averages_are_those_of_the_values():
     assert (first - first).estimate() == (0, (0, 0))
 
 
+def test_a_few_resamples_far_out_do_not_push_the_interval_off_its_value():
+    resamples = np.zeros(200)
+    resamples[:2] = -0.5
+    part = Resampled(np.full(4, 0.125), resamples, np.zeros((4, 6)), reference=np.zeros(200))
+    assert part.estimate() == (0.125, (0.125, 0.125))
+    resamples[2:42] = 0.01
+    value, (low, high) = part.estimate()
+    assert (value, low) == (0.125, 0.125) and high == pytest.approx(0.135)
+
+
 def test_an_estimate_unpacks_and_prints_in_one_line():
     value, (low, high) = Estimate(0.5, (0.4, 0.6))
     assert (value, low, high) == (0.5, 0.4, 0.6)

@@ -82,6 +82,19 @@ def test_of_equal_options_the_first_is_chosen():
     assert result.difference.value == 0
 
 
+def test_a_default_that_is_hardly_ever_beaten_lies_in_the_interval_of_its_difference():
+    """A choice that falls on another option in a few resamples only moves their mean, but not what most of them say."""
+    scores, truth = simulated(subsets=40, queries=10)
+    rare = 0
+    for seed in range(1, 6):
+        result = tuned_lds(noisy(scores, (0.5, 2.0), seed), truth, options=[0, 1], default=0, bootstrap=120)
+        value, (low, high) = result.difference
+        assert low <= value <= high
+        shifts = result.sampled["tuned"].resamples - result.sampled["default"].resamples
+        rare += 0 < np.count_nonzero(shifts) <= 3  # no more than a tail of 120 holds
+    assert rare
+
+
 @pytest.mark.parametrize("errors", [(1.0, 1.0, 1.0), (2.0, 1.0, 1.2)])
 def test_intervals_cover(errors):
     """Nominal 95% of 120; the band is 3 standard errors."""
