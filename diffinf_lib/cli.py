@@ -4,7 +4,9 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, or 2 for bad input, or 130 when interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        with _short_warnings():
+            options.command(options)
     except DiffinfError as error:
         print(f"diffinf: {error}", file=sys.stderr)
         return 2
@@ -24,6 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("diffinf: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Print a warning as one line, without the place in the code that gave it."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 class _Commands:
@@ -102,7 +116,7 @@ def _add_preset_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", help="a preset's name; `diffinf presets` lists them")
     parser.add_argument("--dataset", help="another dataset for the preset, e.g. folder:PATH")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", dest="options",
-                        help="replace a preset's option, e.g. training.steps=300")  # fmt: skip
+                        help="replace a preset's option, e.g. training.steps=300 or unet.block_out_channels=32,64")  # fmt: skip
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
 
@@ -112,7 +126,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, help="run folder; default: runs/PRESET")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="redo this stage, whatever is there")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars; a log file gets none anyway")
 
 
 def _preset(options: argparse.Namespace) -> Any:
@@ -137,7 +151,7 @@ def _open(options: argparse.Namespace) -> Any:
         options.run,
         seed=options.seed,
         device=options.device,
-        progress=not options.quiet,
+        progress=not options.quiet and sys.stderr.isatty(),  # a log would get a line for every step of a bar
         force=options.force,
     )
 
@@ -240,7 +254,8 @@ def _launch(options: argparse.Namespace) -> None:
 
     parameters = parse_parameters(options.parameter)
     check_parameters(options.template, parameters)
-    print(launch(options.template, parameters, log=options.log or _default_log(options.template, parameters)))
+    log = options.log or _default_log(options.template, parameters)
+    print(launch(options.template, parameters, log=log, progress=sys.stderr.isatty()))
 
 
 def _default_log(template: str, parameters: dict[str, Any]) -> Path:

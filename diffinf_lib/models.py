@@ -1,5 +1,6 @@
 """Models: diffusers UNets, built from a preset or read from a folder or hub id. Weights are safetensors only."""
 
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from diffusers import UNet2DModel
 
 from diffinf_lib.artifacts.files import read_tensors
-from diffinf_lib.errors import ArtifactError
+from diffinf_lib.errors import ArtifactError, ConfigurationError, require
 from diffinf_lib.randomness import keyed_seed
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -35,12 +36,60 @@ class UNetConfig:
     flip_sin_to_cos: bool = True
     resnet_time_scale_shift: str = "default"
 
+    def __post_init__(self) -> None:
+        self._check_blocks()
+        for name in ("sample_size", "in_channels", "out_channels", "layers_per_block", "norm_num_groups"):
+            value = getattr(self, name)
+            require(value > 0, f"{name}={value}: give a positive number")
+        require(0 <= self.dropout <= 1, f"dropout={self.dropout}: give a share from 0 to 1")
+        require(self.norm_eps > 0, f"norm_eps={self.norm_eps}: give a positive number")
+        require(self.downsample_padding in (0, 1), f"downsample_padding={self.downsample_padding}: give 0 or 1")
+        shift = self.resnet_time_scale_shift
+        require(shift in ("default", "scale_shift"), f"resnet_time_scale_shift={shift!r}: give default or scale_shift")
+        self._check_channels()
+
+    def _check_blocks(self) -> None:
+        sizes, downs, ups = map(len, (self.block_out_channels, self.down_block_types, self.up_block_types))
+        channels = _listed(self.block_out_channels)
+        require(sizes == downs == ups, f"block_out_channels={channels}: {sizes} block(s), but down_block_types has {downs} and "
+                f"up_block_types {ups}; give as many of each, such as block_out_channels=32,64 with "
+                "down_block_types=DownBlock2D,AttnDownBlock2D and up_block_types=AttnUpBlock2D,UpBlock2D")  # fmt: skip
+        require(min(self.block_out_channels, default=0) > 0,
+                f"block_out_channels={channels}: give a positive number for each block, such as 32,64")  # fmt: skip
+
+    def _check_channels(self) -> None:
+        groups, divisor = self.norm_num_groups, math.gcd(*self.block_out_channels)
+        usable = [number for number in range(1, divisor + 1) if divisor % number == 0]
+        require(groups in usable, f"norm_num_groups={groups}: it does not divide every one of block_out_channels="
+                f"{_listed(self.block_out_channels)}; give {', '.join(map(str, usable))}, or other channels")  # fmt: skip
+        types = zip(self.block_out_channels, self.down_block_types, reversed(self.up_block_types), strict=True)
+        attended = [channels for channels, down, up in types if "Attn" in down or "Attn" in up]
+        attended += self.block_out_channels[-1:] if self.add_attention else ()
+        head, narrowest = self.attention_head_dim, min(attended, default=None)
+        require(head is None or narrowest is None or 0 < head <= narrowest, f"attention_head_dim={head}: give a number from 1 "
+                f"to {narrowest}, the channels of the narrowest block with attention, or None for one head")  # fmt: skip
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return ",".join(map(str, values))
+
 
 def build_unet(config: UNetConfig, *, seed: int = 0) -> UNet2DModel:
-    """A freshly initialised UNet in eval mode; the weights depend on `seed` and the configuration only."""
+    """A freshly initialised UNet in eval mode; the weights depend on `seed` and the configuration only.
+
+    Raises:
+        ConfigurationError: diffusers cannot build that network, such as one with blocks of an unknown type.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed("unet", seed))
-        return UNet2DModel(**asdict(config)).eval()
+        try:
+            return UNet2DModel(**asdict(config)).eval()
+        except ValueError as error:
+            types, reason = (*config.down_block_types, *config.up_block_types), " ".join(str(error).split())
+            raise ConfigurationError(
+                f"down_block_types and up_block_types={','.join(types)}: diffusers cannot build these ({reason}); "
+                "give DownBlock2D, AttnDownBlock2D and UpBlock2D, AttnUpBlock2D"
+            ) from None
 
 
 def save_unet(model: UNet2DModel, folder: Path | str) -> None:

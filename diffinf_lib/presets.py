@@ -347,6 +347,7 @@ PRESETS: dict[str, Preset] = {
         *map(_as_run, _PAPER),
     ]
 }
+"""Every preset by its name, as `diffinf presets` lists them."""
 
 
 def get_preset(name: str, flavour: Flavour | None = None) -> Preset:
@@ -414,7 +415,7 @@ def _parsed(value: Any, kind: Any, path: str) -> Any:
             return None
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
     if typing.get_origin(kind) is tuple:
-        return tuple(_parsed(part, typing.get_args(kind)[0], path) for part in value.split(",") if part)
+        return _parsed_list(value, typing.get_args(kind)[0], path)
     if kind is bool:
         require(value.lower() in ("true", "false"), f"{path}={value!r}: give true or false")
         return value.lower() == "true"
@@ -422,3 +423,25 @@ def _parsed(value: Any, kind: Any, path: str) -> Any:
         return kind(value) if kind in (int, float) else value
     except ValueError:
         raise ConfigurationError(f"{path}={value!r}: give a value of type {kind.__name__}") from None
+
+
+def _parsed_list(text: str, kind: Any, path: str) -> tuple[Any, ...]:
+    """`32,64`, `[32, 64]` or `(32, 64)`, words with or without quotes, as a tuple of `kind`; nothing is the empty one."""
+    inner = text.strip()
+    if (inner[:1], inner[-1:]) in (("[", "]"), ("(", ")")):
+        inner = inner[1:-1].strip()
+    words = [_unquoted(word.strip()) for word in inner.removesuffix(",").split(",")] if inner else []
+    require(not words or not is_dataclass(kind), f"{path}={text!r}: its entries have parts, which no text gives; give [] or "
+            "set it in Python")  # fmt: skip
+    example = {int: "32,64,96", float: "0.5,1.5"}.get(kind, "first,second")
+    wrong = f"{path}={text!r}: give a list, such as {path}={example} or {path}='[{example.replace(',', ', ')}]'"
+    require(all(words) and not inner.startswith(("[", "(")), wrong)
+    try:
+        return tuple(_parsed(word, kind, path) for word in words)
+    except ConfigurationError:
+        raise ConfigurationError(wrong) from None
+
+
+def _unquoted(word: str) -> str:
+    quoted = len(word) > 1 and word[0] == word[-1] and word[0] in "'\""
+    return word[1:-1] if quoted else word

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from diffinf_lib.cli import main
 from diffinf_lib.presets import PRESETS
@@ -144,3 +145,55 @@ def test_a_refused_run_does_not_stand_in_the_way_of_its_correction(tmp_path, cap
     assert "give unet.in_channels=1 and unet.out_channels=1" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.json").exists()
     assert main(arguments) == 0
+
+
+@pytest.mark.parametrize("option", ["unet.block_out_channels=32,64,96", "unet.norm_num_groups=7", "unet.dropout=2"])
+def test_a_network_that_cannot_be(capsys, tmp_path, option):
+    line = refused(capsys, "model", "smoke", "--run", tmp_path / "run", "--set", option)
+    name, _, value = option.partition("=")
+    assert f"{name.removeprefix('unet.')}={value}" in line and "give" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_blocks_and_images_that_do_not_fit(capsys, tmp_path):
+    def words(*options):
+        return ["model", "smoke", "--run", tmp_path, *(word for option in options for word in ("--set", option))]
+
+    assert "Down does not exist" in refused(capsys, *words("unet.down_block_types=DownBlock2D,Down"))
+    five = ",".join("8" * 5), ",".join(["DownBlock2D"] * 5), ",".join(["UpBlock2D"] * 5)
+    names = ("block_out_channels", "down_block_types", "up_block_types")
+    options = [f"unet.{name}={value}" for name, value in zip(names, five, strict=True)]
+    assert "images have 8×8 pixels, 5 blocks take multiples of 16" in refused(capsys, *words(*options))
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_command_refused_after_opening_leaves_the_folder_free(capsys, tmp_path):
+    """Only a stage makes a run folder that of its configuration."""
+    refused(capsys, "scores", "smoke", "--run", tmp_path, "--damping=-1")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "e01_model.ipynb").write_text("{}")
+    steps = ["--set", "training.steps=2", "--set", "sampling.steps=2"]
+    assert main(["model", "smoke", "--run", str(tmp_path), "--quiet", *steps]) == 0
+    assert json.loads((tmp_path / "config.json").read_text())["preset"]["training"]["steps"] == 2
+    capsys.readouterr()
+    assert "training.steps is 2 there, 20 asked" in refused(capsys, "model", "smoke", "--run", tmp_path)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_bars_are_for_terminals(capsys, tmp_path, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert main(["model", "smoke", "--run", str(tmp_path), "--set", "training.steps=2"]) == 0
+    assert ("train" in capsys.readouterr().err) == terminal
+
+
+def test_a_warning_is_one_line(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        Image.new("L", (8, 8), 50 * (i // 2)).save(tmp_path / "images" / f"{i}.png")
+    words = ["model", "smoke", "--dataset", f"folder:{tmp_path / 'images'}", "--run", str(tmp_path / "run")]
+    options = ["dataset.train_size=none", "dataset.query_size=2", "training.steps=2", "sampling.steps=2"]
+    words += [word for option in options for word in ("--set", option)]
+    done = subprocess.run([sys.executable, "-m", "diffinf_lib", *words], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == ["warning"]
+    assert "queries are training images too" in done.stderr

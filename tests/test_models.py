@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from diffinf_lib.errors import ArtifactError
+from diffinf_lib.errors import ArtifactError, ConfigurationError
 from diffinf_lib.models import build_unet, count_parameters, load_unet, save_unet
 from diffinf_lib.presets import get_preset
 
@@ -55,3 +57,42 @@ def test_truncated_weights_are_refused(tmp_path):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="no UNet2DModel"):
         load_unet(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_out_channels": (32, 64)}, "block_out_channels=32,64: 2 block.*down_block_types has 3.*give as many of each"),
+        ({"up_block_types": ("UpBlock2D",)}, "block_out_channels=32,64,96: 3 block.*up_block_types 1"),
+        ({"block_out_channels": (), "down_block_types": (), "up_block_types": ()}, "block_out_channels=: give a positive"),
+        ({"block_out_channels": (32, -64, 96)}, "block_out_channels=32,-64,96: give a positive number for each"),
+        ({"norm_num_groups": 7}, "norm_num_groups=7: it does not divide .*32,64,96; give 1, 2, 4, 8, 16, 32, or other"),
+        ({"norm_num_groups": 0}, "norm_num_groups=0: give a positive number"),
+        ({"layers_per_block": 0}, "layers_per_block=0: give a positive number"),
+        ({"sample_size": -3}, "sample_size=-3: give a positive number"),
+        ({"attention_head_dim": 0}, "attention_head_dim=0: give a number from 1 to 64"),
+        ({"attention_head_dim": 65}, "attention_head_dim=65: give a number from 1 to 64"),
+        ({"dropout": 1.5}, "dropout=1.5: give a share"),
+        ({"norm_eps": -1.0}, "norm_eps=-1.0: give a positive number"),
+        ({"downsample_padding": 2}, "downsample_padding=2: give 0 or 1"),
+        ({"resnet_time_scale_shift": "shift"}, "resnet_time_scale_shift='shift': give default or scale_shift"),
+    ],
+)  # fmt: skip
+def test_networks_that_cannot_be_are_refused_with_the_option_and_the_way_out(changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        replace(get_preset("cifar2-small").unet, **changes)
+
+
+def test_what_is_not_refused_can_be_built():
+    """The checks of attention count the blocks that have one: both presets would fail a check of every block."""
+    narrow = replace(get_preset("smoke").unet, block_out_channels=(4, 4), norm_num_groups=4, attention_head_dim=8)
+    widest = replace(get_preset("cifar2-small").unet, attention_head_dim=64)
+    for config in (narrow, widest):
+        with torch.device("meta"):
+            build_unet(config)
+
+
+def test_blocks_of_an_unknown_type_are_refused():
+    config = replace(get_preset("smoke").unet, down_block_types=("DownBlock2D", "Down"))
+    with pytest.raises(ConfigurationError, match="down_block_types.*Down does not exist.*give DownBlock2D"):
+        build_unet(config)

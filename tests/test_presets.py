@@ -1,7 +1,9 @@
+import json
 from dataclasses import replace
 
 import pytest
 
+from diffinf_lib.artifacts import plain
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.presets import PRESETS, get_preset, with_options
 
@@ -46,6 +48,11 @@ def test_options_are_read_as_the_field_s_type():
         ({"training.steps": "many"}, "training.steps='many': give a value of type int"),
         ({"training.horizontal_flip": "maybe"}, "give true or false"),
         ({"training.steps": "-3"}, "steps=-3"),
+        ({"unet.block_out_channels": "16;32"}, r"='16;32': give a list, such as unet.block_out_channels=32,64,96 or"),
+        ({"unet.block_out_channels": "[16,,32]"}, r"give a list, such as"),
+        ({"unet.block_out_channels": "[16, 32"}, r"or unet.block_out_channels='\[32, 64, 96\]'"),
+        ({"unet.down_block_types": "[DownBlock2D"}, r"give a list, such as unet.down_block_types=first,second"),
+        ({"further_measurements": "elbo"}, r"further_measurements='elbo': its entries have parts.* give \[\]"),
         ({"curvature.draws": "4"}, "option curvature.draws='4': it has parts; give curvature.draws.count=VALUE"),
         ({"query_format": "int8"}, "give query_format.kind=VALUE"),
         ({"curvature.draws": None, "curvature.draws.count": "4"}, "give one of both"),
@@ -54,6 +61,30 @@ def test_options_are_read_as_the_field_s_type():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ConfigurationError, match=message):
         with_options(get_preset("digits"), options)
+
+
+@pytest.mark.parametrize("text", ["8,24", "8, 24", "[8, 24]", "(8,24)", " [ 8 ,24, ] ", "['8', \"24\"]"])
+def test_lists_of_numbers_are_read_in_every_spelling(text):
+    assert with_options(get_preset("digits"), {"unet.block_out_channels": text}).unet.block_out_channels == (8, 24)
+
+
+@pytest.mark.parametrize("text", ["3,eight", "[3, eight]", "('3', 'eight')", '["3", "eight"]'])
+def test_lists_of_words_are_read_in_every_spelling(text):
+    assert with_options(get_preset("digits"), {"dataset.classes": text}).dataset.classes == ("3", "eight")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "()"])
+def test_the_empty_list(text):
+    assert with_options(get_preset("digits"), {"training.keep_ema_at": text}).training.keep_ema_at == ()
+    assert with_options(get_preset("digits"), {"further_measurements": text}).further_measurements == ()
+
+
+def test_a_printed_preset_can_be_given_back():
+    """What `presets NAME` prints of a list is what `--set` takes."""
+    unet = plain(get_preset("cifar2").unet)
+    lists = {f"unet.{name}": json.dumps(value) for name, value in unet.items() if isinstance(value, list)}
+    assert len(lists) == 3
+    assert with_options(get_preset("cifar2"), lists) == get_preset("cifar2")
 
 
 def test_an_unknown_preset_lists_the_names():

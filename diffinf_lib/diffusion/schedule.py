@@ -62,6 +62,7 @@ def _alphas_cumprod(schedule: NoiseSchedule) -> Tensor:
 
 
 DEFAULT_SCHEDULE = NoiseSchedule()
+"""Linear β over 1,000 steps (Ho et al. 2020)."""
 
 
 def noisy_images(

@@ -6,11 +6,15 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from diffinf_lib.artifacts import check_same, ensure_writable, plain, read_json, runs_root, write_json
 from diffinf_lib.data import Dataset, load_dataset
 from diffinf_lib.errors import require
+from diffinf_lib.models import build_unet
 from diffinf_lib.presets import Preset
+
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,12 @@ def open_run(
     """Open the run folder of a preset, or make it; default `runs/<preset>`.
 
     The number of subsets and of their seeds is left out of the comparison: a ground truth can be continued with more.
+    A folder in which no stage was ever started, such as a refused command leaves, takes any configuration.
 
     Raises:
         ArtifactError: the folder belongs to another configuration, and `force` is not given.
-        ConfigurationError: the folder cannot be written, or the network does not take the dataset's images.
+        ConfigurationError: the folder cannot be written, or the network cannot be built or does not take the
+            dataset's images; no configuration is written then.
         DataError: the dataset is missing or too small; nothing is written then.
     """
     folder = ensure_writable(folder or runs_root() / preset.name.replace(":", "-"))
@@ -64,16 +70,31 @@ def open_run(
     configuration = plain({"preset": comparable, "seed": seed})
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     require(device == "cpu" or torch.cuda.is_available(), f"device={device!r}: there is no GPU here; give 'cpu'")
-    run, config_file = Run(preset, folder, seed, device, progress), folder / "config.json"
-    if config_file.exists() and not force:
-        check_same(read_json(config_file), configuration, folder)
-    else:
-        _check_data(run)  # before anything is written: what is refused must not stand in the way of its correction
-        write_json(config_file, configuration)
+    run, config_file = Run(preset, folder, seed, device, progress), folder / CONFIG
+    with FileLock(folder / f".{CONFIG}.lock"):  # compared and written at once
+        found = read_json(config_file) if config_file.exists() and not force else None
+        if found != configuration:
+            if found is not None and _has_stages(folder):
+                check_same(found, configuration, folder)
+            _check_network(run)  # before anything is written
+            write_json(config_file, configuration)
     return run
 
 
-def _check_data(run: Run) -> None:
-    channels, wanted = run.data.train.shape[0], run.preset.unet.in_channels
-    require(channels == wanted, f"dataset={run.preset.dataset.name}: its images have {channels} channel(s), the network takes "
-            f"unet.in_channels={wanted}; give unet.in_channels={channels} and unet.out_channels={channels}")  # fmt: skip
+def _has_stages(folder: Path) -> bool:
+    """Whether any stage was ever started: it leaves files, the first its manifest; locks and half-written files are hidden."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return any(path.relative_to(folder).parts[0] not in (CONFIG, "logs") for path in files)
+
+
+def _check_network(run: Run) -> None:
+    """Refuse a network that cannot be built, or that cannot take the images of the dataset; computes nothing."""
+    unet, name, (channels, height, width) = run.preset.unet, run.preset.dataset.name, run.data.train.shape
+    require(channels == unet.in_channels == unet.out_channels, f"dataset={name}: its images have {channels} channel(s), the "
+            f"network takes unet.in_channels={unet.in_channels} and gives unet.out_channels={unet.out_channels}; give "
+            f"unet.in_channels={channels} and unet.out_channels={channels}")  # fmt: skip
+    blocks, multiple = len(unet.block_out_channels), 2 ** (len(unet.block_out_channels) - 1)
+    require(height % multiple == width % multiple == 0, f"dataset={name}: its images have {height}×{width} pixels, {blocks} "
+            f"blocks take multiples of {multiple}; give dataset.image_size for a folder, or fewer blocks")  # fmt: skip
+    with torch.device("meta"):
+        build_unet(unet)
