@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from diffinf_lib.artifacts.files import ensure_writable, file_digest, json_digest, read_json, write_json
 from diffinf_lib.artifacts.paths import project_root
-from diffinf_lib.errors import ArtifactError, require
+from diffinf_lib.errors import ArtifactError, first_few, require
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "safetensors")
@@ -131,7 +131,7 @@ def is_finished(folder: Path | str, configuration: Any) -> bool:
     found = _file_digests(folder)
     damaged = sorted(name for name, digest in manifest["files"].items() if found.get(name) != digest)
     if damaged:
-        warnings.warn(f"{folder}: {', '.join(damaged[:3])} missing or damaged; the stage is redone", stacklevel=2)
+        warnings.warn(f"{folder}: {first_few(damaged)} missing or damaged; the stage is redone", stacklevel=2)
         for name in damaged:
             (folder / name).unlink(missing_ok=True)
     return not damaged

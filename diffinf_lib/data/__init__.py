@@ -8,7 +8,7 @@ from diffinf_lib.data.digits import digits_dataset
 from diffinf_lib.data.folder import image_folder
 from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet
 from diffinf_lib.data.trajectories import Trajectories
-from diffinf_lib.errors import require
+from diffinf_lib.errors import first_few, require
 
 _LOADERS = {
     "digits": digits_dataset,
@@ -36,10 +36,9 @@ def load_dataset(config: DatasetConfig | str) -> Dataset:
     dataset = _LOADERS[kind](config)
     repeated = dataset.repeated_queries()
     if repeated:
-        names = ", ".join(map(str, repeated[:3])) + (", …" if len(repeated) > 3 else "")
         warnings.warn(
-            f"dataset={config.name}: {len(repeated)} of {len(dataset.queries)} queries are training images too (ids {names}); "
-            "their own scores dominate: remove the copies, or leave these queries out",
+            f"dataset={config.name}: {len(repeated)} of {len(dataset.queries)} queries are training images too "
+            f"(ids {first_few(repeated)}); their own scores dominate: remove the copies, or leave these queries out",
             stacklevel=2,
         )
     return dataset

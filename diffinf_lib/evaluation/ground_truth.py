@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffinf_lib.artifacts import load_bundle, results_root
 from diffinf_lib.data import ImageSet
-from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, require
+from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, first_few, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class GroundTruth:
             (self.measurements.std(0) == 0).all(0) if masks[0] > 1 else torch.zeros(measured[2], dtype=torch.bool)
         )
         if constant.any():
-            names = self.query_ids[constant].tolist()[:3]
+            names = first_few(self.query_ids[constant].tolist())
             warnings.warn(
                 f"measurements of query {names} are the same for every subset; its LDS will be 0", stacklevel=3
             )
@@ -72,10 +72,9 @@ class GroundTruth:
     def _flag_training_images(self) -> None:
         both = self.query_ids[torch.isin(self.query_ids, self.train_ids)].tolist()
         if both:
-            names = ", ".join(map(str, both[:3])) + (", …" if len(both) > 3 else "")
             warnings.warn(
-                f"queries {names} are training images ({len(both)} of {len(self.query_ids)}): their own scores dominate their "
-                "LDS; give queries the model was not trained on",
+                f"queries {first_few(both)} are training images ({len(both)} of {len(self.query_ids)}): their own scores "
+                "dominate their LDS; give queries the model was not trained on",
                 stacklevel=4,
             )
 
