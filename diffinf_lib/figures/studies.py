@@ -28,9 +28,10 @@ def intervals(
     """
     require(bool(groups) and all(groups.values()), "groups: give at least one group with one row")
     names = list(dict.fromkeys(name for rows in groups.values() for name in rows))
-    figure, axes = subplots(figsize=(7, 0.24 * len(names) + 1.1))
+    apart = min(0.22, 0.7 / len(groups))  # rows stay apart from each other
+    figure, axes = subplots(figsize=(7, 0.24 * len(names) * max(1, len(groups) / 3) + 1.1))
     for index, (group, rows) in enumerate(groups.items()):
-        places = [names.index(name) + 0.22 * (index - (len(groups) - 1) / 2) for name in rows]
+        places = [names.index(name) + apart * (index - (len(groups) - 1) / 2) for name in rows]
         values = np.array([scale * value for value, _ in rows.values()])
         ends = np.array([[scale * low, scale * high] for _, (low, high) in rows.values()])
         errors = np.abs(np.stack([values - ends[:, 0], ends[:, 1] - values]))
