@@ -75,7 +75,8 @@ def iterative_influence(
     The first iteration multiplies with the preconditioner alone: with `method="neumann"`, `scale=1` and one iteration the
     scores are those of `influence` with `approximation`; with conjugate gradients they are that times a number for each query.
     Each further one costs a product with F for all queries, of the order of 4 Q passes over its draws; one more product
-    checks the result. Memory for a product grows with Q times the activations of `ggn_batch_size` draws.
+    checks the result. A product keeps the activations of `ggn_batch_size` draws for some queries at a time: fewer, the more
+    pixels a batch has.
 
     Args:
         curvature: the preconditioner, from `fit_curvature` on the same model.

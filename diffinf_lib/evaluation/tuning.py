@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation.ground_truth import GroundTruth
-from diffinf_lib.evaluation.lds import MINIMUM_SUBSETS, mean_measurements, predicted_changes
+from diffinf_lib.evaluation.lds import TUNABLE_SUBSETS, mean_measurements, predicted_changes
 from diffinf_lib.evaluation.resampling import Estimate, Resampled, Resamples, resample_spearman, resampled_spearman
 from diffinf_lib.evaluation.statistics import Array
 
@@ -83,7 +83,7 @@ def tuned_lds(
     values = _checked_options(scores, options, default, splits)
     measured = mean_measurements(truth)
     queries, count = measured.shape
-    require(count >= 2 * MINIMUM_SUBSETS, f"{count} subsets: too few to halve; give at least {2 * MINIMUM_SUBSETS}")
+    require(count >= TUNABLE_SUBSETS, f"{count} subsets: too few to halve; give at least {TUNABLE_SUBSETS}")
     predicted = np.stack([predicted_changes(matrix, truth) for matrix in scores])
     resamples = Resamples.draw(queries, count, bootstrap, seed)
     whole = resample_spearman(predicted, measured, resamples)
