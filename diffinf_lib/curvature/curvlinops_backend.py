@@ -19,7 +19,7 @@ from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.curvature.layers import ForwardPass, Layers, curvature_layers, differentiable, layer_parameters
 from diffinf_lib.curvature.operators import FlatDenoiser, batch_size_of, packed
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, iterate_draws
+from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, objective_batches
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_seed
 
@@ -28,21 +28,21 @@ from diffinf_lib.randomness import keyed_seed
 class _Draws:
     """All draws of one pass, as often as curvlinops iterates over them; only one batch is in memory at a time."""
 
+    model: Denoiser
     images: ImageSet
     draws: DrawConfig
     pass_name: str
     seed: int
-    schedule: NoiseSchedule
     batch_size: int
-    like: Tensor
+
+    def batches(self) -> Iterator[DrawBatch]:
+        """The draws, a batch at a time."""
+        return objective_batches(
+            self.model, self.images, self.draws, seed=self.seed, stage=self.pass_name, batch_size=self.batch_size
+        )
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        pixels = self.images.images.to(self.like.device, self.like.dtype)
-        for batch in iterate_draws(
-            pixels, self.images.ids, self.draws, seed=self.seed, stage=self.pass_name,
-            schedule=self.schedule, batch_size=self.batch_size,
-        ):  # fmt: skip
-            yield packed(batch, self.schedule)
+        return map(packed, self.batches())
 
     @property
     def count(self) -> int:
@@ -51,12 +51,11 @@ class _Draws:
 
 
 def fit_with_curvlinops(
-    model: Network,
+    model: Denoiser,
     images: ImageSet,
     config: CurvatureConfig | None = None,
     *,
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 64,
 ) -> Curvature:
     """Fit K-FAC or EK-FAC through curvlinops, on the very draws that `fit_curvature` takes.
@@ -74,10 +73,9 @@ def fit_with_curvlinops(
     _check_supported(config)
     layers = curvature_layers(model)
     _check_layers(layers)
-    like = next(iter(layer_parameters(layers)))
 
     def draws(pass_name: str, count: DrawConfig) -> _Draws:
-        return _Draws(images, count, pass_name, seed, schedule, batch_size, like)
+        return _Draws(model, images, count, pass_name, seed, batch_size)
 
     with differentiable(model, layers):
         data = draws("factors", config.drawn_for_factors)
@@ -99,7 +97,7 @@ def _check_supported(config: CurvatureConfig) -> None:
     require(config.partition != "loss_per_example", "partition='loss_per_example': curvlinops takes outer products per draw; "
             "use fit_curvature")  # fmt: skip
     for draws in (config.draws, config.drawn_for_factors):
-        require(draws.timesteps != "importance", "timesteps='importance': curvlinops does not weight a "
+        require(not draws.weighted, f"timesteps={draws.timesteps!r}: curvlinops does not weight a "
                 "layer's inputs; use fit_curvature")  # fmt: skip
 
 
@@ -115,13 +113,12 @@ def _check_layers(layers: Layers) -> None:
                     "curvlinops does not; use fit_curvature")  # fmt: skip
 
 
-def _check_forward(model: Network, layers: Layers, data: _Draws) -> None:
+def _check_forward(model: Denoiser, layers: Layers, data: _Draws) -> None:
     """Refuse layers that are used twice or not at all: curvlinops would add the uses up, or miss the layer."""
-    inputs, _ = next(iter(data))
-    ForwardPass(model, layers, inputs["noisy"][:1], inputs["timesteps"][:1])
+    ForwardPass(model, layers, next(data.batches()).rows(slice(0, 1)))
 
 
-def _operator(kind: Any, model: Network, layers: Layers, data: _Draws, config: CurvatureConfig, seed: int) -> Any:
+def _operator(kind: Any, model: Denoiser, layers: Layers, data: _Draws, config: CurvatureConfig, seed: int) -> Any:
     """curvlinops' operator over the covered parameters, with nothing computed yet."""
     sampled = config.partition == "model" and not config.exact_labels
     fisher = "mc" if sampled else "type-2" if config.partition == "model" else "empirical"
@@ -133,13 +130,13 @@ def _operator(kind: Any, model: Network, layers: Layers, data: _Draws, config: C
     )  # fmt: skip
 
 
-def _as_curvature(model: Network, config: CurvatureConfig, factors: Any, corrected: Any) -> Curvature:
+def _as_curvature(model: Denoiser, config: CurvatureConfig, factors: Any, corrected: Any) -> Curvature:
     """Its factors and corrected eigenvalues by block, in our scale."""
     found = {}
     # its empirical Fisher of MSELoss(mean) is C times the outer product of the mean-dim loss's gradient
     scale = 1.0 if config.partition == "model" else 1 / factors._data.images.images[0].numel()
     for name, block in curvature_blocks(model, config.bias).items():
-        module = f"model.{block.layer_name}"
+        module = f"model.network.{block.layer_name}"
         output_factor = factors._gradient_covariances[module]
         # a bias of its own has the constant input 1
         input_factor = output_factor.new_ones(1, 1) if block.part == "bias" else factors._input_covariances[module]

@@ -16,41 +16,38 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffinf_lib.curvature.layers import curvature_layers, differentiable, gradient_matrices, layer_parameters
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawBatch, Network, NoiseSchedule, noisy_images, predict_noise
+from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_values
 from diffinf_lib.errors import require
 
 Outer = Literal["draw", "example"]
 
 
-def dense_ggn(model: Network, batch: DrawBatch, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "P P"]:
+def dense_ggn(model: Denoiser, batch: DrawBatch) -> Float[Tensor, "P P"]:
     """GGN^model = (2/C) E[JᵀJ] over the given draws (Mlodozeniec et al. 2025, section 3.1).
 
     One backward pass for each draw and each output dimension: for models of a few thousand parameters.
     """
     total = torch.zeros(())
-    for weight, prediction, _ in _draws(model, batch, schedule):
+    for weight, prediction, _ in _draws(model, batch):
         jacobian = torch.stack([_flat_gradient(model, output) for output in prediction.flatten()])
         total = total + weight * (2 / prediction.numel()) * jacobian.T @ jacobian
     return total / len(batch.images)
 
 
-def dense_hessian(model: Network, batch: DrawBatch, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "P P"]:
+def dense_hessian(model: Denoiser, batch: DrawBatch) -> Float[Tensor, "P P"]:
     """∇² of the mean over draws of the mean-dim loss, by double backward.
 
     It is GGN^model plus what the curvature of the network itself adds, and may have negative eigenvalues.
     """
     layers = curvature_layers(model)
     with differentiable(model, layers), sdpa_kernel(SDPBackend.MATH):
-        noisy = noisy_images(batch.images, batch.timesteps, batch.noise, schedule)
-        losses = (batch.noise - predict_noise(model, noisy, batch.timesteps)).square().flatten(1).mean(1)
+        losses = objective_values(model, batch)
         gradient = _flat_gradient(model, (batch.weights.to(losses) * losses).mean(), create_graph=True)
         basis = torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
         return torch.cat([_rows_of_jacobian(model, gradient, rows) for rows in basis.split(128)])
 
 
-def dense_empirical_fisher(
-    model: Network, batch: DrawBatch, schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, per: Outer = "draw"
-) -> Float[Tensor, "P P"]:
+def dense_empirical_fisher(model: Denoiser, batch: DrawBatch, *, per: Outer = "draw") -> Float[Tensor, "P P"]:
     """GGN^loss: the mean outer product of loss gradients (Mlodozeniec et al. 2025, section 3.1 and appendix G).
 
     Two matrices go under that name. Per draw it is E[∇ℓ_s ∇ℓ_sᵀ] over all draws; per example it is the mean over examples
@@ -58,9 +55,9 @@ def dense_empirical_fisher(
     """
     check_outer(per)
     weights, gradients = [], []
-    for weight, prediction, noise in _draws(model, batch, schedule):
+    for weight, prediction, target in _draws(model, batch):
         weights.append(weight)
-        gradients.append(_flat_gradient(model, (prediction - noise).square().mean()))
+        gradients.append(_flat_gradient(model, (prediction - target).square().mean()))
     rows, scales = torch.stack(gradients), torch.tensor(weights).to(gradients[0])
     if per == "draw":
         return (scales * rows.T) @ rows / len(rows)
@@ -69,13 +66,13 @@ def dense_empirical_fisher(
     return means.T @ means / len(means)
 
 
-def dense_blocks(model: Network, batch: DrawBatch, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> dict[str, Tensor]:
+def dense_blocks(model: Denoiser, batch: DrawBatch) -> dict[str, Tensor]:
     """The diagonal block of `dense_ggn` of each layer, `[d_out · d_in, d_out · d_in]`."""
-    dense = dense_ggn(model, batch, schedule)
+    dense = dense_ggn(model, batch)
     return {name: dense[where, where] for name, where in layer_slices(model).items()}
 
 
-def layer_slices(model: Network) -> dict[str, slice]:
+def layer_slices(model: Denoiser) -> dict[str, slice]:
     """Where each layer's parameters stand in the dense matrices."""
     slices, start = {}, 0
     for name, layer in curvature_layers(model).items():
@@ -90,16 +87,14 @@ def check_outer(per: str) -> None:
     require(per in ("draw", "example"), f"per={per!r}: give 'draw' or 'example'")
 
 
-def _draws(model: Network, batch: DrawBatch, schedule: NoiseSchedule) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """The weight, prediction and noise of one draw after the other, `[C, H, W]`."""
+def _draws(model: Denoiser, batch: DrawBatch) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """The weight, prediction and target of one draw after the other, `[C, H, W]`."""
     for row, weight in enumerate(batch.weights.tolist()):
-        one = slice(row, row + 1)
-        noisy = noisy_images(batch.images[one], batch.timesteps[one], batch.noise[one], schedule)
         with differentiable(model, curvature_layers(model)):
-            yield weight, predict_noise(model, noisy, batch.timesteps[one])[0], batch.noise[row]
+            yield weight, model.predict(batch.rows(slice(row, row + 1)))[0], batch.target[row]
 
 
-def _flat_gradient(model: Network, value: Tensor, *, create_graph: bool = False) -> Float[Tensor, "P"]:
+def _flat_gradient(model: Denoiser, value: Tensor, *, create_graph: bool = False) -> Float[Tensor, "P"]:
     """∇ of a number over all layers, in the order of the dense matrices."""
     layers = curvature_layers(model)
     gradients = torch.autograd.grad(
@@ -108,7 +103,7 @@ def _flat_gradient(model: Network, value: Tensor, *, create_graph: bool = False)
     return torch.cat([matrix.flatten() for matrix in gradient_matrices(layers, gradients).values()])
 
 
-def _rows_of_jacobian(model: Network, outputs: Float[Tensor, "M"], rows: Float[Tensor, "R M"]) -> Float[Tensor, "R P"]:
+def _rows_of_jacobian(model: Denoiser, outputs: Float[Tensor, "M"], rows: Float[Tensor, "R M"]) -> Float[Tensor, "R P"]:
     """Each row times the Jacobian of `outputs`: one backward pass for many vectors."""
     layers = curvature_layers(model)
     batched = torch.autograd.grad(

@@ -12,7 +12,7 @@ from diffinf_lib.artifacts import read_tensor_metadata, read_tensors, tensor_dig
 from diffinf_lib.curvature.blocks import BiasRule, Block, curvature_blocks
 from diffinf_lib.curvature.config import Approximation
 from diffinf_lib.curvature.ekfac import LayerCurvature
-from diffinf_lib.diffusion import Network
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError, require
 
 
@@ -67,7 +67,7 @@ class Curvature:
         layers = [self.layers[name] for name in sorted(self.layers, key=lambda name: f"{name}/")]
         return tensor_digest(*(v for layer in layers for v in vars(layer).values() if v is not None))
 
-    def blocks(self, model: Network) -> dict[str, Block]:
+    def blocks(self, model: Denoiser) -> dict[str, Block]:
         """The model's blocks, cut as this curvature's.
 
         Raises:

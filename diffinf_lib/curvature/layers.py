@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffinf_lib.diffusion import Network, predict_noise
+from diffinf_lib.diffusion import Denoiser, DrawBatch, require_denoiser
 from diffinf_lib.errors import ConfigurationError, require
 
 Layers = Mapping[str, nn.Module]
@@ -24,25 +24,26 @@ NORMALISATION = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._N
 """Layers that are left out of the curvature and of the inner product; their weights are a share of a per cent."""
 
 
-def curvature_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every `Conv2d` and `Linear` of a model by name, in the model's own order.
+def curvature_layers(model: Denoiser) -> dict[str, nn.Module]:
+    """Every `Conv2d` and `Linear` of a model's network by name, in the network's own order.
 
     Raises:
-        ConfigurationError: there is none, two share a parameter, or a module of another kind has trainable parameters;
-            the message names it.
+        ConfigurationError: the model's process is not known, there is no such layer, two share a parameter, or a module of
+            another kind has trainable parameters; the message names it.
     """
+    network = require_denoiser(model).network
     layers: dict[str, nn.Module] = {
-        name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
+        name: layer for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
     }
-    require(bool(layers), f"{type(model).__name__}: no Conv2d or Linear layer to fit a curvature to")
-    _refuse_other_modules(model)
+    require(bool(layers), f"{type(network).__name__}: no Conv2d or Linear layer to fit a curvature to")
+    _refuse_other_modules(network)
     _refuse_shared_parameters(layers)
     return layers
 
 
 def _refuse_other_modules(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, *NORMALISATION)):
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding, *NORMALISATION)):
             continue
         trainable = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
         require(not trainable, f"layer {name or '(the model itself)'}: {type(module).__name__} is not supported; to leave "
@@ -143,15 +144,14 @@ class ForwardPass:
 
     Args:
         layers: from `curvature_layers`.
-        noisy: x_t, `[B, C, H, W]`.
-        timesteps: t, `[B]`.
+        batch: the draws.
 
     Raises:
         ConfigurationError: a layer is called twice in the pass, or never, or what it read or wrote is changed in place
             afterwards; the message names it.
     """
 
-    def __init__(self, model: Network, layers: Layers, noisy: Tensor, timesteps: Tensor):
+    def __init__(self, model: Denoiser, layers: Layers, batch: DrawBatch):
         self.layers = layers
         self._inputs: dict[str, Tensor] = {}
         self._versions: dict[str, tuple[int, int]] = {}
@@ -160,7 +160,7 @@ class ForwardPass:
         try:
             # Hooks see a layer's own tensors only where the layer runs as written, not fused by `model.compile()`
             with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-                self.prediction = predict_noise(model, noisy, timesteps)
+                self.prediction = model.predict(batch)
         finally:
             for handle in handles:
                 handle.remove()
