@@ -155,8 +155,8 @@ def _network_class(folder: Path) -> Any:
     assert kind is not None
     _, *parameters = inspect.signature(kind.forward).parameters.values()
     denoises = len(parameters) > 1 and parameters[1].name.startswith("timestep")
-    require(denoises, f"{folder}: a {name} takes no timestep, so it is no network that denoises; give the folder of the one that "
-            "does", ConfigurationError)  # fmt: skip
+    require(denoises, f"{folder}: a {name} takes no timestep, so it is no network that denoises; give the folder of the one "
+            "that does", ConfigurationError)  # fmt: skip
     wanted = [p.name for p in parameters[2:] if p.default is inspect.Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     missing = [name for name in wanted if name not in GIVEN]
     require(not missing, f"{folder}: a {name} must be told {', '.join(missing)}, which images do not carry here; give a model "

@@ -1,4 +1,4 @@
-"""Models of other people, as they leave them: read with their meaning, attributed as plain autograd does, or refused in a line."""
+"""Models of other people, as they leave them: read with their meaning, attributed as autograd does, or refused in a line."""
 
 import json
 import shutil
