@@ -121,11 +121,10 @@ def test_public_configurations_mean_what_their_training_meant(tmp_path, name):
     model = load_model(tmp_path).double()
     data, draws = images(2), DrawConfig(4, noise="independent")
     drawn = [
-        example_draws(int(i), (3, 8, 8), draws, seed=0, stage=MEASUREMENT_STAGE, process=model.process) for i in data.ids
+        example_draws(int(i), (3, 8, 8), draws, seed=0, stage=MEASUREMENT_STAGE, process=model.process)
+        for i in data.ids
     ]
-    losses = torch.stack(
-        [by_hand(made, scheduler, *one) for one in zip(data.images, data.labels, drawn, strict=True)]
-    )
+    losses = torch.stack([by_hand(made, scheduler, *one) for one in zip(data.images, data.labels, drawn, strict=True)])
     torch.testing.assert_close(measure(model, data, MeasurementConfig(draws=draws)), losses.detach(), rtol=1e-5, atol=0)
     layers = [layer for layer in made.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
     expected = torch.autograd.grad(losses[0], [layer.weight for layer in layers])
@@ -134,7 +133,9 @@ def test_public_configurations_mean_what_their_training_meant(tmp_path, name):
     assert len(found) == len(layers)
     scale = max(float(gradient.abs().max()) for gradient in expected)
     for gradient, matrix in zip(expected, found.values(), strict=True):
-        torch.testing.assert_close(matrix[0, :, : gradient[0].numel()], gradient.flatten(1), rtol=1e-5, atol=1e-6 * scale)
+        torch.testing.assert_close(
+            matrix[0, :, : gradient[0].numel()], gradient.flatten(1), rtol=1e-5, atol=1e-6 * scale
+        )
 
 
 @pytest.mark.parametrize("name", ["adm", "v", "flow"])
