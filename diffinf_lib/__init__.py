@@ -52,7 +52,15 @@ from diffinf_lib.curvature import (
     neumann_inverse,
     scores_with_inverse,
 )
-from diffinf_lib.data import Dataset, DatasetConfig, ImageSet, Trajectories, load_dataset
+from diffinf_lib.data import (
+    Dataset,
+    DatasetConfig,
+    FolderImages,
+    ImageSet,
+    Trajectories,
+    load_dataset,
+    read_image_folder,
+)
 from diffinf_lib.diffusion import (
     Denoiser,
     DrawBatch,

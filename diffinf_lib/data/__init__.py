@@ -5,8 +5,8 @@ import warnings
 from diffinf_lib.data.artbench import artbench_dataset
 from diffinf_lib.data.cifar import cifar_dataset
 from diffinf_lib.data.digits import digits_dataset
-from diffinf_lib.data.folder import image_folder
-from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet
+from diffinf_lib.data.folder import FolderImages, image_folder, read_image_folder
+from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet, to_unit_range
 from diffinf_lib.data.trajectories import Trajectories
 from diffinf_lib.errors import first_few, require
 
@@ -23,7 +23,9 @@ DATASETS = (*(name for name in _LOADERS if name != "folder"), "folder:PATH")
 
 
 def load_dataset(config: DatasetConfig | str) -> Dataset:
-    """Load a dataset by name or configuration. Queries that are training images too are named in a warning.
+    """Load a dataset by name or configuration.
+
+    What was decided about a folder's images, and which queries are training images too, is said in warnings.
 
     Raises:
         ConfigurationError: no dataset of that name.
@@ -34,14 +36,25 @@ def load_dataset(config: DatasetConfig | str) -> Dataset:
     known = kind in _LOADERS and bool(colon) == (kind == "folder")
     require(known, f"dataset={config.name!r}: no such dataset; give one of {', '.join(DATASETS)}")
     dataset = _LOADERS[kind](config)
-    repeated = dataset.repeated_queries()
+    for note in dataset.notes:
+        warnings.warn(f"dataset={config.name}: {note}", stacklevel=2)
+    repeated = [dataset.queries.describe(position) for position in dataset.repeated_queries()]
     if repeated:
         warnings.warn(
             f"dataset={config.name}: {len(repeated)} of {len(dataset.queries)} queries are training images too "
-            f"(ids {first_few(repeated)}); their own scores dominate: remove the copies, or leave these queries out",
+            f"({first_few(repeated)}); their own scores dominate: remove the copies, or leave these queries out",
             stacklevel=2,
         )
     return dataset
 
 
-__all__ = ["Dataset", "DatasetConfig", "ImageSet", "Trajectories", "load_dataset"]
+__all__ = [
+    "Dataset",
+    "DatasetConfig",
+    "FolderImages",
+    "ImageSet",
+    "Trajectories",
+    "load_dataset",
+    "read_image_folder",
+    "to_unit_range",
+]

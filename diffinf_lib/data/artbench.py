@@ -26,4 +26,4 @@ def artbench_dataset(config: DatasetConfig) -> Dataset:
         folder = unpacked / NAME if (unpacked / NAME).is_dir() else unpacked
     require(folder.is_dir(), f"dataset=artbench10: place {archive.name} (from {SOURCE}) in {data_root()}, or its content "
             f"in {folder}/train/STYLE and test/STYLE", DownloadError)  # fmt: skip
-    return dataset_from_folder(folder, replace(config, name="artbench10"))
+    return dataset_from_folder(folder, replace(config, name="artbench10"), by_content=False)

@@ -15,7 +15,7 @@ from diffinf_lib.artifacts import data_root
 from diffinf_lib.data.download import fetch
 from diffinf_lib.data.folder import dataset_from_folder
 from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet, to_unit_range
-from diffinf_lib.data.selection import select
+from diffinf_lib.data.selection import random_order, select
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.randomness import keyed_generator
 
@@ -43,12 +43,12 @@ def cifar_dataset(config: DatasetConfig) -> Dataset:
     require(not unknown, f"classes: {', '.join(unknown)} not in CIFAR-10; give some of {', '.join(CLASSES)}", DataError)
     folder = data_root() / "cifar10"
     if (folder / "train").is_dir() and (folder / "test").is_dir():
-        found = dataset_from_folder(folder, replace(config, classes=classes))
+        found = dataset_from_folder(folder, replace(config, classes=classes), by_content=False)
     else:
         found = _from_archive(replace(config, classes=classes))
     if not config.name.endswith("deq"):
         return found
-    return Dataset(config.name, dequantised(found.train), dequantised(found.queries), found.class_names)
+    return replace(found, train=dequantised(found.train), queries=dequantised(found.queries))
 
 
 def dequantised(images: ImageSet, levels: int = 256) -> ImageSet:
@@ -72,10 +72,11 @@ def _from_archive(config: DatasetConfig) -> Dataset:
     ]:
         ids = torch.arange(start, stop)
         ids = ids[torch.isin(targets[ids], torch.tensor(numbers))]
-        ids = ids[select(targets[ids], size, stratified=config.stratified, seed=config.seed, what=what)]
+        order = random_order(ids, seed=config.seed, what=what)
+        ids = ids[select(targets[ids], size, order=order, stratified=config.stratified, what=what, class_names=CLASSES)]
         labels = torch.tensor([numbers.index(number) for number in targets[ids].tolist()])
         sets.append(ImageSet(to_unit_range(pixels[ids]), labels, ids))
-    return Dataset(config.name, sets[0], sets[1], wanted)
+    return Dataset(config.name, sets[0], sets[1], wanted, split="queries are test images")
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -36,7 +36,7 @@ def digits_dataset(config: DatasetConfig) -> Dataset:
         return ImageSet(to_unit_range(images[part], 16.0).unsqueeze(1), labels, part)
 
     parts = chosen(order[:train_size]), chosen(order[train_size : train_size + query_size])
-    return Dataset("digits", *parts, class_names=tuple(map(str, classes)))
+    return Dataset("digits", *parts, class_names=tuple(map(str, classes)), split=f"at random, seed {config.seed}")
 
 
 def _digit(name: str | int) -> int:

@@ -1,145 +1,226 @@
-"""Folder: any folder of images as a dataset, with or without classes, with or without a test part."""
+"""Folder: any folder of images as a dataset, with or without classes, with or without a test part.
 
-import re
-from collections.abc import Sequence
+Which files count is decided in `data.files`, how one is read in `data.decoding` and `data.reading`; here, who is who. An
+image's id comes from its file's content, so that adding, removing or renaming a file changes no other image's draws, and
+hardly who is chosen or held out.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet, to_unit_range
-from diffinf_lib.data.selection import select
-from diffinf_lib.errors import DataError, require
-from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.artifacts.files import file_digest
+from diffinf_lib.data.files import NO_CLASS, FolderFiles, ImageFile, list_images, natural_key, readable
+from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet
+from diffinf_lib.data.reading import read_images
+from diffinf_lib.data.selection import even_shares, order_by_id, random_order, select, take
+from diffinf_lib.errors import DataError, first_few, require
+from diffinf_lib.randomness import keyed_seed
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 QUERY_SHARE = 0.16
+FIRST_ID, LAST_ID = 10**14, 10**15 - 1
+"""Ids of files have 15 digits: beyond those of other datasets and of samples, and exact in tables and scripts of any kind."""
 
 
-def natural_key(path: Path) -> list[tuple[int, int, str]]:
-    """Sort key that puts 2 before 10: runs of digits compare as numbers."""
-    parts = re.split(r"(\d+)", path.as_posix().lower())
-    return [(0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts]
+@dataclass(frozen=True)
+class FolderImages:
+    """All images of a folder.
+
+    Attributes:
+        images: with names relative to the folder, ids by content, labels by subfolder.
+        class_names: the subfolders; `all` for images outside any.
+        notes: what was skipped, turned, laid on white and so on, in plain sentences.
+    """
+
+    images: ImageSet
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Every image file below a folder, relative to it, in natural order."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted((path.relative_to(folder) for path in found), key=natural_key)
+def read_image_folder(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+) -> FolderImages:
+    """Every image below a folder, or every file of a list, in natural order; nothing is held out.
+
+    Parts of a split (`train/`, `test/`) are read alike and are no classes.
+
+    Args:
+        image_size: side to which the central square of each image is scaled; None: as they are, all of one size.
+        channels: 1 or 3; None: grey where all images are, else RGB.
+
+    Raises:
+        DataError: nothing there, a file that cannot be read, or images of several sizes without `image_size`.
+    """
+    found = _given_files(path)
+    files = _LabelledFiles(found.files, _class_names(found.files), content_ids(found.files))
+    images, notes = files.read(torch.arange(len(found.files)), image_size, channels)
+    notes += (f"parts of a split, read alike: {_places(found.files)}",) if found.is_split else ()
+    return FolderImages(images, files.class_names, (*found.notes, *notes))
+
+
+def _given_files(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> FolderFiles:
+    if isinstance(path, str | os.PathLike):
+        folder = Path(path).expanduser()
+        require(bool(os.fspath(path)), "images='': no path; give a folder of images, or files", DataError)
+        if os.path.isdir(folder):
+            return list_images(folder)
+        path = [path]
+    files = [Path(file).expanduser() for file in path]
+    require(bool(files), "images: no files; give a folder of images, or some files", DataError)
+    for file in files:
+        require(os.path.isfile(file), f"{file}: no such {'file' if len(files) > 1 else 'folder or file'}", DataError)
+    common = os.path.commonpath([os.path.abspath(file.parent) for file in files])
+    names = [readable(Path(os.path.relpath(os.path.abspath(file), common)).as_posix()) for file in files]
+    return FolderFiles(tuple(ImageFile(*found, None, NO_CLASS) for found in zip(files, names, strict=True)), ())
 
 
 def image_folder(config: DatasetConfig) -> Dataset:
     """A dataset from `folder:PATH`.
 
-    PATH holds `train/` and `test/`, or the images of both together, from which queries are then held out; below, one
-    folder a class, or no folders at all. An image's id is its place in the natural order of all files, train before
-    test, whatever is selected afterwards. Images are RGB, or grey where all of them are.
+    PATH holds `train/` and `test/` (or a validation part, which serves where there is no test), or images from which
+    queries are then held out; below, one folder a class, or no folders at all. Images are RGB, or grey where all of them are.
 
     Raises:
         DataError: no such folder, no images there, an unreadable one, or images of several sizes without `image_size`.
     """
-    folder = Path(config.name.partition(":")[2]).expanduser()
-    require(not folder.is_file(), f"dataset={config.name}: that is a file; unpack it and give the folder", DataError)
+    folder = Path(config.name.partition(":")[2])
     require(
-        folder.is_dir(),
-        f"dataset={config.name}: there is no such folder; give folder:PATH of an image folder",
-        DataError,
+        not os.path.isfile(folder), f"dataset={config.name}: that is a file; unpack it and give the folder", DataError
     )
+    require(os.path.isdir(folder), f"dataset={config.name}: there is no such folder; give folder:PATH of an image folder",
+            DataError)  # fmt: skip
     return dataset_from_folder(folder, config)
 
 
-def dataset_from_folder(folder: Path, config: DatasetConfig) -> Dataset:
-    """As `image_folder`, for a folder that is known to be there."""
-    parts = [list_images(folder / name) for name in ("train", "test")]
-    split = all(parts)
-    paths = (
-        [Path(name) / p for name, part in zip(("train", "test"), parts, strict=True) for p in part] if split else None
-    )
-    paths = paths or list_images(folder)
-    require(bool(paths), f"dataset={config.name}: no images in {folder}; it needs files ending in {', '.join(SUFFIXES[:3])}, …",
-            DataError)  # fmt: skip
-    ids = torch.arange(len(paths))
-    names = [_class_of(path, split) for path in paths]
-    class_names = tuple(sorted(set(names), key=lambda name: natural_key(Path(name))))
-    if config.classes is not None:
-        ids, class_names = _of_classes(ids, names, class_names, tuple(map(str, config.classes)), config.name)
-    labels = torch.tensor([class_names.index(names[i]) for i in ids.tolist()])
-    is_test = ids >= len(parts[0]) if split else _held_out(labels, config)
-    train, queries = (
-        ids[where][select(labels[where], size, stratified=config.stratified, seed=config.seed, what=what)]
-        for where, size, what in [
-            (~is_test, config.train_size, "train_size"),
-            (is_test, config.query_size, "query_size"),
-        ]
-    )
-    both = torch.cat([train, queries])
-    pixels = read_images([folder / paths[i] for i in both.tolist()], config.image_size)
-    all_labels = torch.tensor([class_names.index(names[i]) for i in both.tolist()])
-    first, second = slice(0, len(train)), slice(len(train), None)
-    sets = [ImageSet(pixels[part], all_labels[part], both[part]) for part in (first, second)]
-    return Dataset(config.name, sets[0], sets[1], class_names)
+def dataset_from_folder(folder: Path, config: DatasetConfig, *, by_content: bool = True) -> Dataset:
+    """As `image_folder`, for a folder that is known to be there.
 
-
-def _class_of(path: Path, split: bool) -> str:
-    """The folder right above the file, below `train` or `test`; images without one are all of one class."""
-    folders = path.parts[int(split) : -1]
-    return folders[0] if folders else "all"
-
-
-def _of_classes(
-    ids: Tensor, names: list[str], known: tuple[str, ...], wanted: tuple[str, ...], where: str
-) -> tuple[Tensor, tuple[str, ...]]:
-    missing = [name for name in wanted if name not in known]
-    require(not missing, f"classes: {', '.join(missing)} not in {where}, which has {', '.join(known)}", DataError)
-    return ids[torch.tensor([name in wanted for name in names])], wanted
-
-
-def _held_out(labels: Tensor, config: DatasetConfig) -> Tensor:
-    """Which images are queries where the folder has no test part: `query_size` of them, or a share."""
-    size = config.query_size or max(1, round(QUERY_SHARE * len(labels)))
-    require(
-        size < len(labels), f"query_size={size}: there are {len(labels)} images; leave some for training", DataError
-    )
-    order = torch.randperm(len(labels), generator=keyed_generator("held-out", config.seed))
-    mask = torch.zeros(len(labels), dtype=torch.bool)
-    mask[order[:size]] = True
-    return mask
-
-
-def read_images(paths: Sequence[Path], image_size: int | None) -> Tensor:
-    """Decode images to `[N, C, H, W]` in [−1, 1]; with `image_size`, the central square scaled to that side.
-
-    Raises:
-        DataError: an image cannot be read, or sizes differ and no `image_size` is given.
+    Args:
+        by_content: ids by content; otherwise an image's id is its place among all files, train before test, which suits a
+            dataset whose files never change.
     """
-    arrays, first = [], None
-    for path in paths:
-        image = _open(path)
-        if image_size is not None:
-            image = _square(image, image_size)
-        first = first or (path, image.size)
-        require(image.size == first[1], f"{path.name} is {image.size[0]}×{image.size[1]}, {first[0].name} is "
-                f"{first[1][0]}×{first[1][1]}: give image_size to bring them to one", DataError)  # fmt: skip
-        arrays.append(image)
-    grey = all(image.mode == "L" for image in arrays)
-    stacked = np.stack([np.asarray(image if grey else image.convert("RGB")) for image in arrays])
-    pixels = torch.from_numpy(stacked)
-    return to_unit_range(pixels.unsqueeze(1) if grey else pixels.permute(0, 3, 1, 2)).contiguous()
+    listed = list_images(folder)
+    training, testing, notes = _parts(listed, folder)
+    every = (*training, *testing)
+    ids = content_ids(every) if by_content else torch.arange(len(every))
+    kept, class_names = _of_classes(every, config)
+    files = _LabelledFiles([every[i] for i in kept.tolist()], class_names, ids[kept])
+    if testing:
+        is_query, split = kept >= len(training), f"queries are the images in {_places(testing)}"
+    else:
+        is_query = _held_out(files.labels, files.ids, config)
+        split = f"{int(is_query.sum())} of {len(kept)} held out by a hash of id and seed {config.seed}"
+        notes += () if config.query_size else (f"no test part: queries are {split}; dataset.query_size sets how many",)
+    order = order_by_id if by_content else random_order
+    train = files.chosen(~is_query, config.train_size, "train_size", config, order)
+    queries = files.chosen(is_query, config.query_size, "query_size", config, order)
+    both, remarks = files.read(torch.cat([train, queries]), config.image_size)
+    sets = both.subset(slice(0, len(train))), both.subset(slice(len(train), None))
+    return Dataset(config.name, *sets, class_names, split=split, notes=(*listed.notes, *notes, *remarks))
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.convert("L") if image.mode in ("1", "L", "I;16") else image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-        raise DataError(f"{path}: cannot be read as an image; remove or replace it") from None
+@dataclass(frozen=True, eq=False)
+class _LabelledFiles:
+    """Image files that may be chosen and read, with their ids."""
+
+    files: Sequence[ImageFile]
+    class_names: tuple[str, ...]
+    ids: Tensor
+
+    @cached_property
+    def labels(self) -> Tensor:
+        return torch.tensor([self.class_names.index(file.class_name) for file in self.files])
+
+    def chosen(
+        self, among: Tensor, size: int | None, what: str, config: DatasetConfig, order: Callable[..., Tensor]
+    ) -> Tensor:
+        """Positions of `size` of the files where the mask is True; a class with too few training images is refused."""
+        positions = select(
+            self.labels[among], size, order=order(self.ids[among], seed=config.seed, what=what), what=what,
+            stratified=config.stratified, class_names=self.class_names, exactly=what == "train_size",
+        )  # fmt: skip
+        return among.nonzero().flatten()[positions]
+
+    def read(
+        self, positions: Tensor, image_size: int | None, channels: int | None = None
+    ) -> tuple[ImageSet, tuple[str, ...]]:
+        files = [self.files[i] for i in positions.tolist()]
+        names = tuple(file.name for file in files)
+        pixels, notes = read_images([file.path for file in files], names, image_size=image_size, channels=channels)
+        return ImageSet(pixels, self.labels[positions], self.ids[positions], names=names), notes
 
 
-def _square(image: Image.Image, side: int) -> Image.Image:
-    short = min(image.size)
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    box = (left, top, left + short, top + short)
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+def content_ids(files: Sequence[ImageFile]) -> Tensor:
+    """An id for each file, `[N]`: a hash of its bytes and of how many copies of it came before, from `FIRST_ID` on."""
+    ids: dict[int, None] = {}
+    copies: Counter[str] = Counter()
+    for file in files:
+        try:
+            digest = file_digest(file.path)
+        except OSError as error:
+            raise DataError(f"{file.path}: cannot be read ({error.strerror}); remove or replace it") from None
+        while (found := FIRST_ID + keyed_seed("image", digest, copies[digest]) % (LAST_ID - FIRST_ID + 1)) in ids:
+            copies[digest] += 1
+        ids[found] = None
+    return torch.tensor(list(ids))
+
+
+def _parts(listed: FolderFiles, folder: Path) -> tuple[tuple[ImageFile, ...], tuple[ImageFile, ...], tuple[str, ...]]:
+    """Training files, query files (none: to be held out), and notes on files that are neither."""
+    if not listed.is_split:
+        return listed.files, (), ()
+    training, testing = listed.of("train"), listed.of("test") or listed.of("validation")
+    require(bool(training), f"{folder}: there is {_places(testing)} but no train/ beside it; give the training images in "
+            "train/, or the folder inside", DataError)  # fmt: skip
+    used = {*training, *testing}
+    unused = [file.name for file in listed.files if file not in used]
+    notes = (f"{len(unused)} images outside {_places([*training, *testing])} are left out ({first_few(unused)})",)
+    return training, testing, notes if unused else ()
+
+
+def _places(files: Sequence[ImageFile]) -> str:
+    """The folders of the parts that these files belong to."""
+    return " and ".join(dict.fromkeys(f"{file.part}/" for file in files if file.part))
+
+
+def _class_names(files: Sequence[ImageFile]) -> tuple[str, ...]:
+    return tuple(sorted({file.class_name for file in files}, key=natural_key))
+
+
+def _of_classes(files: Sequence[ImageFile], config: DatasetConfig) -> tuple[Tensor, tuple[str, ...]]:
+    """Positions of the files whose class is asked for, and the classes."""
+    known = _class_names(files)
+    if config.classes is None:
+        return torch.arange(len(files)), known
+    wanted = tuple(map(str, config.classes))
+    missing = [name for name in wanted if name not in known]
+    require(not missing, f"classes: {', '.join(missing)} not in {config.name}, which has {', '.join(known)}", DataError)
+    return torch.tensor([i for i, file in enumerate(files) if file.class_name in wanted]), wanted
+
+
+def _held_out(labels: Tensor, ids: Tensor, config: DatasetConfig) -> Tensor:
+    """Which images are queries where the folder has no test part, as a mask.
+
+    `query_size` of them, as evenly from the classes as they have them; without it a share of each class. The last image of
+    a class stays for training as long as others can be taken.
+    """
+    count = len(labels)
+    size = config.query_size or max(1, round(QUERY_SHARE * count))
+    require(size < count, f"query_size={size}: there are {count} images; leave some for training", DataError)
+    order = order_by_id(ids, seed=config.seed, what="held-out")
+    held = labels.unique(return_counts=True)[1].tolist()
+    shares = [round(QUERY_SHARE * images) for images in held]
+    if config.query_size or not any(shares):
+        spare = [images - 1 for images in held]
+        shares = even_shares(spare if sum(spare) >= size else held, size)
+    chosen = take(labels, order, shares) if config.stratified else order[:size]
+    return torch.zeros(count, dtype=torch.bool).index_fill(0, chosen, True)

@@ -1,8 +1,11 @@
 """Images: a set of images with labels and stable ids, and a dataset of training images and queries."""
 
-from dataclasses import dataclass
+import os
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,48 +14,110 @@ from diffinf_lib.artifacts.files import tensor_digest
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.shapes import ImageShape
 
+BRIGHTEST = 64.0
+"""Images without a negative pixel that go beyond this are 0…255, not yet scaled; latents reach far out, but to both sides."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images in [−1, 1] with what identifies them.
+    """Images in [−1, 1] with what identifies them; samples may lie slightly outside, latents further.
 
     Attributes:
-        images: `[N, C, H, W]`, float32.
+        images: `[N, C, H, W]`, floating point.
         labels: index into the dataset's class names, `[N]`; −1 for none.
         ids: unique and stable, `[N]`; draws are keyed by them.
+        names: of the files they come from, relative to their folder, with `/`; None where there are none.
+
+    Raises:
+        DataError: counts or shapes do not fit, or pixels are whole numbers, not finite, or evidently 0…255.
     """
 
     images: Float[Tensor, "N C H W"]
     labels: Int[Tensor, "N"]
     ids: Int[Tensor, "N"]
+    names: tuple[str, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         require(self.images.ndim == 4, f"images of shape {tuple(self.images.shape)}: give [N, C, H, W]", DataError)
         counts = (len(self.images), len(self.labels), len(self.ids))
         require(len(set(counts)) == 1, f"{counts} images, labels and ids: give as many of each", DataError)
         require(len(self.ids.unique()) == len(self.ids), "ids: each image needs an id of its own", DataError)
+        named = self.names is None or len(self.names) == len(self.ids)
+        require(
+            named, f"{len(self.names or ())} names of {len(self.ids)} images: give one for each, or None", DataError
+        )
+        self._check_pixels()
+
+    def _check_pixels(self) -> None:
+        kind, scale = self.images.dtype, "scale them to [−1, 1], 0…255 by diffinf_lib.data.to_unit_range"
+        require(kind.is_floating_point, f"images of type {str(kind).removeprefix('torch.')}: {scale}", DataError)
+        if not self.images.numel():
+            return
+        low, high = (float(extreme) for extreme in self.images.detach().aminmax())
+        if not np.isfinite([low, high]).all():
+            position = int(self.images.isfinite().flatten(1).all(1).logical_not().nonzero()[0])
+            raise DataError(
+                f"images: {self.describe(position)} has pixels that are not finite; leave it out or make it anew"
+            )
+        require(low < 0 or high <= BRIGHTEST, f"images: pixels from {low:g} to {high:g}; {scale}", DataError)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}: {len(self)} images of {_times(self.shape)}"
 
     @property
     def shape(self) -> ImageShape:
         """(C, H, W) of one image."""
         return (self.images.shape[1], self.images.shape[2], self.images.shape[3])
 
+    def describe(self, position: int) -> str:
+        """The image at this position as messages call it: by its file's name where it has one, else by its id."""
+        return self.names[position] if self.names is not None else f"the image with id {int(self.ids[position])}"
+
+    def names_at(self, index: Tensor | slice | list[int]) -> tuple[str, ...] | None:
+        """The names of the images at these positions, or where a mask is True."""
+        if self.names is None:
+            return None
+        return tuple(self.names[position] for position in torch.arange(len(self))[index].flatten().tolist())
+
     def subset(self, index: Tensor | slice | list[int]) -> "ImageSet":
         """The images at these positions, or where a mask is True."""
-        return ImageSet(self.images[index], self.labels[index], self.ids[index])
+        return ImageSet(self.images[index], self.labels[index], self.ids[index], names=self.names_at(index))
+
+    def identifiers(self, prefix: str) -> dict[str, np.ndarray]:
+        """Ids, and names where there are any, as arrays to be kept beside results: `<prefix>ids`, `<prefix>names`."""
+        named = {} if self.names is None else {f"{prefix}names": np.array(self.names, dtype=str)}
+        return {f"{prefix}ids": self.ids.numpy(), **named}
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training images and queries; their ids never meet."""
+    """Training images and queries; their ids never meet.
+
+    Attributes:
+        split: how queries were told from training images, for people.
+        notes: what was decided about the images on the way, in plain sentences.
+    """
 
     name: str
     train: ImageSet
     queries: ImageSet
     class_names: tuple[str, ...]
+    split: str = field(default="", kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __repr__(self) -> str:
+        lines = [f"{self.name}: images of {_times(self.train.shape)}"]
+        for title, part in (("training images", self.train), ("queries", self.queries)):
+            lines.append(f"  {len(part)} {title} ({self._counts(part)})")
+        lines += [f"  split: {self.split}"] if self.split else []
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def _counts(self, part: ImageSet) -> str:
+        counts = Counter(part.labels.tolist())
+        return ", ".join(f"{self.class_names[i] if i >= 0 else 'no class'}: {counts[i]}" for i in sorted(counts))
 
     @cached_property
     def digest(self) -> str:
@@ -61,11 +126,11 @@ class Dataset:
         return tensor_digest(*(tensor for part in parts for tensor in (part.images, part.labels, part.ids)))
 
     def repeated_queries(self) -> list[int]:
-        """Ids of queries that are pixel for pixel one of the training images."""
+        """Positions of queries that are pixel for pixel one of the training images."""
         train, queries = (_sums_of_bits(part.images) for part in (self.train, self.queries))
         suspects = torch.nonzero(torch.isin(queries, train)).flatten().tolist()  # equal images have equal sums
         return [
-            int(self.queries.ids[place])
+            place
             for place in suspects
             if (self.train.images[train == queries[place]] == self.queries.images[place]).flatten(1).all(1).any()
         ]
@@ -80,12 +145,14 @@ class DatasetConfig:
     """Which images, and how many of them.
 
     Attributes:
-        name: `digits`, `cifar2`, `cifar10`, `cifar2deq`, `cifar10deq`, `artbench10`, or `folder:PATH`.
+        name: `digits`, `cifar2`, `cifar10`, `cifar2deq`, `cifar10deq`, `artbench10`, or `folder:PATH`, kept with the
+            folder's full path, so that it is the same however PATH was written.
         classes: keep these classes only, by name or, for digits, by number.
         image_size: side in pixels to which a folder's images are brought.
         train_size: number of training images; None: all there are.
         query_size: number of queries; None: all there are.
-        stratified: take the same number of training images from each class, or draw them from all alike.
+        stratified: take the same number of images from each class, or draw them from all alike. Queries come from the
+            classes as evenly as they have them.
         seed: of the choice of images, where there are more than asked for.
     """
 
@@ -98,9 +165,20 @@ class DatasetConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        kind, colon, path = self.name.partition(":")
+        if kind == "folder" and colon:
+            require(
+                bool(path.strip()),
+                f"dataset={self.name!r}: no path; give folder:PATH, folder:. for the current directory",
+            )
+            object.__setattr__(self, "name", f"folder:{os.path.realpath(os.path.expanduser(path))}")
         for name in ("image_size", "train_size", "query_size"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value}: give a positive number")
+
+
+def _times(shape: ImageShape) -> str:
+    return "×".join(map(str, shape))
 
 
 def to_unit_range(pixels: Tensor, maximum: float = 255.0) -> Tensor:

@@ -37,5 +37,6 @@ class Trajectories(ImageSet):
     def subset(self, index: Tensor | slice | list[int]) -> "Trajectories":
         """The samples at these positions, or where a mask is True, with their states."""
         return Trajectories(
-            self.images[index], self.labels[index], self.ids[index], self.states[index], self.guesses[index]
-        )
+            self.images[index], self.labels[index], self.ids[index], self.states[index], self.guesses[index],
+            names=self.names_at(index),
+        )  # fmt: skip
