@@ -68,7 +68,7 @@ class Frames:
 <output for="{key}-control" aria-live="polite">{html.escape(self.names[0])}</output>
 {frames}
 <script>(function () {{
-  const box = document.getElementById("{key}"), names = {json.dumps(list(self.names))};
+  const box = document.getElementById("{key}"), names = {_script_text(list(self.names))};
   const control = document.getElementById("{key}-control"), output = box.querySelector("output");
   control.addEventListener("input", function () {{
     const chosen = Number(control.value);
@@ -91,6 +91,11 @@ class Frames:
         view = ipywidgets.HTML(self.frames[0])
         control.observe(lambda change: setattr(view, "value", self.frames[change["new"]]), names="value")
         return ipywidgets.VBox([control, view])
+
+
+def _script_text(value: Any) -> str:
+    """JSON that nothing in it, such as a file's name, can end the script around it."""
+    return json.dumps(value).replace("<", "\\u003c")
 
 
 def _picture(image: Tensor, alternative: str, size: int = 64) -> str:
@@ -127,7 +132,12 @@ def ranked_image_explorer(
     shown = list(range(min(12, len(queries)))) if shown is None else list(shown)
     require(len(shown) > 0, "shown: give at least one query")
     frames = [_ranked_frame(train, queries.images[q], scores[q], q, images) for q in shown]
-    return Frames("Query", [f"query {q}" for q in shown], frames, slider=False)
+    titles = [f"query {q}" if queries.names is None else f"query {q}: {queries.names[q]}" for q in shown]
+    return Frames("Query", titles, frames, slider=False)
+
+
+def _called(images: ImageSet, position: int) -> str:
+    return str(int(images.ids[position])) if images.names is None else images.names[position]
 
 
 def _ranked_frame(train: ImageSet, query: Tensor, scores: Tensor, number: int, images: int) -> str:
@@ -135,7 +145,7 @@ def _ranked_frame(train: ImageSet, query: Tensor, scores: Tensor, number: int, i
     for name, places in ranked(scores, images).items():
         cells = "".join(
             f'<figure style="display:inline-block;margin:2px;text-align:center">'
-            f"{_picture(train.images[n], f'training image {int(train.ids[n])}', 48)}"
+            f"{_picture(train.images[n], f'training image {_called(train, n)}', 48)}"
             f'<figcaption style="font-size:70%">{scores[n]:+.1e}</figcaption></figure>'
             for n in places.tolist()
         )

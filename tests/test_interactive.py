@@ -1,6 +1,8 @@
 import base64
+import html
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -75,3 +77,15 @@ def test_the_widget_follows_its_control():
         control, view = figure.widget().children
         control.value = 2
         assert view.value == figure.frames[2]
+
+
+def test_file_names_are_shown_and_cannot_end_the_script():
+    names = tuple(f"a</script><b>{n}.png" for n in range(40))
+    train, queries = replace(TRAIN, names=names), replace(QUERIES, names=names[:12])
+    fragment = ranked_image_explorer(train, queries, SCORES)._repr_html_()
+    checker = parsed(fragment)
+    assert fragment.count("</script>") == 1 and "<b>" not in fragment
+    best = int(SCORES[0].argmax())
+    assert (
+        checker.images[1]["alt"] == f"training image {names[best]}" and f"query 0: {html.escape(names[0])}" in fragment
+    )

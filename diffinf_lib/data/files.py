@@ -108,16 +108,17 @@ def readable(name: str) -> str:
 
 def _find(folder: Path) -> tuple[list[str], tuple[str, ...]]:
     """Names of the image files below a folder, and notes on what was skipped."""
-    names, unread, skipped = [], Counter[str](), 0
+    names, unread, left_behind = [], Counter[str](), []
     for path in _walk(folder, ancestors=frozenset()):
-        suffix = path.suffix.lower()
-        if any(_is_left_behind(part) for part in path.relative_to(folder).parts):
-            skipped += suffix in SUFFIXES
+        suffix, name = path.suffix.lower(), path.relative_to(folder).as_posix()
+        if _is_left_behind(path.name):
+            left_behind += [name] if suffix in SUFFIXES or path.is_dir() else []
         elif suffix in SUFFIXES:
-            names.append(path.relative_to(folder).as_posix())
+            names.append(name)
         elif suffix in UNREAD_SUFFIXES:
             unread[suffix] += 1
-    notes = [f"hidden or left behind by a system, skipped: {skipped} image file(s)"] if skipped else []
+    shown = first_few([readable(name) for name in sorted(left_behind, key=natural_key)])
+    notes = [f"hidden or left behind by a system, skipped: {shown}"] if left_behind else []
     notes += [
         f"of a kind that is not read, skipped: {count} {suffix} file(s)" for suffix, count in sorted(unread.items())
     ]
@@ -129,7 +130,7 @@ def _is_left_behind(name: str) -> bool:
 
 
 def _walk(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """Every file below a folder, through links; a link to a folder that it lies in is not followed."""
+    """Every file below a folder, through links but not in circles; of folders left behind, only themselves."""
     try:
         status = folder.stat()
         entries = list(os.scandir(folder))
@@ -141,9 +142,7 @@ def _walk(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[Path]
     for entry in entries:
         if entry.is_dir() and not _is_left_behind(entry.name):
             yield from _walk(Path(entry.path), ancestors | {here})
-        elif entry.is_dir():
-            yield from (path for path in Path(entry.path).rglob("*") if path.is_file())
-        elif entry.is_file() or entry.is_symlink():  # a link that leads nowhere is refused when it is opened
+        elif entry.is_dir() or entry.is_file() or entry.is_symlink():  # a link to nowhere is refused when it is opened
             yield Path(entry.path)
 
 

@@ -25,6 +25,7 @@ class GroundTruth:
         query_images: `[Q, C, H, W]`, where they are kept.
         full_measurements: m_q of the model trained on everything, `[Q]`, where it is kept.
         provenance: where the measurements came from, in two lines.
+        query_names: of the queries' files, where they are kept.
     """
 
     masks: Bool[Tensor, "M N"]
@@ -34,6 +35,7 @@ class GroundTruth:
     query_images: Float[Tensor, "Q C H W"] | None = None
     full_measurements: Float[Tensor, "Q"] | None = None
     provenance: str = ""
+    query_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         masks, measured = tuple(self.masks.shape), tuple(self.measurements.shape)
@@ -87,7 +89,9 @@ class GroundTruth:
         """
         if self.query_images is None:
             raise DataError("ground truth: it holds no query images; give the queries it was measured on yourself")
-        return ImageSet(self.query_images, torch.full((len(self.query_ids),), -1), self.query_ids)
+        return ImageSet(
+            self.query_images, torch.full((len(self.query_ids),), -1), self.query_ids, names=self.query_names
+        )
 
     def first_subsets(self, count: int) -> "GroundTruth":
         """The same ground truth with the first `count` subsets only.
@@ -130,8 +134,11 @@ def load_ground_truth(
     sets = sorted({key.partition("/")[0] for key in found.arrays if "/" in key})
     if queries not in sets:
         raise ConfigurationError(f"queries={queries!r}: bundle {bundle} has {', '.join(sets)}; give one of these")
-    arrays = {key.partition("/")[2]: torch.from_numpy(values) for key, values in found.arrays.items()
-              if key.startswith(f"{queries}/")}  # fmt: skip
+    of_queries = {
+        key.partition("/")[2]: values for key, values in found.arrays.items() if key.startswith(f"{queries}/")
+    }
+    names = of_queries.pop("names", None)
+    arrays = {key: torch.from_numpy(values) for key, values in of_queries.items()}
     known = sorted(key.removeprefix("measured/") for key in arrays if key.startswith("measured/"))
     if measurement not in known:
         raise ConfigurationError(f"measurement={measurement!r}: bundle {bundle} has {', '.join(known)} for {queries} queries; "
@@ -144,4 +151,5 @@ def load_ground_truth(
         query_images=arrays["images"],
         full_measurements=arrays[f"full/{measurement}"].double(),
         provenance=found.provenance,
+        query_names=None if names is None else tuple(names.tolist()),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,6 +65,9 @@ def influence_scores(
         "query_format": preset.query_format,
         "seed": run.seed,
     }
+    names = (run.data.train.names, queries.names)
+    if names != (None, None):
+        identity["names"] = json_digest(names)  # kept beside the scores
     folder = run.path("scores", json_digest(plain(identity))[:12])
     with stage(folder, identity, name="scores") as needed:
         if needed:
@@ -83,7 +87,10 @@ def influence_scores(
                 query_format=preset.query_format,
                 progress=run.progress,
             )
-            write_arrays(folder / "scores.npz", scores=scores.numpy())
+            write_arrays(
+                folder / "scores.npz", scores=scores.numpy(), dampings=np.array(dampings, dtype=np.float64),
+                **run.data.train.identifiers("train_"), **queries.identifiers("query_"),
+            )  # fmt: skip
     return torch.from_numpy(read_arrays(folder / "scores.npz")["scores"])
 
 

@@ -147,9 +147,9 @@ def ground_truth_bundle(
 ) -> Path:
     """Collect a finished ground truth into a bundle and return its folder.
 
-    Arrays: `masks [M, N]`, `train_ids [N]`; for each query set `<set>/ids [Q]`, `<set>/images [Q, C, H, W]`; and for each
-    of its measurements `<set>/measured/<measurement> [M, K, Q]` and `<set>/full/<measurement> [Q]`, by the model trained on
-    everything; float32.
+    Arrays: `masks [M, N]`, `train_ids [N]`; for each query set `<set>/ids [Q]`, `<set>/images [Q, C, H, W]`; `train_names` and
+    `<set>/names` where images come from files; for each measurement of a set `<set>/measured/<measurement> [M, K, Q]` and
+    `<set>/full/<measurement> [Q]`, by the model trained on everything; float32.
 
     Args:
         name: of the bundle; default `<preset>-ground-truth`.
@@ -162,10 +162,10 @@ def ground_truth_bundle(
     model = full_model(run).model
     arrays: dict[str, np.ndarray] = {
         "masks": subset_masks(run, subsets).numpy(),
-        "train_ids": run.data.train.ids.numpy(),
+        **run.data.train.identifiers("train_"),
     }
     for query_set, images in measured_queries(run).items():
-        arrays[f"{query_set}/ids"] = images.ids.numpy()
+        arrays |= images.identifiers(f"{query_set}/")
         arrays[f"{query_set}/images"] = images.images.numpy()
     for kind, found in (("measured", collected), ("full", measured_by(run, model))):
         for key, values in found.items():

@@ -223,7 +223,7 @@ class RemovalStudy:
         `measurements [shares, 2, Q, K]` after removal of the top and of the bottom, `random [shares, R, Q, K]`, `full [Q, K]`;
         the removed positions `removed [shares, 2, Q, k]` and `random_removed [shares, R, k]`, filled up with −1 where
         a share removes fewer; of the queries `sets`, `positions` in the set, `ids`, `images [Q, C, H, W]`,
-        `scores [Q, N]`; `train_ids [N]`.
+        `scores [Q, N]`; `train_ids [N]`, and `train_names` where they are files.
 
         Raises:
             ArtifactError: some models are missing; the message counts them.
@@ -239,7 +239,7 @@ class RemovalStudy:
             "random_removed": self._padded(self.randomly_removed),
             **self._query_arrays(),
             "scores": self.scores.numpy().astype(np.float32),
-            "train_ids": self.run.data.train.ids.numpy(),
+            **self.run.data.train.identifiers("train_"),
         }
 
     def _require_finished(self) -> None:

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 import diffinf_lib as di
-from diffinf_lib.artifacts import project_root
-from diffinf_lib.errors import DataError
+from diffinf_lib.artifacts import project_root, read_arrays, write_bundle
+from diffinf_lib.errors import ConfigurationError, DataError
 
 
 def write(path, value=0, size=(4, 4), mode="RGB"):
@@ -121,6 +121,11 @@ def test_a_folder_goes_from_images_to_scores(tmp_path):
     run = di.open_run(replace(preset, name="folder"), tmp_path / "run", progress=False)
     scores = di.influence_scores(run, run.data.queries)
     assert scores.shape == (1, 2, 8) and torch.isfinite(scores).all() and scores.abs().min() > 0
+    (file,) = run.path("scores").rglob("scores.npz")
+    kept = read_arrays(file)
+    assert kept["train_names"].tolist() == [f"train/blob/{i}.png" for i in range(8)]
+    assert kept["query_names"].tolist() == ["test/blob/0.png", "test/blob/1.png"]
+    assert kept["train_ids"].tolist() == run.data.train.ids.tolist() and kept["dampings"].tolist() == [preset.damping]
 
 
 def test_the_jpeg_copy_of_cifar2_loads(tmp_path):
@@ -145,3 +150,157 @@ def test_a_copy_of_a_training_image_among_the_queries_is_flagged(split_folder, r
         repeated = load(split_folder)
     (place,) = repeated.repeated_queries()
     assert (repeated.queries.images[place] == repeated.train.images[7]).all()
+
+
+@pytest.fixture
+def class_folder(tmp_path):
+    """`CLASS/*` without a test part: 30 cats, 30 dogs, no two alike."""
+    for i in range(30):
+        write(tmp_path / "photos" / "cat" / f"{i}.png", value=i)
+        write(tmp_path / "photos" / "dog" / f"{i}.png", value=100 + i)
+    return tmp_path / "photos"
+
+
+def counts(part):
+    return torch.bincount(part.labels).tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_queries_of_a_class_folder_are_held_out_evenly(class_folder, seed, recwarn):
+    data = load(class_folder, query_size=8, train_size=20, seed=seed)
+    assert counts(data.queries) == [4, 4] and counts(data.train) == [10, 10] and not recwarn
+    assert data.split == f"8 of 60 held out by a hash of id and seed {seed}"
+    loose = [counts(load(class_folder, query_size=8, stratified=False, seed=seed).queries) for seed in range(6)]
+    assert all(sum(count) == 8 for count in loose) and any(count != [4, 4] for count in loose)
+
+
+def test_a_small_class_gives_what_it_can_and_keeps_one(class_folder):
+    write(class_folder / "cow" / "1.png", value=200)
+    write(class_folder / "emu" / "1.png", value=210)
+    write(class_folder / "emu" / "2.png", value=220)
+    data = load(class_folder, query_size=13)
+    assert counts(data.queries) == [6, 0, 6, 1] and counts(data.train) == [24, 1, 24, 1]  # cat, cow, dog, emu
+    assert counts(load(class_folder, query_size=62).train) == [0, 0, 1]  # nearly all: not every class can stay
+
+
+def test_a_share_of_each_class_is_held_out_where_no_number_is_given(class_folder):
+    for i in range(20):
+        (class_folder / "dog" / f"{i}.png").unlink()
+    with pytest.warns(
+        UserWarning, match=r"no test part: queries are 7 of 40 held out by .*; dataset.query_size sets how many"
+    ):
+        data = load(class_folder)
+    assert counts(data.queries) == [5, 2] and counts(data.train) == [25, 8]
+    with pytest.raises(DataError, match="query_size=40: there are 40 images; leave some for training"):
+        load(class_folder, query_size=40)
+
+
+def identity(part):
+    """Ids by grey level: who is who, whatever the files are called."""
+    return dict(zip(grey_levels(part), part.ids.tolist(), strict=True))
+
+
+def test_a_file_more_changes_no_other_id_and_hardly_who_is_held_out(class_folder):
+    before = load(class_folder, query_size=10, train_size=24)
+    ids = identity(before.train) | identity(before.queries)
+    for extra in (class_folder / "cat" / "0 new.png", class_folder / "dog" / "zz.png"):
+        write(extra, value=222)
+        after = load(class_folder, query_size=10, train_size=24)
+        assert all(ids.get(level, i) == i for level, i in (identity(after.train) | identity(after.queries)).items())
+        assert len(set(before.queries.ids.tolist()) - set(after.queries.ids.tolist())) <= 1
+        assert len(set(before.train.ids.tolist()) - set(after.train.ids.tolist())) <= 2
+        extra.unlink()
+
+
+def test_a_share_held_out_hardly_changes_with_a_file_more(class_folder):
+    before = load(class_folder)
+    write(class_folder / "cat" / "new.png", value=222)
+    assert len(set(before.queries.ids.tolist()) - set(load(class_folder).queries.ids.tolist())) <= 1
+
+
+def test_names_and_folders_do_not_matter_to_ids(class_folder, tmp_path):
+    before = load(class_folder, query_size=10)
+    for i in range(30):
+        (class_folder / "cat" / f"{i}.png").rename(class_folder / "cat" / f"renamed {29 - i}.png")
+    class_folder.rename(tmp_path / "moved")
+    after = load(tmp_path / "moved", query_size=10)
+    assert identity(after.queries) == identity(before.queries) and identity(after.train) == identity(before.train)
+
+
+def test_copies_have_ids_of_their_own(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        write(tmp_path / name, value=1)
+    write(tmp_path / "d.png", value=2)
+    ids = di.read_image_folder(tmp_path).images.ids.tolist()
+    assert len(set(ids)) == 4
+    (tmp_path / "a.png").unlink()
+    assert di.read_image_folder(tmp_path).images.ids.tolist() == [*ids[:2], ids[3]]
+
+
+def test_ids_meet_no_others_and_are_exact_everywhere(tmp_path):
+    from diffinf_lib.sampling import GENERATED_IDS
+
+    write(tmp_path / "a.png")
+    (i,) = di.read_image_folder(tmp_path).images.ids.tolist()
+    assert 1000 * GENERATED_IDS < 10**14 <= i < 10**15 < 2**53 and int(float(i)) == i
+
+
+def test_a_path_is_the_same_however_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ways = ["photos", "photos/", "./photos", "x/../photos", "~/photos", "link", f"{tmp_path}/photos//"]
+    assert {di.DatasetConfig(f"folder:{way}").name for way in ways} == {f"folder:{tmp_path.resolve()}/photos"}
+    options = [di.with_options(di.get_preset("smoke"), {"dataset.name": f"folder:{way}"}) for way in ways]
+    assert len(set(options)) == 1
+    for empty in ("folder:", "folder:  "):
+        with pytest.raises(ConfigurationError, match="no path; give folder:PATH, folder:. for the current directory"):
+            di.DatasetConfig(empty)
+
+
+def test_a_run_goes_on_under_another_way_to_write_its_path(class_folder, tmp_path, monkeypatch):
+    def open_run(way):
+        options = {"dataset.name": f"folder:{way}", "dataset.classes": "none", "dataset.train_size": "none",
+                   "unet.in_channels": 3, "unet.out_channels": 3, "unet.block_out_channels": "8", "unet.down_block_types":
+                   "DownBlock2D", "unet.up_block_types": "UpBlock2D"}  # fmt: skip
+        run = di.open_run(di.with_options(di.get_preset("smoke"), options), tmp_path / "run", progress=False)
+        run.path("model").mkdir(exist_ok=True)
+        run.path("model", "started").touch()
+
+    open_run(class_folder)
+    monkeypatch.chdir(class_folder.parent)
+    open_run("photos/")
+
+
+def test_a_dataset_says_what_it_holds(split_folder):
+    write(split_folder / "train" / "dog" / ".hidden.png")
+    with pytest.warns(UserWarning, match=r"skipped: train/dog/\.hidden\.png"):
+        data = load(split_folder)
+    assert str(data).splitlines() == [
+        f"folder:{split_folder}: images of 3×4×4",
+        "  24 training images (cat: 12, dog: 12)",
+        "  6 queries (cat: 3, dog: 3)",
+        "  split: queries are the images in test/",
+        "  note: hidden or left behind by a system, skipped: train/dog/.hidden.png",
+    ]
+    assert repr(data.train) == "ImageSet: 24 images of 3×4×4"
+    assert "57 queries (3: " in str(di.load_dataset(di.get_preset("digits").dataset))
+
+
+def test_names_go_with_their_images(split_folder):
+    part = load(split_folder).train
+    for index in (slice(2, 4), [3, 2], torch.tensor([5]), part.labels == 1):
+        places = torch.arange(24)[index].tolist()
+        assert part.subset(index).names == tuple(part.names[place] for place in places)
+    states = di.Trajectories(part.images, part.labels, part.ids, torch.zeros(24, 3, 3, 4, 4), torch.zeros(24, 2, 3, 4, 4),
+                             names=part.names)  # fmt: skip
+    assert states.subset([4, 1]).names == (part.names[4], part.names[1])
+
+
+def test_a_ground_truth_keeps_the_names_of_its_queries(split_folder, tmp_path):
+    queries = load(split_folder).queries
+    arrays = {"masks": np.array([[True, False]]), "train_ids": np.arange(2), "held-out/images": queries.images.numpy(),
+              "held-out/measured/loss": np.arange(6.0).reshape(1, 1, 6), "held-out/full/loss": np.zeros(6)}  # fmt: skip
+    write_bundle("g", arrays | queries.identifiers("held-out/"), {}, {}, root=tmp_path)
+    assert di.load_ground_truth("g", root=tmp_path).queries.names == queries.names
