@@ -138,7 +138,7 @@ def _preset(options: argparse.Namespace) -> Any:
         require(options.threads > 0, f"threads={options.threads}: give a positive number")
         torch.set_num_threads(options.threads)
     preset = di.with_options(di.get_preset(options.preset), _pairs(options.options))
-    if options.dataset:
+    if options.dataset is not None:
         preset = replace(preset, dataset=replace(preset.dataset, name=options.dataset, classes=None))
     return preset
 

@@ -70,15 +70,25 @@ def write_bundle(
     write_json(folder / "metrics.json", plain(metrics))
     size = sum((folder / file).stat().st_size for file in _CONTENTS)
     require(size < SIZE_LIMIT, f"bundle {name}: {size} bytes; keep it under {SIZE_LIMIT} by leaving arrays out")
+    shared = _without_places(plain(configuration))
     manifest = {
         "bundle": name,
-        "configuration": plain(configuration),
-        "configuration_digest": json_digest(plain(configuration)),
+        "configuration": shared,
+        "configuration_digest": json_digest(shared),
         "environment": made_in or environment(),
         "files": {file: file_digest(folder / file) for file in _CONTENTS},
     }
     write_json(folder / "manifest.json", manifest)
     return folder
+
+
+def _without_places(value: Any) -> Any:
+    """A plain configuration in which `folder:/where/ever/photos` is `folder:photos`: bundles leave their machine."""
+    if isinstance(value, dict):
+        return {key: _without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item) for item in value]
+    return f"folder:{Path(value).name}" if isinstance(value, str) and value.startswith("folder:/") else value
 
 
 def load_bundle(name: str, *, root: Path | str | None = None) -> Bundle:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import diffinf_lib as di
 from diffinf_lib.artifacts import load_benchmark, load_bundle, write_bundle, write_json
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 
@@ -37,3 +38,10 @@ def test_a_benchmark_is_read_by_name_and_an_unknown_one_lists_the_others(tmp_pat
     assert load_benchmark("fit", root=tmp_path)["results"] == {"ours": 1}
     with pytest.raises(ArtifactError, match="benchmark='fits': none of that name; there are: fit"):
         load_benchmark("fits", root=tmp_path)
+
+
+def test_a_bundle_does_not_tell_where_a_folder_lay(tmp_path):
+    preset = di.with_options(di.get_preset("smoke"), {"dataset.name": f"folder:{tmp_path}/somebody/photos/"})
+    write_bundle("b", {"a": np.zeros(1)}, {}, {"preset": preset, "runs": [preset]}, root=tmp_path)
+    manifest = (tmp_path / "b" / "manifest.json").read_text()
+    assert manifest.count('"folder:photos"') == 2 and "somebody" not in manifest
