@@ -81,7 +81,14 @@ class Compression:
         }
 
     def encode(self, gradients: Tensors) -> Tensors:
-        """Gradients `[n, d_out, d_in]` by block as the tensors to store, each with n rows."""
+        """Gradients `[n, d_out, d_in]` by block as the tensors to store, each with n rows.
+
+        They are contiguous, as they will be when read back: strided ones would be multiplied by other kernels, and scores
+        from memory would differ from those from a store in the last bits.
+        """
+        return {name: value.contiguous() for name, value in self._encoded(gradients).items()}
+
+    def _encoded(self, gradients: Tensors) -> Tensors:
         if self.form.kind == "float32":
             return gradients
         if self.form.kind == "bfloat16":

@@ -147,7 +147,7 @@ def test_scores_do_not_depend_on_batches_order_or_stores(tmp_path):
     stores = {"store": tmp_path / "train", "query_store": tmp_path / "queries"}
     influence(*setup, **GIVEN, **stores)
     written = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
-    assert torch.equal(score(setup, damping=[1e-4, 1e-2], **stores), reference)
+    torch.testing.assert_close(score(setup, damping=[1e-4, 1e-2], **stores), reference, **tolerance)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")} == written
 
 
