@@ -1,6 +1,7 @@
 """The command line: `diffinf COMMAND …`. Bad input is one line on standard error and exit code 2."""
 
 import argparse
+import io
 import os
 import subprocess
 import sys
@@ -11,15 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffinf_lib.errors import ConfigurationError, DiffinfError, require
+from diffinf_lib.errors import ConfigurationError, DiffinfError, require, room_needed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, or 2 for bad input, or 130 when interrupted."""
-    options = _parser().parse_args(arguments)
+    _print_in_any_encoding()
     try:
-        with _short_warnings():
+        options = _parser().parse_args(arguments)
+        with _short_warnings(), room_needed("output"):
             options.command(options)
+            sys.stdout.flush()
     except DiffinfError as error:
         print(f"diffinf: {error}", file=sys.stderr)
         return 2
@@ -27,6 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("diffinf: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _print_in_any_encoding() -> None:
+    """A terminal that lacks a λ or a letter of a file's name shows `?` instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager
