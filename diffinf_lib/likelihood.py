@@ -24,6 +24,7 @@ from diffinf_lib.diffusion import Denoiser, Process, conditions_of, require_deno
 from diffinf_lib.diffusion.elbo import nats_to_bits_per_dimension, nearest_levels
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, ImageShape, PerExample
 
 Solver = Literal["rk4", "heun3", "midpoint", "dopri5"]
@@ -73,6 +74,7 @@ class LikelihoodConfig:
         return self.draws * asked * (1 + self.probes)
 
 
+@own_settings
 def log_likelihood(
     model: Denoiser,
     images: ImageSet,

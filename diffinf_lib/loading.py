@@ -20,6 +20,7 @@ import torch
 from diffinf_lib.artifacts.files import ensure_writable, read_json, read_tensors
 from diffinf_lib.diffusion import Denoiser, Process
 from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require, room_needed
+from diffinf_lib.settings import own_settings
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINE = "model_index.json"
@@ -33,6 +34,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before the names of a network's tensors."""
 
 
+@own_settings
 def load_model(
     source: Path | str,
     process: Process | Any | None = None,

@@ -17,6 +17,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawConfig, Objective, objective_batches, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
+from diffinf_lib.settings import own_settings
 
 MEASUREMENT_STAGE = "measurement"
 """The stage under which every measurement's draws are keyed."""
@@ -146,6 +147,7 @@ def measure(
     return measure_all(model, images, [as_measurement(config)], seed=seed, batch_size=batch_size)[0]
 
 
+@own_settings
 @torch.no_grad()
 def measure_all(
     model: Denoiser,

@@ -9,6 +9,7 @@ from diffusers import UNet2DModel
 from diffinf_lib.diffusion import Denoiser, Process
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.randomness import keyed_seed
+from diffinf_lib.settings import own_settings
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def _listed(values: tuple[int, ...]) -> str:
     return ",".join(map(str, values))
 
 
+@own_settings
 def build_unet(config: UNetConfig, *, seed: int = 0) -> UNet2DModel:
     """A freshly initialised UNet in eval mode; the weights depend on `seed` and the configuration only.
 

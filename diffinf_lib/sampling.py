@@ -12,6 +12,7 @@ from diffinf_lib.data import Trajectories
 from diffinf_lib.diffusion import Denoiser, SamplerName, require_denoiser
 from diffinf_lib.errors import first_few, require
 from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, ImageShape
 
 GENERATED_IDS = 1_000_000_000
@@ -39,6 +40,7 @@ class SamplingConfig:
         require(self.steps > 0, f"steps={self.steps}: give a positive number")
 
 
+@own_settings
 @torch.no_grad()
 def sample(
     model: Denoiser,
@@ -70,6 +72,7 @@ def sample(
     )[:, -1]  # fmt: skip
 
 
+@own_settings
 @torch.no_grad()
 def sample_states(
     model: Denoiser,
@@ -96,6 +99,7 @@ def sample_states(
     return _sampled(model, seeds, shape, method, steps, kept, labels, batch_size, progress)[0]
 
 
+@own_settings
 @torch.no_grad()
 def sample_trajectories(
     model: Denoiser,

@@ -34,6 +34,7 @@ from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.loading import load_model, save_model
 from diffinf_lib.precision import Precision
 from diffinf_lib.randomness import keyed_generator, keyed_seed
+from diffinf_lib.settings import own_settings
 
 CHECKPOINT = "checkpoint.safetensors"
 LOSSES = "losses.npz"
@@ -155,7 +156,7 @@ class _Trainer:
             dropped = (torch.rand(len(batch), generator=generator) < config.drop_condition).to(self.device)
             told["class_labels"] = torch.where(dropped, self.model.no_class or 0, told["class_labels"])
         torch.manual_seed(keyed_seed("dropout", self.seed, step))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with torch.enable_grad(), torch.autocast(self.device.type, torch.bfloat16, config.precision == "bfloat16"):
             loss = per_draw_loss(self.network, batch, timesteps, noise, **told).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -209,6 +210,7 @@ def training_identity(model: Denoiser, images: ImageSet, config: TrainingConfig,
     }
 
 
+@own_settings
 def train(
     model: Denoiser,
     images: ImageSet,
@@ -251,6 +253,7 @@ def train(
     return load_training(folder, device, model.no_class)
 
 
+@own_settings
 def load_training(
     folder: Path | str, device: torch.device | str | None = None, no_class: int | None = None
 ) -> TrainingResult:

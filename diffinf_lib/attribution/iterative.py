@@ -40,6 +40,7 @@ from diffinf_lib.diffusion import Denoiser, DrawConfig, check_draws, objective_b
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, MeasurementName, as_measurement
+from diffinf_lib.settings import own_settings
 
 IterativeMethod = Literal["neumann", "cg"]
 
@@ -47,6 +48,7 @@ GGN_STAGE = "ggn"
 """The stage under which the draws of the GGN are keyed."""
 
 
+@own_settings
 def iterative_influence(
     model: Denoiser,
     curvature: Curvature,
@@ -126,6 +128,7 @@ def iterative_influence(
     return scores[0] if isinstance(damping, Real) else scores
 
 
+@own_settings
 def training_ggn(
     model: Denoiser,
     train: ImageSet,
@@ -144,6 +147,7 @@ def training_ggn(
     return ggn_operator(model, list(batches))
 
 
+@own_settings
 def solved_queries(
     model: Denoiser,
     curvature: Curvature,
@@ -186,6 +190,7 @@ def solved_queries(
     return {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}, solution
 
 
+@own_settings
 def solution_path(
     model: Denoiser,
     curvature: Curvature,

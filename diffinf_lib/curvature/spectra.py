@@ -13,10 +13,12 @@ from torch import Tensor
 
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator, keyed_seed
+from diffinf_lib.settings import own_settings
 
 TraceMethod = Literal["hutchinson", "hutch++", "xtrace"]
 
 
+@own_settings
 def trace(operator: Operator, method: TraceMethod = "hutch++", samples: int = 30, *, seed: int = 0) -> float:
     """An unbiased estimate of the trace from random vectors, through curvlinops.
 
@@ -41,6 +43,7 @@ def trace(operator: Operator, method: TraceMethod = "hutch++", samples: int = 30
         return float(estimate(operator, samples))
 
 
+@own_settings
 def extreme_eigenvalues(
     operator: Operator, count: int = 1, *, which: Literal["largest", "smallest"] = "largest", tolerance: float = 1e-6
 ) -> Float[Tensor, "count"]:
@@ -53,6 +56,7 @@ def extreme_eigenvalues(
     return torch.as_tensor(values).sort().values
 
 
+@own_settings
 def eigenvalue_density(
     operator: Operator,
     *,

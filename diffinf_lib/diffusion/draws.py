@@ -23,6 +23,7 @@ from diffinf_lib.diffusion.process import Process
 from diffinf_lib.diffusion.reverse import added_variances
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageShape
 
 TimestepRule = Literal["stratified", "uniform", "grid", "signal", "elbo", "importance", "single"]
@@ -148,6 +149,7 @@ def check_draws(**options: object) -> None:
         require(isinstance(value, DrawConfig), f"{name}={value!r}: give a DrawConfig, such as DrawConfig(64)")
 
 
+@own_settings
 def example_draws(
     example_id: int,
     shape: ImageShape,
@@ -232,6 +234,7 @@ def elbo_weights(process: Process = Process()) -> Float[Tensor, "T"]:
     return before.square() * added_variances(process) / (2 * (here.noise * here.determinant).square())
 
 
+@own_settings
 def iterate_draws(
     images: Float[Tensor, "N C H W"],
     ids: Int[Tensor, "N"],

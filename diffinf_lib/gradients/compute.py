@@ -28,6 +28,7 @@ from diffinf_lib.diffusion import (
 )
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.precision import Precision, matrix_precision
+from diffinf_lib.settings import own_settings
 
 LayerGradients = dict[str, Float[Tensor, "n O I"]]
 
@@ -80,6 +81,7 @@ def _batches(model: Denoiser, images: ImageSet, config: GradientConfig, batch_si
             yield batch
 
 
+@own_settings
 def example_gradient(
     model: Denoiser,
     image: ImageSet,
@@ -109,6 +111,7 @@ def example_gradient(
     return gradient_matrices(layers, tuple(total))
 
 
+@own_settings
 def grouped_gradients(
     model: Denoiser,
     images: ImageSet,
@@ -141,6 +144,7 @@ def _output_gradient(prediction: Tensor, batch: DrawBatch, config: GradientConfi
     return torch.autograd.grad(shares.sum(), output)[0]
 
 
+@own_settings
 def gradients_in_eigenbasis(
     model: Denoiser,
     curvature: Curvature,
