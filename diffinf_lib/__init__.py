@@ -96,8 +96,9 @@ from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
 from diffinf_lib.loading import load_model, save_model
 from diffinf_lib.measurements import MeasurementConfig, measure, measure_all
 from diffinf_lib.models import UNetConfig, build_model, build_unet, count_parameters
+from diffinf_lib.options import with_options
 from diffinf_lib.planner import Plan, estimate
-from diffinf_lib.presets import PRESETS, Preset, get_preset, with_options
+from diffinf_lib.presets import PRESETS, Preset, get_preset
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.sampling import SamplingConfig, sample, sample_states, sample_trajectories
 from diffinf_lib.stages import (

@@ -21,7 +21,6 @@ compared with; for use there is `int8`.
 """
 
 import math
-import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -31,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.curvature import Curvature
-from diffinf_lib.errors import require
+from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 from diffinf_lib.randomness import keyed_seed
 
 Kind = Literal["float32", "bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection"]
@@ -42,7 +41,7 @@ PROJECTION = "projection"
 
 
 @dataclass(frozen=True)
-class StoreFormat:
+class StoreFormat(Options, called={"kind": "format"}):
     """How gradients are kept.
 
     Attributes:
@@ -53,16 +52,9 @@ class StoreFormat:
     """
 
     kind: Kind = "float32"
-    rank: int = 8
-    dimension: int = 4096
-    whitening: float = 1e-8
-
-    def __post_init__(self) -> None:
-        kinds = typing.get_args(Kind)
-        require(self.kind in kinds, f"format={self.kind!r}: give {', '.join(kinds[:-1])} or {kinds[-1]}")
-        for name in ("rank", "dimension"):
-            require(getattr(self, name) > 0, f"{name}={getattr(self, name)}: give a positive number")
-        require(math.isfinite(self.whitening) and self.whitening > 0, f"whitening={self.whitening}: give a number > 0")
+    rank: PositiveInt = 8
+    dimension: PositiveInt = 4096
+    whitening: PositiveFloat = 1e-8
 
 
 class Compression:

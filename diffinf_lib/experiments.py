@@ -70,11 +70,14 @@ def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progres
     return log
 
 
-def parse_parameters(pairs: list[str]) -> dict[str, Any]:
+def parse_parameters(pairs: list[str], options: Mapping[str, str] | None = None) -> dict[str, Any]:
     """`["shard=0", "preset=digits"]` as a dictionary; values are read as JSON where they are JSON, else as text.
 
+    Args:
+        options: of the preset, by their path; they go with those of the parameter `options`.
+
     Raises:
-        ConfigurationError: a pair without `=`.
+        ConfigurationError: a pair without `=`, or `options` that are no mapping.
     """
     parameters: dict[str, Any] = {}
     for pair in pairs:
@@ -85,4 +88,6 @@ def parse_parameters(pairs: list[str]) -> dict[str, Any]:
             parameters[name] = json.loads(text)
         except json.JSONDecodeError:
             parameters[name] = text
-    return parameters
+    given = parameters.get("options", {})
+    require(isinstance(given, dict), f"parameter options={given!r}: give --set OPTION=VALUE")
+    return parameters | ({"options": given | dict(options)} if options else {})

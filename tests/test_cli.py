@@ -123,6 +123,18 @@ def test_the_module_exits_with_2_in_one_line():
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words", [("launch", "e01_model", "-p", "preset=smoke"), ("reproduce", "smoke"), ("scores", "smoke")]
+)
+def test_options_are_spelt_alike_everywhere(capsys, words):
+    assert "no 'step' there" in refused(capsys, *words, "--set", "training.step=3")
+    assert "training.steps='many': give a positive whole number" in refused(
+        capsys, *words, "--set", "training.steps=many"
+    )
+    if words[0] != "scores":
+        assert "training.steps=1.5: give" in refused(capsys, *words, "-p", 'options={"training.steps": 1.5}')
+
+
 def test_reproduce_checks_its_parameters_first(capsys):
     assert "parameter='sedes': none of that name" in refused(capsys, "reproduce", "smoke", "-p", "sedes=1")
     assert "workers=0" in refused(capsys, "reproduce", "smoke", "--workers", "0")

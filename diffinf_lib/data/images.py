@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffinf_lib.artifacts.files import tensor_digest
 from diffinf_lib.errors import DataError, require
+from diffinf_lib.options import Options, PositiveInt
 from diffinf_lib.shapes import ImageShape
 
 
@@ -76,7 +77,7 @@ def _sums_of_bits(images: Float[Tensor, "N C H W"]) -> Int[Tensor, "N"]:
 
 
 @dataclass(frozen=True)
-class DatasetConfig:
+class DatasetConfig(Options):
     """Which images, and how many of them.
 
     Attributes:
@@ -91,16 +92,11 @@ class DatasetConfig:
 
     name: str
     classes: tuple[str | int, ...] | None = None
-    image_size: int | None = None
-    train_size: int | None = None
-    query_size: int | None = None
+    image_size: PositiveInt | None = None
+    train_size: PositiveInt | None = None
+    query_size: PositiveInt | None = None
     stratified: bool = True
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "train_size", "query_size"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name}={value}: give a positive number")
 
 
 def to_unit_range(pixels: Tensor, maximum: float = 255.0) -> Tensor:

@@ -22,11 +22,11 @@ from diffinf_lib.diffusion import (
     DrawConfig,
     Objective,
     Process,
-    check_draws,
     objective_batches,
     objective_values,
 )
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.options import Options
 from diffinf_lib.precision import Precision, matrix_precision
 from diffinf_lib.settings import own_settings
 
@@ -40,7 +40,7 @@ GROUPED_UP_TO = 8
 
 
 @dataclass(frozen=True)
-class GradientConfig:
+class GradientConfig(Options):
     """Which draws a gradient is averaged over.
 
     Attributes:
@@ -61,7 +61,7 @@ class GradientConfig:
     objective: Objective = Objective()
 
     def __post_init__(self) -> None:
-        check_draws(draws=self.draws)
+        super().__post_init__()
         low_high = self.timesteps
         require(low_high is None or 0 <= low_high[0] < low_high[1], f"timesteps={low_high}: give (low, high) with "
                 "0 <= low < high")  # fmt: skip

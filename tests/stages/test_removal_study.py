@@ -194,8 +194,8 @@ def interrupted(*_, **__):
         ({"random_sets": -1}, "random_sets=-1: give a positive whole number"),
         ({"shares": []}, "shares=\\[\\]: give a list of shares"),
         ({"shares": 0.1}, "shares=0.1: give a list of shares"),
-        ({"shares": (0.1, 0.6)}, "share=0.6: give a share of the training images above 0 and at most 0.5"),
-        ({"shares": (float("nan"),)}, "share=nan: give a share"),
+        ({"shares": (0.1, 0.6)}, r"shares=\(0.1, 0.6\): give a list of shares above 0 and at most 0.5"),
+        ({"shares": (float("nan"),)}, r"shares=\(nan,\): give a list of shares"),
         ({"shares": (0.01,)}, "share=0.01: no image of 24; give 0.042 or more"),
     ],
 )
