@@ -304,11 +304,9 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 def _parameters_of_each(templates: Sequence[str], parameters: dict[str, Any]) -> dict[str, list[str]]:
     """Each template's share of the parameters; one that none of them has is refused."""
-    import papermill
+    from diffinf_lib.experiments import known_parameters
 
-    from diffinf_lib.experiments import template_path
-
-    known = {name: list(papermill.inspect_notebook(str(template_path(name)))) for name in templates}
+    known = {name: known_parameters(name) for name in templates}
     everything = sorted({parameter for names in known.values() for parameter in names})
     for name in parameters:
         require(name in everything, f"parameter={name!r}: none of that name; give one of {', '.join(everything)}")

@@ -242,3 +242,20 @@ def test_a_terminal_that_lacks_a_letter_shows_another(tmp_path):
     assert done.returncode == 0 and "--damping DAMPING   ?; may be given several times" in done.stdout
     done = subprocess.run([*words, "λ"], capture_output=True, text=True, env=narrow)
     assert done.returncode == 2 and "preset='?': no such preset" in done.stderr
+
+
+LOADED = "; print(sorted({'torch', 'diffusers', 'curvlinops', 'matplotlib', 'papermill', 'scipy', 'sklearn'} & {*sys.modules}))"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import diffinf_lib",
+        "import diffinf_lib as di; di.ConfigurationError; di.with_options",
+        "from diffinf_lib.cli import _parser; _parser().format_help()",
+        "from diffinf_lib.cli import main; main(['launch', 'e99_nothing'])",
+    ],
+)
+def test_what_needs_no_tensors_answers_at_once(code):
+    done = subprocess.run([sys.executable, "-c", f"import sys; {code}{LOADED}"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr
