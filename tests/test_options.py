@@ -111,7 +111,7 @@ def test_text_and_json_are_read_as_the_field_s_kind(options, changed):
         (di.CurvatureConfig, {"draws": 4}, "draws=4: give a DrawConfig"),
         (di.TrainingConfig, {"lr_schedule": "linear"}, "lr_schedule='linear': give cosine or constant"),
         (di.TrainingConfig, {"horizontal_flip": "no"}, "horizontal_flip='no': give true or false"),
-        (di.SamplingConfig, {"method": "euler"}, "method='euler': give ddpm or ddim"),
+        (di.SamplingConfig, {"method": "best"}, "method='best': give ddpm, "),
         (di.MeasurementConfig, {"likelihood": 3}, "likelihood=3: give a LikelihoodConfig or None"),
         (di.LikelihoodConfig, {"tolerance": math.inf}, "tolerance=inf: give a positive number"),
         (di.StoreFormat, {"rank": 1.5}, "rank=1.5: give a positive whole number"),

@@ -36,7 +36,7 @@ def everything():
     """What each door gives, from data to scores."""
     data = di.load_dataset(replace(PRESET.dataset, train_size=6, query_size=2))
     training = replace(PRESET.training, steps=3, batch_size=4, horizontal_flip=True, keep_ema_at=())
-    model = di.train(di.build_unet(PRESET.unet), data.train, training, progress=False).model
+    model = di.train(di.build_model(PRESET.unet), data.train, training, progress=False).model
     curvature = di.fit_curvature(model, data.train, di.CurvatureConfig(draws=di.DrawConfig(4)))
     likelihood = di.LikelihoodConfig(steps=2, draws=2)
     options = {"measurement": di.MeasurementConfig(draws=DRAWS), "draws": DRAWS, "damping": 1e-6}
@@ -86,7 +86,7 @@ def test_the_caller_s_settings_are_left_as_they_were():
 
 def test_a_model_that_cannot_have_gradients_is_refused_in_one_line():
     with torch.inference_mode():
-        model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        model = di.Denoiser(torch.nn.Sequential(torch.nn.Linear(2, 2)), di.Process())
         with pytest.raises(di.ConfigurationError, match="leave it"), differentiable(model, curvature_layers(model)):
             pass
     refused = pytest.raises(di.ConfigurationError, match="build or load it outside")
