@@ -1,6 +1,8 @@
 """The command line: `diffinf COMMAND …`. Bad input is one line on standard error and exit code 2."""
 
 import argparse
+import io
+import json
 import os
 import subprocess
 import sys
@@ -11,15 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffinf_lib.errors import ConfigurationError, DiffinfError, require
+from diffinf_lib.errors import ConfigurationError, DiffinfError, require, room_needed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, or 2 for bad input, or 130 when interrupted."""
-    options = _parser().parse_args(arguments)
+    _print_in_any_encoding()
     try:
-        with _short_warnings():
+        options = _parser().parse_args(arguments)
+        with _short_warnings(), room_needed("output"):
             options.command(options)
+            sys.stdout.flush()
     except DiffinfError as error:
         print(f"diffinf: {error}", file=sys.stderr)
         return 2
@@ -27,6 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("diffinf: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _print_in_any_encoding() -> None:
+    """A terminal that lacks a λ or a letter of a file's name shows `?` instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @contextmanager
@@ -110,15 +121,20 @@ def _add_template_commands(commands: _Commands) -> None:
     for added in (launch, reproduce):
         added.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
                            help="a template's parameter, e.g. subsets=8; may be given several times")  # fmt: skip
+        _add_set_option(added)
 
 
 def _add_preset_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", help="a preset's name; `diffinf presets` lists them")
     parser.add_argument("--dataset", help="another dataset for the preset, e.g. folder:PATH")
-    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", dest="options",
-                        help="replace a preset's option, e.g. training.steps=300 or unet.block_out_channels=32,64")  # fmt: skip
+    _add_set_option(parser)
     parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+
+
+def _add_set_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", dest="options",
+                        help="replace a preset's option, e.g. training.steps=300 or unet.block_out_channels=32,64")  # fmt: skip
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -164,8 +180,6 @@ def _pairs(texts: list[str]) -> dict[str, str]:
 
 
 def _presets(options: argparse.Namespace) -> None:
-    import json
-
     import diffinf_lib as di
 
     if options.name:
@@ -252,10 +266,18 @@ def _lds(options: argparse.Namespace) -> None:
 def _launch(options: argparse.Namespace) -> None:
     from diffinf_lib.experiments import check_parameters, launch, parse_parameters
 
-    parameters = parse_parameters(options.parameter)
+    parameters = parse_parameters(options.parameter, _pairs(options.options))
     check_parameters(options.template, parameters)
+    _check_options(str(parameters.get("preset", "digits")), parameters)
     log = options.log or _default_log(options.template, parameters)
     print(launch(options.template, parameters, log=log, progress=sys.stderr.isatty()))
+
+
+def _check_options(preset: str, parameters: dict[str, Any]) -> None:
+    """Refuse wrong options of a template's preset before a kernel is started."""
+    import diffinf_lib as di
+
+    di.with_options(di.get_preset(preset), parameters.get("options", {}))
 
 
 def _default_log(template: str, parameters: dict[str, Any]) -> Path:
@@ -268,29 +290,30 @@ def _default_log(template: str, parameters: dict[str, Any]) -> Path:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    import diffinf_lib as di
+    from diffinf_lib.experiments import parse_parameters
 
-    di.get_preset(options.preset)
     require(options.workers > 0, f"workers={options.workers}: give a positive number")
-    pairs = {"preset": options.preset, **_pairs(options.parameter)}
-    chosen = _parameters_of_each(("e01_model", "e02_ground_truth", "e03_bundle"), pairs)
+    parameters = {"preset": options.preset, **parse_parameters(options.parameter, _pairs(options.options))}
+    _check_options(options.preset, parameters)
+    chosen = _parameters_of_each(("e01_model", "e02_ground_truth", "e03_bundle"), parameters)
     shards = [[f"shard={i}", f"shards={options.workers}"] for i in range(options.workers)]
     _run_side_by_side([["e01_model", *chosen["e01_model"]]])
     _run_side_by_side([["e02_ground_truth", *chosen["e02_ground_truth"], *shard] for shard in shards])
     _run_side_by_side([["e03_bundle", *chosen["e03_bundle"]]])
 
 
-def _parameters_of_each(templates: Sequence[str], pairs: dict[str, str]) -> dict[str, list[str]]:
+def _parameters_of_each(templates: Sequence[str], parameters: dict[str, Any]) -> dict[str, list[str]]:
     """Each template's share of the parameters; one that none of them has is refused."""
-    import papermill
+    from diffinf_lib.experiments import known_parameters
 
-    from diffinf_lib.experiments import template_path
-
-    known = {name: list(papermill.inspect_notebook(str(template_path(name)))) for name in templates}
+    known = {name: known_parameters(name) for name in templates}
     everything = sorted({parameter for names in known.values() for parameter in names})
-    for name in pairs:
+    for name in parameters:
         require(name in everything, f"parameter={name!r}: none of that name; give one of {', '.join(everything)}")
-    return {template: [f"{n}={v}" for n, v in pairs.items() if n in names] for template, names in known.items()}
+    return {
+        template: [f"{name}={json.dumps(value)}" for name, value in parameters.items() if name in names]
+        for template, names in known.items()
+    }
 
 
 def _run_side_by_side(launches: list[list[str]]) -> None:

@@ -21,7 +21,6 @@ compared with; for use there is `int8`.
 """
 
 import math
-import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -31,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.curvature import Curvature
-from diffinf_lib.errors import require
+from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 from diffinf_lib.randomness import keyed_seed
 
 Kind = Literal["float32", "bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection"]
@@ -42,7 +41,7 @@ PROJECTION = "projection"
 
 
 @dataclass(frozen=True)
-class StoreFormat:
+class StoreFormat(Options, called={"kind": "format"}):
     """How gradients are kept.
 
     Attributes:
@@ -53,16 +52,9 @@ class StoreFormat:
     """
 
     kind: Kind = "float32"
-    rank: int = 8
-    dimension: int = 4096
-    whitening: float = 1e-8
-
-    def __post_init__(self) -> None:
-        kinds = typing.get_args(Kind)
-        require(self.kind in kinds, f"format={self.kind!r}: give {', '.join(kinds[:-1])} or {kinds[-1]}")
-        for name in ("rank", "dimension"):
-            require(getattr(self, name) > 0, f"{name}={getattr(self, name)}: give a positive number")
-        require(math.isfinite(self.whitening) and self.whitening > 0, f"whitening={self.whitening}: give a number > 0")
+    rank: PositiveInt = 8
+    dimension: PositiveInt = 4096
+    whitening: PositiveFloat = 1e-8
 
 
 class Compression:
@@ -81,7 +73,14 @@ class Compression:
         }
 
     def encode(self, gradients: Tensors) -> Tensors:
-        """Gradients `[n, d_out, d_in]` by block as the tensors to store, each with n rows."""
+        """Gradients `[n, d_out, d_in]` by block as the tensors to store, each with n rows.
+
+        They are contiguous, as they will be when read back: strided ones would be multiplied by other kernels, and scores
+        from memory would differ from those from a store in the last bits.
+        """
+        return {name: value.contiguous() for name, value in self._encoded(gradients).items()}
+
+    def _encoded(self, gradients: Tensors) -> Tensors:
         if self.form.kind == "float32":
             return gradients
         if self.form.kind == "bfloat16":

@@ -1,6 +1,11 @@
 """Errors: one family of exceptions, each message a single line that names the value and the way out."""
 
-from collections.abc import Sequence
+import errno
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -33,3 +38,23 @@ def require(condition: bool, message: str, error: type[DiffinfError] = Configura
 def first_few(values: Sequence[Any], most: int = 3) -> str:
     """The first of many values, for a message: `3, 4, 7, …`."""
     return ", ".join(map(str, values[:most])) + (", …" if len(values) > most else "")
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def room_needed(path: Path | str) -> Iterator[None]:
+    """Tell of a full disk, an exhausted quota or a limit on file sizes in one line that names what was being written.
+
+    Raises:
+        ArtifactError: there was no room.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors has errors of its own, which give the system's number in their text
+        number = re.search(r"(?:\[Errno|os error) (\d+)", str(error))
+        if number is None or int(number[1]) not in _NO_ROOM:
+            raise
+        raise ArtifactError(f"{path}: cannot be written ({os.strerror(int(number[1]))}); make room, or raise the limit, "
+                            "and run the same command again: it goes on from here") from None  # fmt: skip

@@ -5,11 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import papermill
-from papermill.exceptions import PapermillExecutionError
-
 from diffinf_lib import errors
-from diffinf_lib.artifacts import ensure_writable, project_root
+from diffinf_lib.artifacts import project_root
 from diffinf_lib.errors import ConfigurationError, DiffinfError, require
 
 
@@ -30,13 +27,21 @@ def template_path(name: str) -> Path:
     return path
 
 
+def known_parameters(name: str) -> list[str]:
+    """The names of a template's parameters."""
+    path = str(template_path(name))
+    import papermill
+
+    return list(papermill.inspect_notebook(path))
+
+
 def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
     """Refuse parameters that a template does not have; papermill itself only warns about them.
 
     Raises:
         ConfigurationError: an unknown parameter; the message lists those there are.
     """
-    known = papermill.inspect_notebook(str(template_path(name)))
+    known = known_parameters(name)
     for parameter in parameters:
         require(
             parameter in known, f"parameter={parameter!r}: {name} has none of that name; give one of {', '.join(known)}"
@@ -55,6 +60,11 @@ def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progres
         DiffinfError: a parameter is unknown, or the template refused its input.
     """
     check_parameters(name, parameters)
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    from diffinf_lib.artifacts import ensure_writable
+
     log = Path(log)
     ensure_writable(log.parent)
     try:
@@ -70,11 +80,14 @@ def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progres
     return log
 
 
-def parse_parameters(pairs: list[str]) -> dict[str, Any]:
+def parse_parameters(pairs: list[str], options: Mapping[str, str] | None = None) -> dict[str, Any]:
     """`["shard=0", "preset=digits"]` as a dictionary; values are read as JSON where they are JSON, else as text.
 
+    Args:
+        options: of the preset, by their path; they go with those of the parameter `options`.
+
     Raises:
-        ConfigurationError: a pair without `=`.
+        ConfigurationError: a pair without `=`, or `options` that are no mapping.
     """
     parameters: dict[str, Any] = {}
     for pair in pairs:
@@ -85,4 +98,6 @@ def parse_parameters(pairs: list[str]) -> dict[str, Any]:
             parameters[name] = json.loads(text)
         except json.JSONDecodeError:
             parameters[name] = text
-    return parameters
+    given = parameters.get("options", {})
+    require(isinstance(given, dict), f"parameter options={given!r}: give --set OPTION=VALUE")
+    return parameters | ({"options": given | dict(options)} if options else {})

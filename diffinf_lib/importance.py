@@ -21,6 +21,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, objective_batches, objective_values
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.settings import own_settings
 
 PILOT_DRAWS = DrawConfig(64)
 """Draws of each pilot image."""
@@ -32,6 +33,7 @@ FLOOR = 0.05
 """Least share of the mean proposal that a slice gets: it bounds the weights where the pilot saw next to nothing."""
 
 
+@own_settings
 def timestep_proposal(
     model: Denoiser,
     images: ImageSet,

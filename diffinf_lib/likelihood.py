@@ -23,7 +23,9 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, Process, conditions_of, require_denoiser
 from diffinf_lib.diffusion.elbo import nats_to_bits_per_dimension, nearest_levels
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, ImageShape, PerExample
 
 Solver = Literal["rk4", "heun3", "midpoint", "dopri5"]
@@ -31,7 +33,7 @@ Divergence = Literal["hutchinson", "exact"]
 
 
 @dataclass(frozen=True)
-class LikelihoodConfig:
+class LikelihoodConfig(Options):
     """How the ODE is solved, and how often.
 
     Attributes:
@@ -47,21 +49,11 @@ class LikelihoodConfig:
     """
 
     method: Solver = "rk4"
-    steps: int = 8
-    tolerance: float = 1e-5
+    steps: PositiveInt = 8
+    tolerance: PositiveFloat = 1e-5
     divergence: Divergence = "hutchinson"
-    probes: int = 1
-    draws: int = 4
-
-    def __post_init__(self) -> None:
-        require(self.method in ("rk4", "heun3", "midpoint", "dopri5"), f"method={self.method!r}: give 'rk4', 'heun3', "
-                "'midpoint' or 'dopri5'")  # fmt: skip
-        require(
-            self.divergence in ("hutchinson", "exact"), f"divergence={self.divergence!r}: give 'hutchinson' or 'exact'"
-        )
-        for name in ("steps", "tolerance", "probes", "draws"):
-            value = getattr(self, name)
-            require(math.isfinite(value) and value > 0, f"{name}={value}: give a positive number")
+    probes: PositiveInt = 1
+    draws: PositiveInt = 4
 
     @property
     def network_passes(self) -> int:
@@ -73,6 +65,7 @@ class LikelihoodConfig:
         return self.draws * asked * (1 + self.probes)
 
 
+@own_settings
 def log_likelihood(
     model: Denoiser,
     images: ImageSet,

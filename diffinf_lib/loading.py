@@ -19,7 +19,8 @@ import torch
 
 from diffinf_lib.artifacts.files import ensure_writable, read_json, read_tensors
 from diffinf_lib.diffusion import Denoiser, Process
-from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require
+from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require, room_needed
+from diffinf_lib.settings import own_settings
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINE = "model_index.json"
@@ -33,6 +34,7 @@ WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before the names of a network's tensors."""
 
 
+@own_settings
 def load_model(
     source: Path | str,
     process: Process | Any | None = None,
@@ -86,14 +88,17 @@ def save_model(model: Denoiser, folder: Path | str) -> None:
     folder = ensure_writable(folder)
     scheduler = model.process.scheduler()
     network: Any = model.network
-    network.save_pretrained(folder / "unet", safe_serialization=True)
-    shutil.copymode(folder / "unet" / "config.json", folder / "unet" / WEIGHTS)  # safetensors lets only the owner read
-    scheduler.save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "DDPMPipeline", "_diffusers_version": diffusers.__version__,
-        "scheduler": ["diffusers", type(scheduler).__name__], "unet": ["diffusers", type(network).__name__],
-    }  # fmt: skip
-    (folder / PIPELINE).write_text(json.dumps(index, indent=2) + "\n")
+    with room_needed(folder):
+        network.save_pretrained(folder / "unet", safe_serialization=True)
+        shutil.copymode(
+            folder / "unet" / "config.json", folder / "unet" / WEIGHTS
+        )  # safetensors lets only the owner read
+        scheduler.save_pretrained(folder / "scheduler")
+        index = {
+            "_class_name": "DDPMPipeline", "_diffusers_version": diffusers.__version__,
+            "scheduler": ["diffusers", type(scheduler).__name__], "unet": ["diffusers", type(network).__name__],
+        }  # fmt: skip
+        (folder / PIPELINE).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _local(source: Path | str) -> Path:

@@ -4,7 +4,6 @@ Common random numbers matter twice: models are compared on the same noise, and i
 very function that is measured.
 """
 
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -17,6 +16,8 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawConfig, Objective, objective_batches, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
+from diffinf_lib.options import Options
+from diffinf_lib.settings import own_settings
 
 MEASUREMENT_STAGE = "measurement"
 """The stage under which every measurement's draws are keyed."""
@@ -31,7 +32,7 @@ LESS_LIKELY = ("loss", "loss_at_time", "weighted_loss", "simplified_elbo")
 
 
 @dataclass(frozen=True)
-class MeasurementConfig:
+class MeasurementConfig(Options, called={"name": "measurement"}):
     """What is measured of a query, and over which draws.
 
     Attributes:
@@ -59,8 +60,7 @@ class MeasurementConfig:
     dequantised: bool = False
 
     def __post_init__(self) -> None:
-        names = typing.get_args(MeasurementName)
-        require(self.name in names, f"measurement={self.name!r}: give one of {', '.join(names)}")
+        super().__post_init__()
         require((self.name == "loss_at_time") == (self.timestep is not None), f"timestep={self.timestep} with measurement="
                 f"{self.name!r}: 'loss_at_time' needs one, and nothing else has one")  # fmt: skip
         for option in ("likelihood", "dequantised"):
@@ -146,6 +146,7 @@ def measure(
     return measure_all(model, images, [as_measurement(config)], seed=seed, batch_size=batch_size)[0]
 
 
+@own_settings
 @torch.no_grad()
 def measure_all(
     model: Denoiser,

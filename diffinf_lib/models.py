@@ -2,46 +2,42 @@
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from diffusers import UNet2DModel
 
 from diffinf_lib.diffusion import Denoiser, Process
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.options import Options, PositiveFloat, PositiveInt, Share
 from diffinf_lib.randomness import keyed_seed
+from diffinf_lib.settings import own_settings
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Options):
     """The arguments of diffusers' `UNet2DModel` that the presets use; the names are theirs."""
 
-    sample_size: int = 8
-    in_channels: int = 1
-    out_channels: int = 1
-    layers_per_block: int = 1
-    block_out_channels: tuple[int, ...] = (16, 32)
+    sample_size: PositiveInt = 8
+    in_channels: PositiveInt = 1
+    out_channels: PositiveInt = 1
+    layers_per_block: PositiveInt = 1
+    block_out_channels: tuple[PositiveInt, ...] = (16, 32)
     down_block_types: tuple[str, ...] = ("DownBlock2D", "DownBlock2D")
     up_block_types: tuple[str, ...] = ("UpBlock2D", "UpBlock2D")
-    norm_num_groups: int = 8
-    norm_eps: float = 1e-5
-    dropout: float = 0.0
+    norm_num_groups: PositiveInt = 8
+    norm_eps: PositiveFloat = 1e-5
+    dropout: Share = 0.0
     attention_head_dim: int | None = 8
     add_attention: bool = True
-    downsample_padding: int = 1
+    downsample_padding: Literal[0, 1] = 1
     freq_shift: int = 0
     flip_sin_to_cos: bool = True
-    resnet_time_scale_shift: str = "default"
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_blocks()
-        for name in ("sample_size", "in_channels", "out_channels", "layers_per_block", "norm_num_groups"):
-            value = getattr(self, name)
-            require(value > 0, f"{name}={value}: give a positive number")
-        require(0 <= self.dropout <= 1, f"dropout={self.dropout}: give a share from 0 to 1")
-        require(self.norm_eps > 0, f"norm_eps={self.norm_eps}: give a positive number")
-        require(self.downsample_padding in (0, 1), f"downsample_padding={self.downsample_padding}: give 0 or 1")
-        shift = self.resnet_time_scale_shift
-        require(shift in ("default", "scale_shift"), f"resnet_time_scale_shift={shift!r}: give default or scale_shift")
         self._check_channels()
 
     def _check_blocks(self) -> None:
@@ -50,8 +46,7 @@ class UNetConfig:
         require(sizes == downs == ups, f"block_out_channels={channels}: {sizes} block(s), but down_block_types has {downs} and "
                 f"up_block_types {ups}; give as many of each, such as block_out_channels=32,64 with "
                 "down_block_types=DownBlock2D,AttnDownBlock2D and up_block_types=AttnUpBlock2D,UpBlock2D")  # fmt: skip
-        require(min(self.block_out_channels, default=0) > 0,
-                f"block_out_channels={channels}: give a positive number for each block, such as 32,64")  # fmt: skip
+        require(sizes > 0, "block_out_channels=(): give a positive number for each block, such as 32,64")
 
     def _check_channels(self) -> None:
         groups, divisor = self.norm_num_groups, math.gcd(*self.block_out_channels)
@@ -70,6 +65,7 @@ def _listed(values: tuple[int, ...]) -> str:
     return ",".join(map(str, values))
 
 
+@own_settings
 def build_unet(config: UNetConfig, *, seed: int = 0) -> UNet2DModel:
     """A freshly initialised UNet in eval mode; the weights depend on `seed` and the configuration only.
 

@@ -13,19 +13,18 @@ The paper's text and the authors' code differ in places (weight decay, EMA, whic
 therefore comes `as-written` (default) and, as `NAME:as-run`, the way the published numbers were made.
 """
 
-import types
-import typing
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 from diffinf_lib.compression import StoreFormat
 from diffinf_lib.curvature import CurvatureConfig
 from diffinf_lib.data import DatasetConfig
 from diffinf_lib.diffusion import DrawConfig, Process
-from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.errors import require
 from diffinf_lib.likelihood import LikelihoodConfig
 from diffinf_lib.measurements import MeasurementConfig
 from diffinf_lib.models import UNetConfig
+from diffinf_lib.options import NonNegativeFloat, Options, PositiveInt, Range
 from diffinf_lib.sampling import SamplingConfig
 from diffinf_lib.training import TrainingConfig
 
@@ -33,7 +32,7 @@ Flavour = Literal["as-written", "as-run"]
 
 
 @dataclass(frozen=True)
-class SubsetConfig:
+class SubsetConfig(Options, called={name: f"subsets.{name}" for name in ("count", "seeds", "fraction", "steps")}):
     """The ground truth of the LDS: how many random subsets, and how each is retrained.
 
     Attributes:
@@ -43,19 +42,14 @@ class SubsetConfig:
         steps: optimizer steps of a retraining.
     """
 
-    count: int = 100
-    seeds: int = 5
-    fraction: float = 0.5
-    steps: int = 16_000
-
-    def __post_init__(self) -> None:
-        for name in ("count", "seeds", "steps"):
-            require(getattr(self, name) > 0, f"subsets.{name}={getattr(self, name)}: give a positive number")
-        require(0 < self.fraction < 1, f"subsets.fraction={self.fraction}: give a share between 0 and 1")
+    count: PositiveInt = 100
+    seeds: PositiveInt = 5
+    fraction: Annotated[float, Range(lambda value: 0 < value < 1, "a share between 0 and 1")] = 0.5
+    steps: PositiveInt = 16_000
 
 
 @dataclass(frozen=True)
-class Preset:
+class Preset(Options):
     """One experiment: data, model, training, ground truth, attribution.
 
     Attributes:
@@ -79,11 +73,12 @@ class Preset:
     further_measurements: tuple[MeasurementConfig, ...] = ()
     curvature: CurvatureConfig = CurvatureConfig()
     gradient_draws: DrawConfig = DrawConfig(250)
-    damping: float = 1e-8
+    damping: NonNegativeFloat = 1e-8
     store_format: StoreFormat = StoreFormat()
     query_format: StoreFormat | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         labels = [measurement.label for measurement in self.measurements]
         require(len(set(labels)) == len(labels), f"measurements={', '.join(labels)}: give each once")
 
@@ -359,89 +354,3 @@ def get_preset(name: str, flavour: Flavour | None = None) -> Preset:
     full_name = f"{name}:as-run" if flavour == "as-run" else name.removesuffix(":as-written")
     require(full_name in PRESETS, f"preset={full_name!r}: no such preset; give one of {', '.join(PRESETS)}")
     return PRESETS[full_name]
-
-
-def with_options(preset: Preset, options: dict[str, Any]) -> Preset:
-    """A preset with some fields replaced, named by their path: `{"training.steps": 300, "damping": "1e-6"}`.
-
-    Strings are read as the field's own type, as they come from a command line.
-
-    Raises:
-        ConfigurationError: no such option, or a value of the wrong type.
-    """
-    tree: dict[str, Any] = {}
-    for path, value in options.items():
-        *parents, name = path.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-            require(isinstance(branch, dict), f"option {path!r}: {parent!r} is given as a whole too; give one of both")
-        branch[name] = value
-    return _replaced(preset, tree, "")
-
-
-def _replaced(config: Any, options: dict[str, Any], prefix: str) -> Any:
-    """All options of one configuration at once: some are valid only together."""
-    names, kinds = [field.name for field in fields(config)], typing.get_type_hints(type(config))
-    changes = {}
-    for name, value in options.items():
-        path = f"{prefix}{name}"
-        require(name in names, f"option {path!r}: no {name!r} there; give one of {', '.join(names)}")
-        part = _part_type(kinds[name])
-        if isinstance(value, dict):
-            require(part is not None, f"option '{path}.{next(iter(value))}': {name!r} has no parts; give {path}=VALUE")
-            current = getattr(config, name)
-            changes[name] = _replaced(part() if current is None and part else current, value, f"{path}.")
-            continue
-        empty = isinstance(value, str) and value.lower() in ("none", "null") and part is not kinds[name]
-        if part is not None and isinstance(value, str) and not empty:
-            raise ConfigurationError(f"option {path}={value!r}: it has parts; give {path}.{fields(part)[0].name}=VALUE")
-        changes[name] = _parsed(value, kinds[name], path)
-    return replace(config, **changes)
-
-
-def _part_type(kind: Any) -> Any:
-    """The configuration class of a field that is one, or one or None; else None."""
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    return next((option for option in kinds if is_dataclass(option)), None)
-
-
-def _parsed(value: Any, kind: Any, path: str) -> Any:
-    """`value` as `kind`; only strings are converted."""
-    if not isinstance(value, str):
-        return value
-    if isinstance(kind, types.UnionType):
-        if value.lower() in ("none", "null"):
-            return None
-        kind = next(option for option in typing.get_args(kind) if option is not type(None))
-    if typing.get_origin(kind) is tuple:
-        return _parsed_list(value, typing.get_args(kind)[0], path)
-    if kind is bool:
-        require(value.lower() in ("true", "false"), f"{path}={value!r}: give true or false")
-        return value.lower() == "true"
-    try:
-        return kind(value) if kind in (int, float) else value
-    except ValueError:
-        raise ConfigurationError(f"{path}={value!r}: give a value of type {kind.__name__}") from None
-
-
-def _parsed_list(text: str, kind: Any, path: str) -> tuple[Any, ...]:
-    """`32,64`, `[32, 64]` or `(32, 64)`, words with or without quotes, as a tuple of `kind`; nothing is the empty one."""
-    inner = text.strip()
-    if (inner[:1], inner[-1:]) in (("[", "]"), ("(", ")")):
-        inner = inner[1:-1].strip()
-    words = [_unquoted(word.strip()) for word in inner.removesuffix(",").split(",")] if inner else []
-    require(not words or not is_dataclass(kind), f"{path}={text!r}: its entries have parts, which no text gives; give [] or "
-            "set it in Python")  # fmt: skip
-    example = {int: "32,64,96", float: "0.5,1.5"}.get(kind, "first,second")
-    wrong = f"{path}={text!r}: give a list, such as {path}={example} or {path}='[{example.replace(',', ', ')}]'"
-    require(all(words) and not inner.startswith(("[", "(")), wrong)
-    try:
-        return tuple(_parsed(word, kind, path) for word in words)
-    except ConfigurationError:
-        raise ConfigurationError(wrong) from None
-
-
-def _unquoted(word: str) -> str:
-    quoted = len(word) > 1 and word[0] == word[-1] and word[0] in "'\""
-    return word[1:-1] if quoted else word

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +10,9 @@ from tqdm.auto import tqdm
 from diffinf_lib.data import Trajectories
 from diffinf_lib.diffusion import Denoiser, SamplerName, require_denoiser
 from diffinf_lib.errors import first_few, require
+from diffinf_lib.options import Options, PositiveInt
 from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, ImageShape
 
 GENERATED_IDS = 1_000_000_000
@@ -19,7 +20,7 @@ GENERATED_IDS = 1_000_000_000
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
+class SamplingConfig(Options, called={"count": "samples"}):
     """How many samples a run keeps as queries, and how they are made.
 
     Attributes:
@@ -28,17 +29,12 @@ class SamplingConfig:
         steps: number of denoising steps, at most the process's timesteps.
     """
 
-    count: int = 64
+    count: PositiveInt = 64
     method: SamplerName = "ddpm"
-    steps: int = 1000
-
-    def __post_init__(self) -> None:
-        require(self.count > 0, f"samples={self.count}: give a positive number")
-        methods = get_args(SamplerName)
-        require(self.method in methods, f"method={self.method!r}: give {', '.join(methods[:-1])} or {methods[-1]}")
-        require(self.steps > 0, f"steps={self.steps}: give a positive number")
+    steps: PositiveInt = 1000
 
 
+@own_settings
 @torch.no_grad()
 def sample(
     model: Denoiser,
@@ -70,6 +66,7 @@ def sample(
     )[:, -1]  # fmt: skip
 
 
+@own_settings
 @torch.no_grad()
 def sample_states(
     model: Denoiser,
@@ -96,6 +93,7 @@ def sample_states(
     return _sampled(model, seeds, shape, method, steps, kept, labels, batch_size, progress)[0]
 
 
+@own_settings
 @torch.no_grad()
 def sample_trajectories(
     model: Denoiser,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,15 +32,17 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, conditions_of, per_draw_loss, require_denoiser
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.loading import load_model, save_model
+from diffinf_lib.options import NonNegativeFloat, Options, PositiveFloat, PositiveInt, Share
 from diffinf_lib.precision import Precision
 from diffinf_lib.randomness import keyed_generator, keyed_seed
+from diffinf_lib.settings import own_settings
 
 CHECKPOINT = "checkpoint.safetensors"
 LOSSES = "losses.npz"
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Options):
     """How a model is trained; the defaults are the paper's for CIFAR (reference settings of Mlodozeniec et al. 2025).
 
     Attributes:
@@ -58,36 +60,21 @@ class TrainingConfig:
         compile: run the network through `torch.compile`.
     """
 
-    steps: int = 32_000
-    batch_size: int = 128
-    learning_rate: float = 1e-4
-    warmup_fraction: float = 0.1
+    steps: PositiveInt = 32_000
+    batch_size: PositiveInt = 128
+    learning_rate: PositiveFloat = 1e-4
+    warmup_fraction: Share = 0.1
     lr_schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = 1e-6
-    max_grad_norm: float = 1.0
-    ema_max_decay: float = 0.9999
+    weight_decay: NonNegativeFloat = 1e-6
+    max_grad_norm: PositiveFloat = 1.0
+    ema_max_decay: Share = 0.9999
     ema_power: float = 0.75
     horizontal_flip: bool = True
-    checkpoint_every: int = 1_000
-    keep_ema_at: tuple[int, ...] = field(default=())
-    drop_condition: float = 0.0
+    checkpoint_every: PositiveInt = 1_000
+    keep_ema_at: tuple[PositiveInt, ...] = ()
+    drop_condition: Share = 0.0
     precision: Precision = "float32"
     compile: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "learning_rate", "max_grad_norm", "checkpoint_every"):
-            value = getattr(self, name)
-            require(math.isfinite(value) and value > 0, f"{name}={value}: give a positive number")
-        require(0 <= self.warmup_fraction <= 1, f"warmup_fraction={self.warmup_fraction}: give a share from 0 to 1")
-        require(
-            self.lr_schedule in ("cosine", "constant"), f"lr_schedule={self.lr_schedule!r}: give cosine or constant"
-        )
-        require(self.precision in ("float32", "tf32", "bfloat16"), f"precision={self.precision!r}: give float32, tf32 "
-                "or bfloat16")  # fmt: skip
-        require(0 <= self.drop_condition <= 1, f"drop_condition={self.drop_condition}: give a chance from 0 to 1")
-        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}: give a number >= 0")
-        for step in self.keep_ema_at:
-            require(step > 0, f"keep_ema_at={step}: give positive numbers of steps")
 
 
 @dataclass
@@ -155,7 +142,7 @@ class _Trainer:
             dropped = (torch.rand(len(batch), generator=generator) < config.drop_condition).to(self.device)
             told["class_labels"] = torch.where(dropped, self.model.no_class or 0, told["class_labels"])
         torch.manual_seed(keyed_seed("dropout", self.seed, step))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with torch.enable_grad(), torch.autocast(self.device.type, torch.bfloat16, config.precision == "bfloat16"):
             loss = per_draw_loss(self.network, batch, timesteps, noise, **told).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -209,6 +196,7 @@ def training_identity(model: Denoiser, images: ImageSet, config: TrainingConfig,
     }
 
 
+@own_settings
 def train(
     model: Denoiser,
     images: ImageSet,
@@ -251,6 +239,7 @@ def train(
     return load_training(folder, device, model.no_class)
 
 
+@own_settings
 def load_training(
     folder: Path | str, device: torch.device | str | None = None, no_class: int | None = None
 ) -> TrainingResult:

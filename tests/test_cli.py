@@ -123,6 +123,18 @@ def test_the_module_exits_with_2_in_one_line():
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words", [("launch", "e01_model", "-p", "preset=smoke"), ("reproduce", "smoke"), ("scores", "smoke")]
+)
+def test_options_are_spelt_alike_everywhere(capsys, words):
+    assert "no 'step' there" in refused(capsys, *words, "--set", "training.step=3")
+    assert "training.steps='many': give a positive whole number" in refused(
+        capsys, *words, "--set", "training.steps=many"
+    )
+    if words[0] != "scores":
+        assert "training.steps=1.5: give" in refused(capsys, *words, "-p", 'options={"training.steps": 1.5}')
+
+
 def test_reproduce_checks_its_parameters_first(capsys):
     assert "parameter='sedes': none of that name" in refused(capsys, "reproduce", "smoke", "-p", "sedes=1")
     assert "workers=0" in refused(capsys, "reproduce", "smoke", "--workers", "0")
@@ -204,3 +216,53 @@ def test_a_warning_is_one_line(tmp_path):
     assert done.returncode == 0
     assert [line.partition(": ")[0] for line in done.stderr.splitlines()] == ["warning"]
     assert "queries are training images too" in done.stderr
+
+
+LIMITED = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))\n"
+RUN_MAIN = "from diffinf_lib.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_without_room_a_command_ends_in_one_line_and_goes_on_later(tmp_path, capsys):
+    words = ["model", "smoke", "--run", str(tmp_path), "--quiet"]
+    done = subprocess.run([sys.executable, "-c", LIMITED + RUN_MAIN, *words], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"diffinf: {tmp_path}" in done.stderr and "cannot be written (File too large); make room" in done.stderr
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert files and all(path.suffix == ".json" for path in files)
+    assert main(words) == 0
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_output_that_has_no_room_is_told_in_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "diffinf_lib", "presets"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2 and done.stderr.startswith("diffinf: output: cannot be written (No space left")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_terminal_that_lacks_a_letter_shows_another(tmp_path):
+    words = [sys.executable, "-m", "diffinf_lib", "scores"]
+    narrow = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*words, "--help"], capture_output=True, text=True, env=narrow)
+    assert done.returncode == 0 and "--damping DAMPING   ?; may be given several times" in done.stdout
+    done = subprocess.run([*words, "λ"], capture_output=True, text=True, env=narrow)
+    assert done.returncode == 2 and "preset='?': no such preset" in done.stderr
+
+
+LOADED = "; print(sorted({'torch', 'diffusers', 'curvlinops', 'matplotlib', 'papermill', 'scipy', 'sklearn'} & {*sys.modules}))"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import diffinf_lib",
+        "import diffinf_lib as di; di.ConfigurationError; di.with_options",
+        "from diffinf_lib.cli import _parser; _parser().format_help()",
+        "from diffinf_lib.cli import main; main(['launch', 'e99_nothing'])",
+    ],
+)
+def test_what_needs_no_tensors_answers_at_once(code):
+    done = subprocess.run([sys.executable, "-c", f"import sys; {code}{LOADED}"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stderr

@@ -239,6 +239,16 @@ def test_dual_keeps_the_inner_product_for_every_damping(case):
         assert float((approximate - exact).norm() / exact.norm()) < 0.35
 
 
+@pytest.mark.parametrize("kind", ["float32", *LOSSY])
+@pytest.mark.parametrize("strided", [False, True])
+def test_what_is_encoded_is_laid_out_as_it_will_be_read(case, kind, strided):
+    """Strided views would take other kernels in memory than from a file."""
+    _, _, _, curvature, _, train = case
+    given = {name: (g.mT.contiguous().mT if strided else g) for name, g in train.items()}
+    encoded = Compression(curvature, StoreFormat(kind, rank=2, dimension=64)).encode(given)
+    assert encoded and all(value.is_contiguous() for value in encoded.values())
+
+
 @pytest.mark.parametrize("kind", LOSSY)
 def test_a_compressed_store_is_read_back_as_it_was_used(case, kind, tmp_path):
     model, train, queries, curvature, *_ = case

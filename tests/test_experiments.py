@@ -18,6 +18,10 @@ from diffinf_lib.experiments import check_parameters, launch, parse_parameters
 def test_parameters_are_read_as_json_or_text():
     pairs = ["shard=0", "preset=smoke", 'options={"damping": 1}', "a=b=c"]
     assert parse_parameters(pairs) == {"shard": 0, "preset": "smoke", "options": {"damping": 1}, "a": "b=c"}
+    together = parse_parameters(['options={"damping": 1}'], {"training.steps": "300"})
+    assert together == {"options": {"damping": 1, "training.steps": "300"}}
+    with pytest.raises(ConfigurationError, match="options='damping=1': give --set OPTION=VALUE"):
+        parse_parameters(["options=damping=1"])
     with pytest.raises(ConfigurationError, match="'shard': give NAME=VALUE"):
         parse_parameters(["shard"])
 

@@ -5,7 +5,8 @@ import pytest
 
 from diffinf_lib.artifacts import plain
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.presets import PRESETS, get_preset, with_options
+from diffinf_lib.options import with_options
+from diffinf_lib.presets import PRESETS, get_preset
 
 
 def test_flavours_differ_where_the_text_and_the_code_do():
@@ -45,7 +46,7 @@ def test_options_are_read_as_the_field_s_type():
     [
         ({"training.step": "3"}, "no 'step' there; give one of steps, batch_size"),
         ({"damping.value": "3"}, "'damping' has no parts"),
-        ({"training.steps": "many"}, "training.steps='many': give a value of type int"),
+        ({"training.steps": "many"}, "training.steps='many': give a positive whole number"),
         ({"training.horizontal_flip": "maybe"}, "give true or false"),
         ({"training.steps": "-3"}, "steps=-3"),
         ({"unet.block_out_channels": "16;32"}, r"='16;32': give a list, such as unet.block_out_channels=32,64,96 or"),

@@ -94,3 +94,14 @@ def test_everything_public_is_documented():
         value = getattr(di, name)
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("diffinf_lib"):
             assert value.__doc__, name
+
+
+def test_the_readme_s_tables_and_links_are_whole():
+    text = (project_root() / "README.md").read_text()
+    for lines in text.split("\n\n"):
+        rows = lines.strip().splitlines()
+        if rows and rows[0].startswith("|"):
+            assert set(rows[1]) <= set("|-"), f"a row without its table: {rows[0]}"
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (project_root() / target).exists(), target
+        assert not target.startswith("notebooks/") or target.endswith(".ipynb"), f"{target}: readers want the page"

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from diffinf_lib.errors import ArtifactError, ConfigurationError
+from diffinf_lib.errors import ArtifactError, ConfigurationError, room_needed
 
 
 def file_digest(path: Path | str) -> str:
@@ -54,8 +54,17 @@ def ensure_writable(folder: Path | str) -> Path:
 
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it to the disk and move it into place."""
-    path = Path(path)
+    """Yield a temporary path beside `path`; on success sync it to the disk and move it into place.
+
+    Raises:
+        ArtifactError: there is no room for it; nothing of it is left.
+    """
+    with room_needed(path), _in_place_at_last(Path(path)) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _in_place_at_last(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -17,6 +17,7 @@ from diffinf_lib.artifacts import read_json, read_tensor_metadata
 from diffinf_lib.data import ImageSet
 from diffinf_lib.data.download import is_offline
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, require
+from diffinf_lib.settings import own_settings
 
 WEIGHTS = "model*.safetensors"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -24,6 +25,7 @@ FILES = ("config.json", WEIGHTS, "model.safetensors.index.json", *PROCESSORS)
 """What is read of a model on the hub; weights in other formats are not even downloaded."""
 
 
+@own_settings
 def clip_similarity_scores(
     train: ImageSet, queries: ImageSet, *, source: str | Path, batch_size: int = 64, device: str | None = None
 ) -> Float[Tensor, "Q N"]:

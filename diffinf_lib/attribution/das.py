@@ -30,11 +30,13 @@ from diffinf_lib.attribution.trak import GradientSource, Trak, checked_shards
 from diffinf_lib.curvature import Approximation, Curvature
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import LayerGradients
+from diffinf_lib.settings import own_settings
 
 Probes = LayerGradients | Sequence[LayerGradients]
 """Probe gradients v = J_{q,s}ᵀ u by block: rows ordered query by query, `probes_per_query` rows each; or several such."""
 
 
+@own_settings
 def das_scores(
     probes: Probes,
     train: GradientSource,
@@ -75,6 +77,7 @@ def das_scores(
     return torch.cat(columns, dim=-1)
 
 
+@own_settings
 def trak_das_scores(
     probes: Probes,
     trak: Trak,

@@ -18,6 +18,7 @@ from diffinf_lib.diffusion import Denoiser, DrawConfig, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, MeasurementName, as_measurement
+from diffinf_lib.settings import own_settings
 
 QUERY_STAGE = "query-gradients"
 """The stage under which draws of query gradients are keyed, where they are not the measurement's own."""
@@ -39,6 +40,7 @@ def query_gradient_config(
     return GradientConfig(draws, QUERY_STAGE, seed, objective=measurement.objective)
 
 
+@own_settings
 def scores_from_gradients(
     queries: LayerGradients,
     train: LayerGradients,
@@ -60,6 +62,7 @@ def scores_from_gradients(
     return KeptQueries([queries], curvature, inverses).scores(train) / count
 
 
+@own_settings
 def scores_by_layer(
     queries: LayerGradients,
     train: LayerGradients,
@@ -99,6 +102,7 @@ def _joined(held: list[tuple[slice, LayerGradients]]) -> tuple[slice, LayerGradi
     return rows, held[0][1] if len(held) == 1 else all_gradients(iter(held))
 
 
+@own_settings
 def influence(
     model: Denoiser,
     curvature: Curvature,
@@ -186,6 +190,7 @@ def influence(
     return scores[0] if isinstance(approximation, str) else scores
 
 
+@own_settings
 def influence_by_timestep(
     model: Denoiser,
     curvature: Curvature,
@@ -226,6 +231,7 @@ def influence_by_timestep(
     return torch.stack(parts)
 
 
+@own_settings
 def self_influence(
     shards: Iterator[tuple[slice, LayerGradients]],
     curvature: Curvature,

@@ -7,7 +7,6 @@ regularises, as damping does: the first ones act where the GGN exceeds EK-FAC mo
 fixed small number of them is therefore an estimator of its own, not a failure to converge.
 """
 
-import typing
 import warnings
 from collections.abc import Iterator, Sequence
 from numbers import Real
@@ -40,6 +39,8 @@ from diffinf_lib.diffusion import Denoiser, DrawConfig, check_draws, objective_b
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, MeasurementName, as_measurement
+from diffinf_lib.options import checked
+from diffinf_lib.settings import own_settings
 
 IterativeMethod = Literal["neumann", "cg"]
 
@@ -47,6 +48,7 @@ GGN_STAGE = "ggn"
 """The stage under which the draws of the GGN are keyed."""
 
 
+@own_settings
 def iterative_influence(
     model: Denoiser,
     curvature: Curvature,
@@ -126,6 +128,7 @@ def iterative_influence(
     return scores[0] if isinstance(damping, Real) else scores
 
 
+@own_settings
 def training_ggn(
     model: Denoiser,
     train: ImageSet,
@@ -144,6 +147,7 @@ def training_ggn(
     return ggn_operator(model, list(batches))
 
 
+@own_settings
 def solved_queries(
     model: Denoiser,
     curvature: Curvature,
@@ -186,6 +190,7 @@ def solved_queries(
     return {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}, solution
 
 
+@own_settings
 def solution_path(
     model: Denoiser,
     curvature: Curvature,
@@ -222,8 +227,7 @@ def solved_scores(solved: LayerGradients, train: LayerGradients, *, count: int) 
 
 
 def _check_options(method: str, max_iterations: int, tolerance: float | None, scale: float | None) -> None:
-    methods = typing.get_args(IterativeMethod)
-    require(method in methods, f"method={method!r}: give {' or '.join(map(repr, methods))}")
+    checked("method", method, IterativeMethod)
     require(max_iterations > 0, f"max_iterations={max_iterations}: give a positive number")
     require(tolerance is None or 0 < tolerance < 1, f"tolerance={tolerance}: give a relative residual between 0 and 1, or None "
             "for a fixed number of iterations")  # fmt: skip

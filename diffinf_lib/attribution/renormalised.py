@@ -22,6 +22,7 @@ from diffinf_lib.attribution.trak import Trak, TrakKernel, checked_shards
 from diffinf_lib.curvature import Approximation, Curvature
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import LayerGradients
+from diffinf_lib.settings import own_settings
 
 
 class TrainingNorms(NamedTuple):
@@ -38,6 +39,7 @@ class TrainingNorms(NamedTuple):
     gradient: Float[Tensor, "N"]
 
 
+@own_settings
 def renormalised_scores(scores: Float[Tensor, "... Q N"], norms: Float[Tensor, "... N"]) -> Float[Tensor, "... Q N"]:
     """Scores divided by a length of each training image; 0 where the length is 0. Arbitrary scale.
 
@@ -58,6 +60,7 @@ def renormalised_scores(scores: Float[Tensor, "... Q N"], norms: Float[Tensor, "
     return torch.where(lengths > 0, scores.double() / torch.where(lengths > 0, lengths, 1.0), 0.0)
 
 
+@own_settings
 def training_norms(
     train: LayerGradients | Iterable[tuple[slice, LayerGradients]],
     curvature: Curvature,
@@ -101,6 +104,7 @@ def _squares(gradients: LayerGradients, curvature: Curvature, inverses: Inverses
     return TrainingNorms(step, own, plain)
 
 
+@own_settings
 def trak_norms(
     trak: Trak | TrakKernel, *, damping: float | Sequence[float], damping_kind: DampingKind = "absolute"
 ) -> TrainingNorms:

@@ -18,6 +18,7 @@ from diffinf_lib.compression import PROJECTION, Compression, StoreFormat
 from diffinf_lib.curvature import Approximation, Curvature
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import LayerGradients
+from diffinf_lib.options import checked
 
 DampingKind = Literal["absolute", "relative"]
 
@@ -49,8 +50,7 @@ class Inverses:
 
     def __post_init__(self) -> None:
         check_dampings(list(self.dampings))
-        require(self.damping_kind in ("absolute", "relative"), f"damping_kind={self.damping_kind!r}: give 'absolute' or "
-                "'relative'")  # fmt: skip
+        checked("damping_kind", self.damping_kind, DampingKind)
 
     def __len__(self) -> int:
         return len(self.dampings) * len(self.approximations)

@@ -12,13 +12,16 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import LayerGradients
 from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.settings import own_settings
 
 
+@own_settings
 def pixel_distance_scores(train: ImageSet, queries: ImageSet) -> Float[Tensor, "Q N"]:
     """Minus the Euclidean distance between pixels; arbitrary scale."""
     return -torch.cdist(queries.images.flatten(1).double(), train.images.flatten(1).double())
 
 
+@own_settings
 def gradient_dot_scores(queries: LayerGradients, train: LayerGradients) -> Float[Tensor, "Q N"]:
     """∇m_q · ∇ℓ_n: influence with the identity for a curvature; arbitrary scale.
 
@@ -33,6 +36,7 @@ def gradient_dot_scores(queries: LayerGradients, train: LayerGradients) -> Float
     return torch.stack(parts).sum(0)
 
 
+@own_settings
 def gradient_cosine_scores(queries: LayerGradients, train: LayerGradients) -> Float[Tensor, "Q N"]:
     """The cosine of the angle between ∇m_q and ∇ℓ_n; arbitrary scale."""
     return gradient_dot_scores(queries, train) / torch.outer(_norms(queries), _norms(train))
@@ -43,6 +47,7 @@ def _norms(gradients: LayerGradients) -> Float[Tensor, "n"]:
     return torch.stack(squares).sum(0).sqrt()
 
 
+@own_settings
 def random_scores(queries: int, count: int, *, seed: int = 0) -> Float[Tensor, "Q N"]:
     """Standard normal scores: the control whose LDS must be 0 within its interval."""
     return torch.randn(queries, count, generator=keyed_generator("random-scores", seed), dtype=torch.float64)

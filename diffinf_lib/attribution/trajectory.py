@@ -5,7 +5,6 @@ checkpoint, with that checkpoint's own curvature, err in different ways; their m
 several seeds does the same at the price of several trainings.
 """
 
-import typing
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import DataError, require
+from diffinf_lib.options import checked
 
 Weighting = Literal["standardised", "learning_rate"]
 
@@ -44,7 +44,7 @@ def average_scores(
         DataError: scores that are NaN or infinite.
     """
     require(len(scores) > 0, "scores: give those of at least one checkpoint")
-    require(weighting in typing.get_args(Weighting), f"weighting={weighting!r}: give 'standardised' or 'learning_rate'")
+    checked("weighting", weighting, Weighting)
     shapes = {tuple(values.shape) for values in scores}
     require(len(shapes) == 1, f"scores of shapes {sorted(shapes)}: give the same queries and images at each checkpoint")
     stacked = torch.stack([values.double() for values in scores])

@@ -26,6 +26,7 @@ from diffinf_lib.attribution.scoring import DampingKind, Inverses, check_damping
 from diffinf_lib.compression import PROJECTION, projected
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import LayerGradients
+from diffinf_lib.settings import own_settings
 
 GradientSource = LayerGradients | Callable[[], Iterable[tuple[slice, LayerGradients]]]
 """Gradients in one piece, or a function that starts a reading of their shards, such as
@@ -171,6 +172,7 @@ class Trak:
         return torch.cat(parts)
 
 
+@own_settings
 def trak_scores(
     queries: GradientSource,
     train: GradientSource,
@@ -200,6 +202,7 @@ def trak_scores(
     return Trak(train, dimension=dimension, seed=seed).scores(queries, damping, damping_kind=damping_kind)
 
 
+@own_settings
 def gradient_products(first: GradientSource, second: GradientSource) -> Float[Tensor, "n m"]:
     """φ · φ' of every pair, accumulated in float64 a block at a time; on the CPU. `second` is read once a shard of `first`."""
     rows = []
@@ -208,6 +211,7 @@ def gradient_products(first: GradientSource, second: GradientSource) -> Float[Te
     return torch.cat(rows)
 
 
+@own_settings
 def gram_matrix(train: GradientSource) -> Float[Tensor, "N N"]:
     """K = ΦΦᵀ of training gradients; two shards are in memory at a time."""
     rows: list[list[Tensor]] = []

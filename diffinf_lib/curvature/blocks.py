@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffinf_lib.curvature.layers import Layers, curvature_layers, layer_inputs, layer_shape
 from diffinf_lib.diffusion import Denoiser
-from diffinf_lib.errors import require
+from diffinf_lib.options import checked
 
 BiasRule = Literal["joint", "separate"]
 
@@ -109,7 +109,7 @@ def layer_blocks(layers: Layers, bias: BiasRule = "joint") -> dict[str, Block]:
 
     Groups are named `LAYER.groupG`, separate parts `….weight` and `….bias`.
     """
-    require(bias in ("joint", "separate"), f"bias={bias!r}: give 'joint' or 'separate'")
+    checked("bias", bias, BiasRule)
     blocks = {}
     for name, layer in layers.items():
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1

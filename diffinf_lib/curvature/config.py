@@ -1,13 +1,13 @@
 """What curvature to fit, and from how many draws."""
 
 import math
-import typing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from diffinf_lib.curvature.blocks import BiasRule
-from diffinf_lib.diffusion import DrawConfig, check_draws
+from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import require
+from diffinf_lib.options import Options, PositiveInt
 from diffinf_lib.precision import Precision
 
 Approximation = Literal["ekfac", "kfac", "diagonal", "identity"]
@@ -17,7 +17,7 @@ Correction = Literal["batched", "per_draw"]
 
 
 @dataclass(frozen=True)
-class CurvatureConfig:
+class CurvatureConfig(Options):
     """Curvature F of the mean loss; every choice has the same scale, so one damping means one thing for all.
 
     Attributes:
@@ -45,27 +45,18 @@ class CurvatureConfig:
     approximation: Approximation = "ekfac"
     draws: DrawConfig = field(default_factory=lambda: DrawConfig(count=30))
     partition: Partition = "model"
-    labels: int = 1
+    labels: PositiveInt = 1
     exact_labels: bool = False
     sharing: Sharing = "expand"
     bias: BiasRule = "joint"
     correction: Correction = "batched"
-    group: int = 100
+    group: PositiveInt = 100
     factor_draws: DrawConfig | None = None
-    input_positions: int | None = 4
+    input_positions: PositiveInt | None = 4
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        check_draws(draws=self.draws, **({} if self.factor_draws is None else {"factor_draws": self.factor_draws}))
-        for name, allowed in [
-            ("approximation", Approximation), ("partition", Partition), ("sharing", Sharing), ("bias", BiasRule),
-            ("correction", Correction), ("precision", Precision),
-        ]:  # fmt: skip
-            choices, value = typing.get_args(allowed), getattr(self, name)
-            require(value in choices, f"{name}={value!r}: give {', '.join(choices[:-1])} or {choices[-1]}")
-        for name in ("labels", "group", "input_positions"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name}={value}: give a positive number")
+        super().__post_init__()
         sampled = self.partition == "model" and not self.exact_labels
         require(sampled or self.labels == 1, f"labels={self.labels}: only partition='model' with sampled labels has several; "
                 "give labels=1")  # fmt: skip

@@ -22,6 +22,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, objective_batches
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_seed
+from diffinf_lib.settings import own_settings
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class _Draws:
         return len(self.images) * self.draws.count
 
 
+@own_settings
 def fit_with_curvlinops(
     model: Denoiser,
     images: ImageSet,

@@ -10,7 +10,6 @@ Without a change of basis the same second moment is the diagonal of the curvatur
 identity.
 """
 
-import typing
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from diffinf_lib.curvature.config import Approximation
 from diffinf_lib.curvature.kfac import KroneckerFactors
-from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.options import checked
 
 FLOAT64_LIMIT = 1024
 """Factors up to this size are decomposed in float64; above it in float32, several times faster and good to 1e-6."""
@@ -68,11 +68,7 @@ class LayerCurvature:
         Raises:
             ConfigurationError: there is no such approximation, or this fit cannot give it.
         """
-        choices = typing.get_args(Approximation)
-        require(
-            approximation in choices,
-            f"approximation={approximation!r}: give {', '.join(choices[:-1])} or {choices[-1]}",
-        )
+        checked("approximation", approximation, Approximation)
         if approximation == "identity":
             values = self.eigenvalues(self.best)
             return values.mean().expand_as(values)

@@ -18,10 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffinf_lib.curvature.layers import curvature_layers, differentiable, gradient_matrices, layer_parameters
 from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_values
 from diffinf_lib.errors import require
+from diffinf_lib.settings import own_settings
 
 Outer = Literal["draw", "example"]
 
 
+@own_settings
 def dense_ggn(model: Denoiser, batch: DrawBatch) -> Float[Tensor, "P P"]:
     """GGN^model = (2/C) E[JᵀJ] over the given draws (Mlodozeniec et al. 2025, section 3.1).
 
@@ -34,6 +36,7 @@ def dense_ggn(model: Denoiser, batch: DrawBatch) -> Float[Tensor, "P P"]:
     return total / len(batch.images)
 
 
+@own_settings
 def dense_hessian(model: Denoiser, batch: DrawBatch) -> Float[Tensor, "P P"]:
     """∇² of the mean over draws of the mean-dim loss, by double backward.
 
@@ -47,6 +50,7 @@ def dense_hessian(model: Denoiser, batch: DrawBatch) -> Float[Tensor, "P P"]:
         return torch.cat([_rows_of_jacobian(model, gradient, rows) for rows in basis.split(128)])
 
 
+@own_settings
 def dense_empirical_fisher(model: Denoiser, batch: DrawBatch, *, per: Outer = "draw") -> Float[Tensor, "P P"]:
     """GGN^loss: the mean outer product of loss gradients (Mlodozeniec et al. 2025, section 3.1 and appendix G).
 
@@ -66,6 +70,7 @@ def dense_empirical_fisher(model: Denoiser, batch: DrawBatch, *, per: Outer = "d
     return means.T @ means / len(means)
 
 
+@own_settings
 def dense_blocks(model: Denoiser, batch: DrawBatch) -> dict[str, Tensor]:
     """The diagonal block of `dense_ggn` of each layer, `[d_out · d_in, d_out · d_in]`."""
     dense = dense_ggn(model, batch)

@@ -31,6 +31,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawConfig, conditions_of, objective_batches
 from diffinf_lib.errors import require
 from diffinf_lib.precision import matrix_precision
+from diffinf_lib.settings import own_settings
 
 CURVATURE_FILE = "curvature.safetensors"
 PARTIAL = "partial.safetensors"
@@ -140,6 +141,7 @@ class _Fit:
         return Curvature(layers, config.bias)
 
 
+@own_settings
 def fit_curvature(
     model: Denoiser,
     images: ImageSet,

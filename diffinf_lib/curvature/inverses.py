@@ -22,6 +22,7 @@ from diffinf_lib.curvature.operators import (
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.settings import own_settings
 
 Multiply = Callable[[Tensor], Tensor]
 
@@ -43,6 +44,7 @@ class Solution:
     converged: bool
 
 
+@own_settings
 def curvature_preconditioner(
     model: Denoiser, curvature: Curvature, damping: float, approximation: Approximation = "ekfac"
 ) -> Multiply:
@@ -71,6 +73,7 @@ def curvature_preconditioner(
     return precondition
 
 
+@own_settings
 def conjugate_gradient_inverse(
     operator: Operator | Float[Tensor, "P P"],
     damping: float,
@@ -99,6 +102,7 @@ def conjugate_gradient_inverse(
     return _solution("conjugate gradients", multiply, right, solution, iterations, tolerance, vectors)
 
 
+@own_settings
 def conjugate_gradient_path(
     operator: Operator | Float[Tensor, "P P"],
     damping: float,
@@ -138,6 +142,7 @@ def _conjugate_gradient_path(
         direction = preconditioned + torch.where(active, inner / before, 0.0) * direction
 
 
+@own_settings
 def neumann_inverse(
     operator: Operator | Float[Tensor, "P P"],
     damping: float,

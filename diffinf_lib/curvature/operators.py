@@ -27,6 +27,7 @@ from diffinf_lib.curvature.layers import (
 )
 from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_values
 from diffinf_lib.errors import require
+from diffinf_lib.settings import own_settings
 
 Batches = DrawBatch | Iterable[DrawBatch]
 LayerMatrices = Mapping[str, Float[Tensor, "*n O I"]]
@@ -143,11 +144,13 @@ class DoubleBackwardHessian(curvlinops.HessianLinearOperator):
         return [product.movedim(0, -1) for product in products]
 
 
+@own_settings
 def hessian_operator(model: Denoiser, batches: Batches) -> Operator:
     """∇² of the mean over draws of the mean-dim loss; it may have negative eigenvalues."""
     return _through(DoubleBackwardHessian, model, batches)
 
 
+@own_settings
 def ggn_operator(model: Denoiser, batches: Batches) -> Operator:
     """GGN^model = (2/C) E[JᵀJ] over the given draws (Mlodozeniec et al. 2025, section 3.1).
 
@@ -157,6 +160,7 @@ def ggn_operator(model: Denoiser, batches: Batches) -> Operator:
     return _through(curvlinops.GGNLinearOperator, model, batches)
 
 
+@own_settings
 def empirical_fisher_operator(model: Denoiser, batches: Batches, *, per: Outer = "draw") -> Operator:
     """GGN^loss: E[∇ℓ ∇ℓᵀ] over draws, or the mean over examples of ḡ ḡᵀ with ḡ averaged over an example's draws.
 
@@ -171,6 +175,7 @@ def empirical_fisher_operator(model: Denoiser, batches: Batches, *, per: Outer =
     return _through(curvlinops.EFLinearOperator, model, batches, power=0.25) * (1 / dimension)
 
 
+@own_settings
 def example_gradients(model: Denoiser, batches: Batches) -> dict[str, Float[Tensor, "N O I"]]:
     """∇ℓ of each example averaged over its draws in all batches, in the order of first appearance."""
     layers = curvature_layers(model)
@@ -206,6 +211,7 @@ def split_layers(model: Denoiser, vectors: Float[Tensor, "P *n"]) -> dict[str, F
     return {name: part.unflatten(-1, shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
 
 
+@own_settings
 def to_dense(operator: Operator, columns: int = 128) -> Float[Tensor, "P P"]:
     """The matrix of an operator, so many columns at a time; for a few thousand parameters."""
     basis = torch.eye(operator.shape[1], dtype=operator.dtype, device=operator.device)

@@ -12,11 +12,14 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from diffinf_lib.errors import require
+from diffinf_lib.options import checked
 from diffinf_lib.randomness import keyed_generator, keyed_seed
+from diffinf_lib.settings import own_settings
 
 TraceMethod = Literal["hutchinson", "hutch++", "xtrace"]
 
 
+@own_settings
 def trace(operator: Operator, method: TraceMethod = "hutch++", samples: int = 30, *, seed: int = 0) -> float:
     """An unbiased estimate of the trace from random vectors, through curvlinops.
 
@@ -41,11 +44,12 @@ def trace(operator: Operator, method: TraceMethod = "hutch++", samples: int = 30
         return float(estimate(operator, samples))
 
 
+@own_settings
 def extreme_eigenvalues(
     operator: Operator, count: int = 1, *, which: Literal["largest", "smallest"] = "largest", tolerance: float = 1e-6
 ) -> Float[Tensor, "count"]:
     """The algebraically largest or smallest eigenvalues by implicitly restarted Lanczos (ARPACK), ascending; float64."""
-    require(which in ("largest", "smallest"), f"which={which!r}: give 'largest' or 'smallest'")
+    checked("which", which, Literal["largest", "smallest"])
     require(0 < count < operator.shape[0], f"count={count}: give a positive number below {operator.shape[0]}")
     start = torch.randn(operator.shape[0], generator=keyed_generator("eigenvalues"), dtype=torch.float64).numpy()
     kind = "LA" if which == "largest" else "SA"
@@ -53,6 +57,7 @@ def extreme_eigenvalues(
     return torch.as_tensor(values).sort().values
 
 
+@own_settings
 def eigenvalue_density(
     operator: Operator,
     *,

@@ -9,6 +9,7 @@ from diffinf_lib.data.folder import FolderImages, image_folder, read_image_folde
 from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet, to_unit_range
 from diffinf_lib.data.trajectories import Trajectories
 from diffinf_lib.errors import first_few, require
+from diffinf_lib.settings import own_settings
 
 _LOADERS = {
     "digits": digits_dataset,
@@ -22,6 +23,7 @@ _LOADERS = {
 DATASETS = (*(name for name in _LOADERS if name != "folder"), "folder:PATH")
 
 
+@own_settings
 def load_dataset(config: DatasetConfig | str) -> Dataset:
     """Load a dataset by name or configuration.
 

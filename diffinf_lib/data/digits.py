@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet, to_unit_range
 from diffinf_lib.errors import DataError, require
@@ -19,6 +18,8 @@ def digits_dataset(config: DatasetConfig) -> Dataset:
     Raises:
         DataError: no such class, or more images asked for than there are.
     """
+    from sklearn.datasets import load_digits  # takes longer to load than everything else here
+
     source = load_digits()
     classes = tuple(range(10)) if config.classes is None else tuple(_digit(name) for name in config.classes)
     ids = torch.from_numpy(np.flatnonzero(np.isin(source.target, classes)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import requests
 
-from diffinf_lib.errors import DownloadError, require
+from diffinf_lib.errors import DownloadError, require, room_needed
 
 TIMEOUT_SECONDS = 30
 ATTEMPTS = 4
@@ -75,7 +75,7 @@ def _continue(url: str, part: Path) -> None:
             return  # nothing is missing; the digest decides
         answer.raise_for_status()
         resumed = answer.status_code == requests.codes.partial_content
-        with open(part, "ab" if resumed else "wb") as file:
+        with room_needed(part), open(part, "ab" if resumed else "wb") as file:
             for block in answer.iter_content(_BLOCK):
                 file.write(block)
         expected = int(answer.headers.get("Content-Length", -1))
@@ -89,7 +89,7 @@ def extract(archive: Path, folder: Path) -> Path:
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".extract-") as temporary:
+    with room_needed(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=".extract-") as temporary:
         target = Path(temporary) / "content"
         with tarfile.open(archive) as tar:
             tar.extractall(target, filter="data")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffinf_lib.artifacts.files import tensor_digest
 from diffinf_lib.errors import DataError, require
+from diffinf_lib.options import Options, PositiveInt
 from diffinf_lib.shapes import ImageShape
 
 BRIGHTEST = 64.0
@@ -141,7 +142,7 @@ def _sums_of_bits(images: Float[Tensor, "N C H W"]) -> Int[Tensor, "N"]:
 
 
 @dataclass(frozen=True)
-class DatasetConfig:
+class DatasetConfig(Options):
     """Which images, and how many of them.
 
     Attributes:
@@ -158,13 +159,14 @@ class DatasetConfig:
 
     name: str
     classes: tuple[str | int, ...] | None = None
-    image_size: int | None = None
-    train_size: int | None = None
-    query_size: int | None = None
+    image_size: PositiveInt | None = None
+    train_size: PositiveInt | None = None
+    query_size: PositiveInt | None = None
     stratified: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kind, colon, path = self.name.partition(":")
         if kind == "folder" and colon:
             require(
@@ -172,9 +174,6 @@ class DatasetConfig:
                 f"dataset={self.name!r}: no path; give folder:PATH, folder:. for the current directory",
             )
             object.__setattr__(self, "name", f"folder:{os.path.realpath(os.path.expanduser(path))}")
-        for name in ("image_size", "train_size", "query_size"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name}={value}: give a positive number")
 
 
 def _times(shape: ImageShape) -> str:

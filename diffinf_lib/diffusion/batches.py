@@ -12,8 +12,10 @@ from diffinf_lib.diffusion.objectives import Objective
 from diffinf_lib.diffusion.process import Process
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.settings import own_settings
 
 
+@own_settings
 def objective_batches(
     model: Denoiser,
     images: ImageSet,

@@ -8,8 +8,6 @@ A draw has a weight: an expectation over draws is the mean of weight · value. A
 drawn more often than others (importance sampling); the weights then undo the preference.
 """
 
-import math
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +20,9 @@ from torch import Tensor
 from diffinf_lib.diffusion.process import Process
 from diffinf_lib.diffusion.reverse import added_variances
 from diffinf_lib.errors import require
+from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageShape
 
 TimestepRule = Literal["stratified", "uniform", "grid", "signal", "elbo", "importance", "single"]
@@ -82,7 +82,7 @@ class DrawBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DrawConfig:
+class DrawConfig(Options, called={"count": "draws"}):
     """How many draws an example gets, and how they are spread.
 
     Attributes:
@@ -105,25 +105,20 @@ class DrawConfig:
         drop_condition: chance that a draw leaves the network's condition out, as its training did (Ho & Salimans 2022).
     """
 
-    count: int = 250
+    count: PositiveInt = 250
     timesteps: TimestepRule = "stratified"
     noise: NoiseRule = "antithetic"
-    proposal: tuple[float, ...] | None = None
+    proposal: tuple[PositiveFloat, ...] | None = None
     shared: bool = False
     timestep: int | None = None
     drop_condition: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.count > 0, f"draws={self.count}: give a positive number")
-        rules = typing.get_args(TimestepRule)
-        require(self.timesteps in rules, f"timesteps={self.timesteps!r}: give {', '.join(rules[:-1])} or {rules[-1]}")
-        require(self.noise in ("antithetic", "independent"),
-                f"noise={self.noise!r}: give 'antithetic' or 'independent'")  # fmt: skip
+        super().__post_init__()
         require(self.noise == "independent" or self.count % 2 == 0,
                 f"draws={self.count}: antithetic draws come in pairs, give an even number or noise='independent'")  # fmt: skip
         if self.timesteps == "importance":
-            valid = isinstance(self.proposal, tuple) and all(0 < value < math.inf for value in self.proposal)
-            require(bool(self.proposal) and valid, f"proposal={self.proposal}: importance sampling needs a tuple of positive "
+            require(bool(self.proposal), f"proposal={self.proposal}: importance sampling needs a tuple of positive "
                     "numbers, one for each slice of timesteps; see timestep_proposal")  # fmt: skip
         else:
             require(self.proposal is None, f"proposal with timesteps={self.timesteps!r}: only 'importance' has one; leave "
@@ -148,6 +143,7 @@ def check_draws(**options: object) -> None:
         require(isinstance(value, DrawConfig), f"{name}={value!r}: give a DrawConfig, such as DrawConfig(64)")
 
 
+@own_settings
 def example_draws(
     example_id: int,
     shape: ImageShape,
@@ -232,6 +228,7 @@ def elbo_weights(process: Process = Process()) -> Float[Tensor, "T"]:
     return before.square() * added_variances(process) / (2 * (here.noise * here.determinant).square())
 
 
+@own_settings
 def iterate_draws(
     images: Float[Tensor, "N C H W"],
     ids: Int[Tensor, "N"],

@@ -5,7 +5,6 @@ differentiate something else again (D-TRAK takes the squared norm of the output)
 (x_t, t), so draws, gradients and stores serve them alike.
 """
 
-import typing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +18,7 @@ from diffinf_lib.diffusion.elbo import elbo_terms, nats_to_bits_per_dimension, p
 from diffinf_lib.diffusion.process import Process
 from diffinf_lib.diffusion.reverse import reverse_step_log_prob
 from diffinf_lib.errors import require
+from diffinf_lib.options import Options
 from diffinf_lib.shapes import Images, PerDraw
 
 ObjectiveName = Literal[
@@ -31,7 +31,7 @@ ON_TRAJECTORIES = ("trajectory_log_prob", "journey_loss")
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(Options, called={"name": "objective"}):
     """A function of the network's output at one draw.
 
     Attributes:
@@ -52,8 +52,7 @@ class Objective:
     levels: int | None = None
 
     def __post_init__(self) -> None:
-        names = typing.get_args(ObjectiveName)
-        require(self.name in names, f"objective={self.name!r}: give one of {', '.join(names)}")
+        super().__post_init__()
         require((self.name == "weighted_loss") == bool(self.weights), f"weights={self.weights} with objective={self.name!r}: "
                 "'weighted_loss' needs a tuple of numbers, one for each slice of t, and nothing else has one")  # fmt: skip
         require(self.levels is None or self.levels > 1, f"levels={self.levels}: give the number of values of a pixel, at least "

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, Timesteps
 
 Target = Literal["noise", "image", "v", "velocity"]
@@ -254,6 +255,7 @@ def _with_variances(target: Target, alphas_cumprod: Tensor, config: dict[str, An
 
 
 @lru_cache
+@own_settings
 def _coefficients(process: Process) -> Coefficients:
     if process.is_flow:
         share = torch.arange(1, process.timesteps + 1, dtype=torch.float64) / process.timesteps

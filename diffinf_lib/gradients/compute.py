@@ -22,12 +22,13 @@ from diffinf_lib.diffusion import (
     DrawConfig,
     Objective,
     Process,
-    check_draws,
     objective_batches,
     objective_values,
 )
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.options import Options
 from diffinf_lib.precision import Precision, matrix_precision
+from diffinf_lib.settings import own_settings
 
 LayerGradients = dict[str, Float[Tensor, "n O I"]]
 
@@ -39,7 +40,7 @@ GROUPED_UP_TO = 8
 
 
 @dataclass(frozen=True)
-class GradientConfig:
+class GradientConfig(Options):
     """Which draws a gradient is averaged over.
 
     Attributes:
@@ -60,7 +61,7 @@ class GradientConfig:
     objective: Objective = Objective()
 
     def __post_init__(self) -> None:
-        check_draws(draws=self.draws)
+        super().__post_init__()
         low_high = self.timesteps
         require(low_high is None or 0 <= low_high[0] < low_high[1], f"timesteps={low_high}: give (low, high) with "
                 "0 <= low < high")  # fmt: skip
@@ -80,6 +81,7 @@ def _batches(model: Denoiser, images: ImageSet, config: GradientConfig, batch_si
             yield batch
 
 
+@own_settings
 def example_gradient(
     model: Denoiser,
     image: ImageSet,
@@ -109,6 +111,7 @@ def example_gradient(
     return gradient_matrices(layers, tuple(total))
 
 
+@own_settings
 def grouped_gradients(
     model: Denoiser,
     images: ImageSet,
@@ -141,6 +144,7 @@ def _output_gradient(prediction: Tensor, batch: DrawBatch, config: GradientConfi
     return torch.autograd.grad(shares.sum(), output)[0]
 
 
+@own_settings
 def gradients_in_eigenbasis(
     model: Denoiser,
     curvature: Curvature,

@@ -16,8 +16,10 @@ from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion import Denoiser, check_trajectories, conditions_of, require_denoiser
 from diffinf_lib.errors import ArtifactError, require
 from diffinf_lib.gradients.compute import GradientConfig, LayerGradients, gradients_in_eigenbasis
+from diffinf_lib.settings import own_settings
 
 
+@own_settings
 def gradient_shards(
     model: Denoiser,
     curvature: Curvature,

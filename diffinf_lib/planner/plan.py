@@ -12,6 +12,7 @@ from diffinf_lib.measurements import forward_passes
 from diffinf_lib.planner.network import NetworkCount, Pass
 from diffinf_lib.planner.rates import Rates, measured_rates
 from diffinf_lib.presets import Preset
+from diffinf_lib.settings import own_settings
 
 KNOWN_SIZES = {
     "cifar10": (50_000, 10_000),
@@ -86,6 +87,7 @@ def readable_time(seconds: float) -> str:
     return f"{seconds:.2g} s"
 
 
+@own_settings
 def estimate(
     preset: Preset,
     *,

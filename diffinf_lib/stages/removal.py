@@ -8,11 +8,11 @@ once. Its measurements of every query are kept, its weights are not.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import ArtifactError, DataError, require
 from diffinf_lib.measurements import measure
 from diffinf_lib.models import build_model
+from diffinf_lib.options import Options, PositiveInt, Range
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.stages.attribution import influence_scores
 from diffinf_lib.stages.model import QUERY_SETS, query_sets
@@ -38,8 +39,14 @@ Positions = tuple[int, ...]
 """Positions of training images, ascending."""
 
 
+_SHARES = Range(
+    lambda shares: bool(shares) and all(0 < share <= 0.5 for share in shares),
+    "a list of shares above 0 and at most 0.5; beyond that the top and the bottom overlap",
+)
+
+
 @dataclass(frozen=True)
-class RemovalConfig:
+class RemovalConfig(Options):
     """What is removed, for how many queries, how often retrained.
 
     Attributes:
@@ -49,21 +56,10 @@ class RemovalConfig:
         random_sets: sets removed at random for each share, R.
     """
 
-    queries: int = 6
-    shares: Sequence[float] = (0.02, 0.1)
-    seeds: int = 2
-    random_sets: int = 6
-
-    def __post_init__(self) -> None:
-        for name in ("queries", "seeds", "random_sets"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value > 0, f"{name}={value!r}: give a positive whole number")
-        listed = isinstance(self.shares, (list, tuple)) and len(self.shares) > 0
-        require(listed, f"shares={self.shares!r}: give a list of shares, e.g. [0.02, 0.1]")
-        for share in self.shares:
-            inside = isinstance(share, (int, float)) and 0 < share <= 0.5
-            require(inside, f"share={share!r}: give a share of the training images above 0 and at most 0.5; "
-                    "beyond that the top and the bottom overlap")  # fmt: skip
+    queries: PositiveInt = 6
+    shares: Annotated[tuple[float, ...], _SHARES] = (0.02, 0.1)
+    seeds: PositiveInt = 2
+    random_sets: PositiveInt = 6
 
 
 class RemovalCell(NamedTuple):

@@ -1,4 +1,5 @@
 import os
+import resource
 import stat
 
 import numpy as np
@@ -51,6 +52,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         fail_while_writing(path)
     assert read_json(path) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
+
+
+@pytest.mark.parametrize("kind", ["json", "npz", "safetensors"])
+def test_without_room_a_write_is_refused_in_one_line_and_leaves_nothing(tmp_path, kind):
+    path, numbers = tmp_path / f"x.{kind}", torch.arange(9_999.0)
+    write = {
+        "json": lambda: write_json(path, numbers.tolist()),
+        "npz": lambda: write_arrays(path, x=numbers.numpy()),
+        "safetensors": lambda: write_tensors(path, {"x": numbers}),
+    }[kind]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
+    try:
+        with pytest.raises(ArtifactError, match=rf"x\.{kind}: cannot be written \(File too large\); make room"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("keep", [0, 4, 40, -1])

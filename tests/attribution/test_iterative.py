@@ -147,7 +147,7 @@ def test_scores_do_not_depend_on_batches_order_or_stores(tmp_path):
     stores = {"store": tmp_path / "train", "query_store": tmp_path / "queries"}
     influence(*setup, **GIVEN, **stores)
     written = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
-    assert torch.equal(score(setup, damping=[1e-4, 1e-2], **stores), reference)
+    torch.testing.assert_close(score(setup, damping=[1e-4, 1e-2], **stores), reference, **tolerance)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")} == written
 
 
@@ -178,7 +178,7 @@ def test_the_solver_says_how_far_it_came():
 def test_bad_input_is_refused():
     setup = case()
     for options, message in [
-        ({"method": "lissa"}, "method='lissa': give 'neumann' or 'cg'"),
+        ({"method": "lissa"}, "method='lissa': give neumann or cg"),
         ({"max_iterations": 0}, "max_iterations=0"),
         ({"tolerance": 0.0}, "tolerance=0.0"),
         ({"scale": 1.0}, "scale=1.0 with method='cg'"),

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from cases import by_definition, conv_denoiser, deep_linear_denoiser, draw_batch, images, tiny_unet
+from cases import (
+    assert_equal_but_for_rounding,
+    by_definition,
+    conv_denoiser,
+    deep_linear_denoiser,
+    draw_batch,
+    images,
+    tiny_unet,
+)
 from torch import nn
 
 from diffinf_lib.curvature import CurvatureConfig, fit_curvature
@@ -87,7 +95,9 @@ def test_kfac_alone_and_a_model_that_is_frozen_and_in_training():
     assert all(layer.corrected_eigenvalues is None for layer in reference.layers.values())
     model.train().requires_grad_(False)
     with torch.no_grad():
-        assert fit_with_curvlinops(model, data, config).digest == reference.digest
+        again = fit_with_curvlinops(model, data, config)
+    for name, layer in reference.layers.items():
+        assert_equal_but_for_rounding(again.layers[name].block("kfac"), layer.block("kfac"), within=1e-9)
     assert all(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
 

@@ -100,7 +100,8 @@ def test_blocks_lie_on_the_diagonal():
     model, batch = conv_denoiser(), draw_batch(images(1, 4), DrawConfig(2), stage="x")
     dense, blocks = dense_ggn(model, batch), dense_blocks(model, batch)
     assert list(blocks) == ["down", "middle"]
-    assert torch.equal(blocks["middle"], dense[30:, 30:]) and blocks["down"].shape == (30, 30)
+    torch.testing.assert_close(blocks["middle"], dense[30:, 30:])
+    assert blocks["down"].shape == (30, 30)
 
 
 WEIGHTED = DrawConfig(4, "importance", proposal=(1.0, 3.0, 2.0))

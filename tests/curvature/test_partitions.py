@@ -216,7 +216,7 @@ def test_groups_do_not_depend_on_the_batch_size():
         ({"sharing": "sum"}, "sharing='sum'"),
         ({"correction": "none"}, "correction='none'"),
         ({"bias": "no"}, "bias='no'"),
-        ({"group": 0}, "group=0: give a positive number"),
+        ({"group": 0}, "group=0: give a positive whole number"),
         ({"labels": 2, "partition": "loss_per_draw"}, "labels=2"),
         ({"labels": 2, "exact_labels": True}, "labels=2"),
         ({"exact_labels": True, "partition": "loss_per_draw"}, "has no labels"),

@@ -205,7 +205,7 @@ def test_shared_draws_keep_what_examples_have_in_common_out_of_their_differences
         ({"proposal": (1.0,)}, "timesteps='stratified'"),
         *(
             ({"timesteps": "importance", "proposal": proposal}, "proposal=.*positive")
-            for proposal in ((), (1.0, 0.0), (1.0, -1.0), (1.0, float("nan")), (float("inf"), 1.0), [1.0, 2.0])
+            for proposal in ((), (1.0, 0.0), (1.0, -1.0), (1.0, float("nan")), (float("inf"), 1.0), "1,2")
         ),
     ],
 )

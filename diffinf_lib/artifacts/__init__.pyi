@@ -1,0 +1,37 @@
+"""What the package holds, and in which module; each is loaded when it is first asked for."""
+
+from .bundles import (
+    Bundle as Bundle,
+    load_benchmark as load_benchmark,
+    load_bundle as load_bundle,
+    write_bundle as write_bundle,
+)
+from .files import (
+    atomic_write as atomic_write,
+    ensure_writable as ensure_writable,
+    file_digest as file_digest,
+    json_digest as json_digest,
+    read_arrays as read_arrays,
+    read_json as read_json,
+    read_tensor_metadata as read_tensor_metadata,
+    read_tensors as read_tensors,
+    tensor_digest as tensor_digest,
+    write_arrays as write_arrays,
+    write_json as write_json,
+    write_tensors as write_tensors,
+)
+from .manifest import (
+    check_same as check_same,
+    environment as environment,
+    is_finished as is_finished,
+    plain as plain,
+    show_versions as show_versions,
+    stage as stage,
+)
+from .paths import (
+    benchmarks_root as benchmarks_root,
+    data_root as data_root,
+    project_root as project_root,
+    results_root as results_root,
+    runs_root as runs_root,
+)

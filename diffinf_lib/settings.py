@@ -1,0 +1,56 @@
+"""Settings of torch that hold for a whole process: whatever a caller has set, results here are the same.
+
+A default type of float64 would change every draw, a default device would part positions from what they point into, and in
+inference mode no gradient can be taken. What makes tensors or takes gradients therefore begins with `@own_settings`.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar, cast
+
+import torch
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """float32 and the CPU as defaults, and no inference mode; what is so already is left alone and costs nothing."""
+    before = torch.get_default_dtype()
+    with ExitStack() as stack:
+        if before != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, before)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        yield
+
+
+def own_settings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Run a function, or each step of a generator, with the defaults of a fresh process.
+
+    It stands outside `torch.no_grad()`: to leave inference mode is to allow gradients again.
+    """
+
+    @wraps(function)
+    def called(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        with _own_settings():
+            return function(*args, **options)
+
+    @wraps(function)
+    def stepped(*args: Arguments.args, **options: Arguments.kwargs) -> Iterator[object]:
+        steps = cast(Iterator[object], function(*args, **options))
+        while True:
+            with _own_settings():
+                try:
+                    step = next(steps)
+                except StopIteration:
+                    return
+            yield step
+
+    return cast(Callable[Arguments, Result], stepped) if inspect.isgeneratorfunction(function) else called
