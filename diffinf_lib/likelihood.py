@@ -22,6 +22,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DEFAULT_SCHEDULE, Network, NoiseSchedule, predict_noise
 from diffinf_lib.diffusion.elbo import nats_to_bits_per_dimension, nearest_levels
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.finite import first_not_finite, not_finite_at
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.shapes import Images, ImageShape, PerExample
 
@@ -97,7 +98,8 @@ def log_likelihood(
         seed: of the spreads and the probes, not of the model.
 
     Raises:
-        ConfigurationError: torchdiffeq is not installed, or options that do not fit together.
+        ConfigurationError: torchdiffeq is not installed, options that do not fit together, or a value that is not finite;
+            the message names the image.
     """
     config = config or LikelihoodConfig()
     require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
@@ -132,7 +134,7 @@ class _Probes:
     """The z whose zᵀ J z sum to an estimate of the trace of J; every image draws its own from its own generator."""
 
     def __init__(self, ids: Int[Tensor, "B"], draw: int, shape: ImageShape, config: LikelihoodConfig, seed: int):
-        self.shape, self.count = shape, config.probes
+        self.ids, self.shape, self.count = ids, shape, config.probes
         self.generators = [keyed_generator("probes", seed, int(example_id), draw) for example_id in ids]
         self.fixed: Tensor | None = None
         if config.divergence == "exact":
@@ -155,10 +157,15 @@ def _log_density(
 ) -> PerExample:
     """log p(x) of each image at t = 0, in nats; `[B]`, float64, on the CPU."""
     state = images.to(next(model.parameters()).device, torch.float64)
-    flow = _Flow(model, probes, schedule)
+    flow = _Flow(model, probes, schedule, images)
     final, gain = _solve(flow, (state, state.new_zeros(len(state))), config, schedule)
     prior = -0.5 * (final.square() + math.log(2 * math.pi)).flatten(1).sum(1)
-    return (prior + gain).cpu()
+    density = (prior + gain).cpu()
+    place = first_not_finite(density)
+    if place is not None:
+        raise ConfigurationError(f"image {int(probes.ids[place[0]])}: its log-likelihood is not finite; give more steps, "
+                                 "or look at the network's output along the way")  # fmt: skip
+    return density
 
 
 class _Flow(NamedTuple):
@@ -167,6 +174,7 @@ class _Flow(NamedTuple):
     model: Network
     probes: _Probes
     schedule: NoiseSchedule
+    pixels: Images
 
     def __call__(self, angle: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         noisy = state[0]
@@ -180,6 +188,10 @@ class _Flow(NamedTuple):
         parameter = next(self.model.parameters())
         given = noisy.detach().to(parameter.dtype).requires_grad_()
         prediction = predict_noise(self.model, given, timestep.to(given).expand(len(given)))
+        place = first_not_finite(prediction.detach())
+        if place is not None:
+            image = int(self.probes.ids[place[0]])
+            raise not_finite_at(self.model, image, self.pixels[place[0]], given.detach()[place[0]], float(timestep))
         probes, trace = self.probes().to(given), noisy.new_zeros(len(noisy))
         for index, probe in enumerate(probes):
             last = index == len(probes) - 1

@@ -25,6 +25,7 @@ from diffinf_lib.diffusion import (
     predict_noise,
 )
 from diffinf_lib.errors import require
+from diffinf_lib.finite import check_draws_finite
 from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
 
 MEASUREMENT_STAGE = "measurement"
@@ -152,6 +153,9 @@ def measure(
     Args:
         images: the queries; `Trajectories` for `trajectory_log_prob`.
         seed: of the draws, not of the model.
+
+    Raises:
+        ConfigurationError: a value is not finite; the message names the query and the timestep.
     """
     return measure_all(model, images, [as_measurement(config)], seed=seed, schedule=schedule, batch_size=batch_size)[0]
 
@@ -203,5 +207,6 @@ def _means(
         prediction = predict_noise(model, noisy, batch.timesteps)
         for total, objective in zip(totals, objectives, strict=True):
             shares = batch.weights.double() * objective.per_draw(prediction, batch, schedule).double()
+            check_draws_finite(shares, model, batch, images.ids)
             total.index_add_(0, batch.example, shares.cpu())
     return totals / draws.count

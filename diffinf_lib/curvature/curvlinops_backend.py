@@ -12,12 +12,22 @@ import torch
 from curvlinops import EKFACLinearOperator, KFACLinearOperator
 from torch import Tensor, nn
 
-from diffinf_lib.curvature.blocks import curvature_blocks
+from diffinf_lib.curvature.blocks import layer_blocks
 from diffinf_lib.curvature.config import CurvatureConfig
 from diffinf_lib.curvature.ekfac import LayerCurvature
 from diffinf_lib.curvature.fitted import Curvature
-from diffinf_lib.curvature.layers import ForwardPass, Layers, curvature_layers, differentiable, layer_parameters
+from diffinf_lib.curvature.layers import (
+    GRADIENTS_NOT_FINITE,
+    Coverage,
+    Covers,
+    Layers,
+    check_finite,
+    coverage,
+    differentiable,
+    layer_parameters,
+)
 from diffinf_lib.curvature.operators import FlatDenoiser, batch_size_of, packed
+from diffinf_lib.curvature.passes import check_products
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, iterate_draws
 from diffinf_lib.errors import require
@@ -57,6 +67,7 @@ def fit_with_curvlinops(
     *,
     seed: int = 0,
     schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    covers: Covers = None,
     batch_size: int = 64,
 ) -> Curvature:
     """Fit K-FAC or EK-FAC through curvlinops, on the very draws that `fit_curvature` takes.
@@ -65,6 +76,7 @@ def fit_with_curvlinops(
     curvlinops' own. It always takes all positions and corrects per draw, whatever `config` says.
 
     Args:
+        covers: as for `fit_curvature`.
         config: as for `fit_curvature`; its `correction`, `group`, `input_positions` and `precision` are not read.
 
     Raises:
@@ -72,7 +84,9 @@ def fit_with_curvlinops(
     """
     config = config or CurvatureConfig()
     _check_supported(config)
-    layers = curvature_layers(model)
+    covered = coverage(model, covers)
+    covered.warn_of_embeddings()
+    layers = covered.layers
     _check_layers(layers)
     like = next(iter(layer_parameters(layers)))
 
@@ -85,12 +99,12 @@ def fit_with_curvlinops(
         factors = _operator(KFACLinearOperator, model, layers, data, config, seed)
         factors.compute_kronecker_factors()
         if config.approximation == "kfac":
-            return _as_curvature(model, config, factors, None)
+            return _as_curvature(covered, config, factors, None)
         corrected = _operator(EKFACLinearOperator, model, layers, draws("corrections", config.draws), config, seed)
         corrected._input_covariances = dict(factors._input_covariances)
         corrected._gradient_covariances = dict(factors._gradient_covariances)
         corrected.compute_eigenvalue_correction()
-    return _as_curvature(model, config, factors, corrected)
+    return _as_curvature(covered, config, factors, corrected)
 
 
 def _check_supported(config: CurvatureConfig) -> None:
@@ -104,7 +118,7 @@ def _check_supported(config: CurvatureConfig) -> None:
 
 
 def _check_layers(layers: Layers) -> None:
-    for name, layer in layers.items():
+    for name, layer in ((name, layer.module) for name, layer in layers.items()):
         if isinstance(layer, nn.Conv2d):
             left, right, top, bottom = layer._reversed_padding_repeated_twice
             require(layer.groups == 1, f"layer {name}: groups={layer.groups}, which curvlinops averages over; "
@@ -116,9 +130,9 @@ def _check_layers(layers: Layers) -> None:
 
 
 def _check_forward(model: Network, layers: Layers, data: _Draws) -> None:
-    """Refuse layers that are used twice or not at all: curvlinops would add the uses up, or miss the layer."""
+    """Refuse layers that are used twice, otherwise or not at all: curvlinops would add the uses up, or miss the layer."""
     inputs, _ = next(iter(data))
-    ForwardPass(model, layers, inputs["noisy"][:1], inputs["timesteps"][:1])
+    check_products(model, layers, inputs["noisy"][:1], inputs["timesteps"][:1])
 
 
 def _operator(kind: Any, model: Network, layers: Layers, data: _Draws, config: CurvatureConfig, seed: int) -> Any:
@@ -126,27 +140,29 @@ def _operator(kind: Any, model: Network, layers: Layers, data: _Draws, config: C
     sampled = config.partition == "model" and not config.exact_labels
     fisher = "mc" if sampled else "type-2" if config.partition == "model" else "empirical"
     return kind(
-        FlatDenoiser(model, second_order=False), nn.MSELoss(reduction="mean"), layer_parameters(layers), data,
+        FlatDenoiser(model, layers, second_order=False), nn.MSELoss(reduction="mean"), layer_parameters(layers), data,
         fisher_type=fisher, mc_samples=config.labels, kfac_approx=config.sharing,
         separate_weight_and_bias=config.bias == "separate", seed=keyed_seed("curvlinops", seed, data.pass_name),
         check_deterministic=False, num_data=data.count, num_per_example_loss_terms=1, batch_size_fn=batch_size_of,
     )  # fmt: skip
 
 
-def _as_curvature(model: Network, config: CurvatureConfig, factors: Any, corrected: Any) -> Curvature:
+def _as_curvature(covered: Coverage, config: CurvatureConfig, factors: Any, corrected: Any) -> Curvature:
     """Its factors and corrected eigenvalues by block, in our scale."""
     found = {}
     # its empirical Fisher of MSELoss(mean) is C times the outer product of the mean-dim loss's gradient
     scale = 1.0 if config.partition == "model" else 1 / factors._data.images.images[0].numel()
-    for name, block in curvature_blocks(model, config.bias).items():
+    for name, block in layer_blocks(covered.layers, config.bias).items():
         module = f"model.{block.layer_name}"
         output_factor = factors._gradient_covariances[module]
         # a bias of its own has the constant input 1
         input_factor = output_factor.new_ones(1, 1) if block.part == "bias" else factors._input_covariances[module]
+        for factor in (input_factor, output_factor):
+            check_finite({name: factor}, GRADIENTS_NOT_FINITE)
         basis = _in_eigenbasis(input_factor, output_factor, scale)
         values = None if corrected is None else scale * _corrected(corrected, module, block.part)
         found[name] = replace(basis, corrected_eigenvalues=values)
-    return Curvature(found, config.bias)
+    return Curvature(found, config.bias, covered.names, tuple(covered.left_out))
 
 
 def _corrected(operator: Any, module: str, part: str) -> Tensor:

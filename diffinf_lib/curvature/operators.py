@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffinf_lib.curvature.exact import Outer, check_outer
 from diffinf_lib.curvature.layers import (
+    Covers,
     Layers,
     curvature_layers,
     differentiable,
@@ -49,12 +50,13 @@ class FlatDenoiser(nn.Module):
     Outputs and targets are scaled alike, so that a draw counts as often as its weight says.
 
     Args:
+        layers: the covered ones, whose parameters need gradients.
         second_order: run attention on its math kernel; the fused ones have no forward mode and no second derivative.
     """
 
-    def __init__(self, model: Network, *, second_order: bool = True):
+    def __init__(self, model: Network, layers: Layers | None = None, *, second_order: bool = True):
         super().__init__()
-        self.model, self.second_order = model, second_order
+        self.model, self.layers, self.second_order = model, layers or {}, second_order
 
     def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "B C"]:
         """ε_θ(x_t, t) flattened, times the draws' scale."""
@@ -139,7 +141,7 @@ class DoubleBackwardHessian(curvlinops.HessianLinearOperator):
     """curvlinops' Hessian with backward after backward: its forward after backward knows no SiLU and no group norm."""
 
     def _matmat_batch(self, X: Any, y: Tensor, M: list[Tensor]) -> list[Tensor]:
-        with differentiable(self._model_func, curvature_layers(self._model_func)):
+        with differentiable(self._model_func, self._model_func.layers):
             loss = self._loss_func(self._model_func(X), y)
             gradients = torch.autograd.grad(loss, self._params, create_graph=True, materialize_grads=True)
             used = [(g, m.movedim(-1, 0)) for g, m in zip(gradients, M, strict=True) if g.requires_grad]
@@ -150,22 +152,32 @@ class DoubleBackwardHessian(curvlinops.HessianLinearOperator):
         return [product.movedim(0, -1) for product in products]
 
 
-def hessian_operator(model: Network, batches: Batches, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Operator:
+def hessian_operator(
+    model: Network, batches: Batches, schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, covers: Covers = None
+) -> Operator:
     """∇² of the mean over draws of the mean-dim loss; it may have negative eigenvalues."""
-    return _through(DoubleBackwardHessian, model, batches, schedule)
+    return _through(DoubleBackwardHessian, model, batches, schedule, covers)
 
 
-def ggn_operator(model: Network, batches: Batches, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Operator:
+def ggn_operator(
+    model: Network, batches: Batches, schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, covers: Covers = None
+) -> Operator:
     """GGN^model = (2/C) E[JᵀJ] over the given draws (Mlodozeniec et al. 2025, section 3.1).
 
     Args:
         batches: one batch of draws or several; they are read again for every product.
+        covers: which parameters it is over, see `coverage`; `curvature.covers` for those of a fitted curvature.
     """
-    return _through(curvlinops.GGNLinearOperator, model, batches, schedule)
+    return _through(curvlinops.GGNLinearOperator, model, batches, schedule, covers)
 
 
 def empirical_fisher_operator(
-    model: Network, batches: Batches, schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, per: Outer = "draw"
+    model: Network,
+    batches: Batches,
+    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    *,
+    per: Outer = "draw",
+    covers: Covers = None,
 ) -> Operator:
     """GGN^loss: E[∇ℓ ∇ℓᵀ] over draws, or the mean over examples of ḡ ḡᵀ with ḡ averaged over an example's draws.
 
@@ -174,17 +186,17 @@ def empirical_fisher_operator(
     """
     check_outer(per)
     if per == "example":
-        return GradientOperator(example_gradients(model, batches, schedule))
+        return GradientOperator(example_gradients(model, batches, schedule, covers=covers))
     # curvlinops' MSELoss(mean) counts C terms of 1/C each: C times the outer product of the mean-dim loss's gradient
     dimension = _as_list(batches)[0].noise[0].numel()
-    return _through(curvlinops.EFLinearOperator, model, batches, schedule, power=0.25) * (1 / dimension)
+    return _through(curvlinops.EFLinearOperator, model, batches, schedule, covers, power=0.25) * (1 / dimension)
 
 
 def example_gradients(
-    model: Network, batches: Batches, schedule: NoiseSchedule = DEFAULT_SCHEDULE
+    model: Network, batches: Batches, schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, covers: Covers = None
 ) -> dict[str, Float[Tensor, "N O I"]]:
     """∇ℓ of each example averaged over its draws in all batches, in the order of first appearance."""
-    layers = curvature_layers(model)
+    layers = curvature_layers(model, covers)
     sums: dict[int, tuple[Tensor, ...]] = {}
     counts: dict[int, int] = {}
     for batch in _as_list(batches):
@@ -203,16 +215,18 @@ def flatten_layers(matrices: LayerMatrices) -> Float[Tensor, "P *n"]:
     return torch.cat([matrix.flatten(-2) for matrix in matrices.values()], dim=-1).movedim(-1, 0)
 
 
-def split_layers(model: Network, vectors: Float[Tensor, "P *n"]) -> dict[str, Float[Tensor, "*n O I"]]:
+def split_layers(
+    model: Network, vectors: Float[Tensor, "P *n"], covers: Covers = None
+) -> dict[str, Float[Tensor, "*n O I"]]:
     """The inverse of `flatten_layers`: one vector or n columns as one matrix, or n, a layer.
 
     Raises:
         ConfigurationError: there are more or fewer numbers than the model has in its layers.
     """
-    shapes = {name: torch.Size(layer_shape(layer)) for name, layer in curvature_layers(model).items()}
+    shapes = {name: torch.Size(layer_shape(layer)) for name, layer in curvature_layers(model, covers).items()}
     sizes = [shape.numel() for shape in shapes.values()]
-    require(len(vectors) == sum(sizes), f"vectors: {len(vectors)} rows, but the model's layers have {sum(sizes)} parameters; "
-            "give vectors of this model")  # fmt: skip
+    require(len(vectors) == sum(sizes), f"vectors: {len(vectors)} rows, but the model's layers have {sum(sizes)} covered "
+            "parameters; give vectors of this model, and the same covers=")  # fmt: skip
     parts = vectors.movedim(0, -1).split(sizes, dim=-1)
     return {name: part.unflatten(-1, shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
 
@@ -229,12 +243,14 @@ def _as_list(batches: Batches) -> list[DrawBatch]:
     return made
 
 
-def _through(kind: Any, model: Network, batches: Batches, schedule: NoiseSchedule, power: float = 0.5) -> Operator:
+def _through(
+    kind: Any, model: Network, batches: Batches, schedule: NoiseSchedule, covers: Covers, power: float = 0.5
+) -> Operator:
     """An operator of curvlinops over the covered parameters; the loss is the mean over draws and dimensions."""
     data = [packed(batch, schedule, power) for batch in _as_list(batches)]
-    layers = curvature_layers(model)
+    layers = curvature_layers(model, covers)
     inner = kind(
-        FlatDenoiser(model), nn.MSELoss(reduction="mean"), layer_parameters(layers), data,
+        FlatDenoiser(model, layers), nn.MSELoss(reduction="mean"), layer_parameters(layers), data,
         check_deterministic=False, num_data=sum(len(targets) for _, targets in data), batch_size_fn=batch_size_of,
     )  # fmt: skip
     largest = max(targets.numel() for _, targets in data)

@@ -5,7 +5,6 @@ Where an example has few draws, several examples share a batch, and each layer's
 product of its inputs and output gradients.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.curvature import Block, Curvature, ForwardPass, curvature_layers, split_into_blocks
-from diffinf_lib.curvature.layers import differentiable, gradient_matrices, layer_parameters
+from diffinf_lib.curvature.blocks import layers_of
+from diffinf_lib.curvature.layers import Covers, Layers, differentiable, gradient_matrices, layer_parameters
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import (
     DEFAULT_SCHEDULE,
@@ -29,6 +29,7 @@ from diffinf_lib.diffusion import (
     objective_values,
 )
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.finite import check_draws_finite, first_not_finite
 from diffinf_lib.precision import Precision, matrix_precision
 
 LayerGradients = dict[str, Float[Tensor, "n O I"]]
@@ -90,6 +91,7 @@ def example_gradient(
     image: ImageSet,
     config: GradientConfig,
     *,
+    covers: Covers = None,
     schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 256,
 ) -> dict[str, Float[Tensor, "O I"]]:
@@ -97,17 +99,24 @@ def example_gradient(
 
     Args:
         image: one image and its id.
+        covers: which parameters; by default the trainable ones, see `coverage`.
         batch_size: draws a pass; the result depends on it by rounding only.
 
     Raises:
-        ConfigurationError: a gradient is not finite; the message names the layer and the example.
+        ConfigurationError: the network gives something that is not finite; the message names the image and the timestep.
     """
-    layers = curvature_layers(model)
+    return _mean_gradient(model, curvature_layers(model, covers), image, config, schedule, batch_size)
+
+
+def _mean_gradient(
+    model: Network, layers: Layers, image: ImageSet, config: GradientConfig, schedule: NoiseSchedule, batch_size: int
+) -> dict[str, Float[Tensor, "O I"]]:
     parameters = layer_parameters(layers)
     total: list[Tensor] | None = None
     for batch in _batches(image, config, schedule, batch_size, parameters[0]):
         with differentiable(model, layers), matrix_precision(config.precision, batch.images.device):
             losses = objective_values(model, batch, config.objective, schedule) * batch.weights
+            check_draws_finite(losses, model, batch, image.ids)
             gradients = torch.autograd.grad(losses.sum() / config.draws.count, parameters)
         total = list(gradients) if total is None else [a.add_(b) for a, b in zip(total, gradients, strict=True)]
     if total is None:
@@ -125,7 +134,7 @@ def grouped_gradients(
     batch_size: int = 256,
 ) -> LayerGradients:
     """The same for several examples that share batches, `[n, d_out, d_in]` a block; worth it where draws are few."""
-    layers = curvature_layers(model)
+    layers = layers_of(blocks)
     like = layer_parameters(layers)[0]
     totals = {name: like.new_zeros(len(images), *block.shape) for name, block in blocks.items()}
     examples = max(1, batch_size // config.draws.count)
@@ -133,6 +142,7 @@ def grouped_gradients(
         noisy = noisy_images(batch.images, batch.timesteps, batch.noise, schedule)
         with differentiable(model, layers), matrix_precision(config.precision, like.device):
             forward = ForwardPass(model, layers, noisy, batch.timesteps)
+            check_draws_finite(forward.prediction, model, batch, images.ids)
             pulled = forward.pull_back(_output_gradient(forward.prediction, batch, config, schedule))
             example = batch.example.to(like.device)
             for name, block in blocks.items():
@@ -161,7 +171,7 @@ def gradients_in_eigenbasis(
     """Q_Bᵀ ∇ℓ(θ, x_n) Q_A of every image, `[n, d_out, d_in]` a block.
 
     Raises:
-        ConfigurationError: a gradient is not finite; the message names the block and the example.
+        ConfigurationError: a gradient is not finite; the message names the image, and the timestep or the block.
     """
     blocks = curvature.blocks(model)
     if config.draws.count <= GROUPED_UP_TO:
@@ -169,12 +179,11 @@ def gradients_in_eigenbasis(
     else:
         parts = separate_gradients(model, images, config, blocks, schedule, batch_size)
     for name, matrices in parts.items():
-        if not math.isfinite(matrices.sum()):
-            finite = torch.isfinite(matrices).all(2).all(1)
-            example = int(images.ids[int(finite.logical_not().nonzero()[0])])
-            raise ConfigurationError(
-                f"layer {name}: the gradient of example {example} is not finite; check the weights"
-            )
+        place = first_not_finite(matrices)
+        if place is not None:
+            example = int(images.ids[place[0]])
+            raise ConfigurationError(f"layer {name}: the gradient of image {example} is not finite though the network's output "
+                                     "is; check the network's derivatives there")  # fmt: skip
     return {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}
 
 
@@ -187,8 +196,9 @@ def separate_gradients(
     batch_size: int,
 ) -> LayerGradients:
     """The gradients of several examples, a batch or more for each, `[n, d_out, d_in]` a block."""
+    layers = layers_of(blocks)
     rows = [
-        example_gradient(model, images.subset(slice(i, i + 1)), config, schedule=schedule, batch_size=batch_size)
+        _mean_gradient(model, layers, images.subset(slice(i, i + 1)), config, schedule, batch_size)
         for i in range(len(images))
     ]
     return split_into_blocks({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, dict(blocks))
