@@ -2,7 +2,8 @@
 
 Curvature between blocks is set to zero. Mostly a block is a whole layer, its bias as the last column ("joint"). With
 separate biases, weight and bias are two blocks; where only one of them is covered, it is the only one. A grouped
-convolution has one block a group, because a group's outputs see only that group's inputs. A block is always a rectangle of the layer's `[d_out, d_in]` gradient matrix.
+convolution has one block a group, because a group's outputs see only that group's inputs. A block is always a rectangle
+of the layer's `[d_out, d_in]` gradient matrix.
 """
 
 from collections.abc import Mapping
