@@ -4,7 +4,7 @@ It serves as an oracle for our own fit, and as a second opinion to whoever wants
 has no counterpart for is refused by name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,6 @@ from diffinf_lib.curvature.layers import (
     Coverage,
     Covers,
     Layers,
-    check_finite,
     coverage,
     differentiable,
     layer_parameters,
@@ -29,8 +28,18 @@ from diffinf_lib.curvature.layers import (
 from diffinf_lib.curvature.operators import FlatDenoiser, batch_size_of, packed
 from diffinf_lib.curvature.passes import check_products
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, iterate_draws
-from diffinf_lib.errors import require
+from diffinf_lib.diffusion import (
+    DEFAULT_SCHEDULE,
+    DrawBatch,
+    DrawConfig,
+    Network,
+    NoiseSchedule,
+    iterate_draws,
+    noisy_images,
+    predict_noise,
+)
+from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.finite import all_finite, check_draws_finite
 from diffinf_lib.randomness import keyed_seed
 
 
@@ -46,13 +55,27 @@ class _Draws:
     batch_size: int
     like: Tensor
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    def batches(self) -> Iterator[DrawBatch]:
+        """The draws, a batch at a time."""
         pixels = self.images.images.to(self.like.device, self.like.dtype)
-        for batch in iterate_draws(
+        return iterate_draws(
             pixels, self.images.ids, self.draws, seed=self.seed, stage=self.pass_name,
             schedule=self.schedule, batch_size=self.batch_size,
-        ):  # fmt: skip
-            yield packed(batch, self.schedule)
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        return (packed(batch, self.schedule) for batch in self.batches())
+
+    def check_finite(self, found: Iterable[Any], model: Network) -> None:
+        """Refuse what is not finite and was made of these draws; they are gone through again for the one to blame."""
+        tensors = [value for values in found for value in (values.values() if isinstance(values, dict) else [values])]
+        if all(all_finite(tensor) for tensor in tensors):
+            return
+        for batch in self.batches():
+            noisy = noisy_images(batch.images, batch.timesteps, batch.noise, self.schedule)
+            with torch.no_grad():
+                check_draws_finite(predict_noise(model, noisy, batch.timesteps), model, batch, self.images.ids)
+        raise ConfigurationError(f"curvlinops, {self.pass_name}: {GRADIENTS_NOT_FINITE}")
 
     @property
     def count(self) -> int:
@@ -98,12 +121,15 @@ def fit_with_curvlinops(
         _check_forward(model, layers, data)
         factors = _operator(KFACLinearOperator, model, layers, data, config, seed)
         factors.compute_kronecker_factors()
+        data.check_finite([factors._input_covariances, factors._gradient_covariances], model)
         if config.approximation == "kfac":
             return _as_curvature(covered, config, factors, None)
-        corrected = _operator(EKFACLinearOperator, model, layers, draws("corrections", config.draws), config, seed)
+        data = draws("corrections", config.draws)
+        corrected = _operator(EKFACLinearOperator, model, layers, data, config, seed)
         corrected._input_covariances = dict(factors._input_covariances)
         corrected._gradient_covariances = dict(factors._gradient_covariances)
         corrected.compute_eigenvalue_correction()
+        data.check_finite(corrected._corrected_eigenvalues.values(), model)
     return _as_curvature(covered, config, factors, corrected)
 
 
@@ -157,8 +183,6 @@ def _as_curvature(covered: Coverage, config: CurvatureConfig, factors: Any, corr
         output_factor = factors._gradient_covariances[module]
         # a bias of its own has the constant input 1
         input_factor = output_factor.new_ones(1, 1) if block.part == "bias" else factors._input_covariances[module]
-        for factor in (input_factor, output_factor):
-            check_finite({name: factor}, GRADIENTS_NOT_FINITE)
         basis = _in_eigenbasis(input_factor, output_factor, scale)
         values = None if corrected is None else scale * _corrected(corrected, module, block.part)
         found[name] = replace(basis, corrected_eigenvalues=values)
