@@ -1,9 +1,7 @@
 """Finite: NaN and infinity stop what would go on with them, and whatever is to blame is named: image, weights or output."""
 
-from collections.abc import Iterator
-
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffinf_lib.diffusion import DrawBatch, Network
 from diffinf_lib.errors import ConfigurationError
@@ -44,19 +42,13 @@ def not_finite_at(model: Network, image: int, pixels: Tensor, noise: Tensor, tim
         return ConfigurationError(f"image {image}: some of its pixels are not finite; mend it or leave it out")
     if not all_finite(noise):
         return ConfigurationError(f"image {image}: its state at timestep {timestep:g} is not finite; sample it anew")
-    for name, parameter in _tensors(model):
+    for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
         if parameter.is_floating_point() and not all_finite(parameter):
             return ConfigurationError(
                 f"{name}: some of the model's weights there are not finite; give another checkpoint"
             )
     return ConfigurationError(f"image {image}: the network's output at timestep {timestep:g} is not finite; mend the network "
                               "there, or draw other timesteps")  # fmt: skip
-
-
-def _tensors(model: Network) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(model, nn.Module):
-        yield from model.named_parameters()
-        yield from model.named_buffers()
 
 
 def check_scores(scores: Float[Tensor, "..."], **axes: Int[Tensor, "n"] | None) -> None:

@@ -23,6 +23,7 @@ from diffinf_lib.diffusion import DEFAULT_SCHEDULE, Network, NoiseSchedule, pred
 from diffinf_lib.diffusion.elbo import nats_to_bits_per_dimension, nearest_levels
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.finite import first_not_finite, not_finite_at
+from diffinf_lib.precision import require_full_precision
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.shapes import Images, ImageShape, PerExample
 
@@ -102,6 +103,7 @@ def log_likelihood(
             the message names the image.
     """
     config = config or LikelihoodConfig()
+    require_full_precision(model)
     require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
     require(levels is not None or not dequantised, "dequantised with levels=None: give the number of levels")
     spread_levels = None if dequantised else levels

@@ -27,6 +27,7 @@ from diffinf_lib.diffusion import (
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_draws_finite
 from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
+from diffinf_lib.precision import require_full_precision
 
 MEASUREMENT_STAGE = "measurement"
 """The stage under which every measurement's draws are keyed."""
@@ -171,6 +172,7 @@ def measure_all(
     batch_size: int = 512,
 ) -> Float[Tensor, "m Q"]:
     """Several measurements `[m, Q]`, float64, on the CPU; those that take the same draws share the network's passes."""
+    require_full_precision(model)
     values = torch.zeros(len(configs), len(images), dtype=torch.float64)
     together: dict[tuple[DrawConfig, bool], list[int]] = {}
     for place, config in enumerate(configs):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from diffinf_lib.diffusion import Network, predict_noise
 from diffinf_lib.errors import ConfigurationError, first_few, require
 from diffinf_lib.finite import all_finite
-from diffinf_lib.precision import is_half
+from diffinf_lib.precision import require_full_precision
 
 Covers = Callable[[str, nn.Parameter], bool] | Collection[str] | None
 """Which parameters to cover: a rule for a parameter's name and itself, or names; None takes the trainable ones."""
@@ -166,14 +166,13 @@ def _check_layers(model: nn.Module, layers: Layers, covers: Covers) -> None:
     require(bool(layers), f"{kind}: no weight or bias of its Conv2d and Linear layers is "
             + ("trainable; unfreeze some with requires_grad_(True), or select them with covers="
                if covers is None else "among the parameters asked for; give covers= others"))  # fmt: skip
-    _refuse_half_precision(model)
+    _refuse_inference_tensors(model)
+    require_full_precision(model)
     _refuse_shared_parameters(model, layers)
 
 
-def _refuse_half_precision(model: nn.Module) -> None:
+def _refuse_inference_tensors(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        require(not is_half(parameter), f"parameter {name} is {str(parameter.dtype).removeprefix('torch.')}: gradients and "
-                "curvature would be lost in rounding; give model.float()")  # fmt: skip
         require(not parameter.is_inference(), f"parameter {name}: made in inference mode, it cannot be differentiated; build "
                 "the model outside torch.inference_mode()")  # fmt: skip
 
