@@ -23,7 +23,7 @@ from diffinf_lib.curvature.inverses import (
     scores_with_inverse,
 )
 from diffinf_lib.curvature.kfac import KroneckerFactors
-from diffinf_lib.curvature.layers import ForwardPass, curvature_layers
+from diffinf_lib.curvature.layers import Coverage, Covers, ForwardPass, coverage, curvature_layers
 from diffinf_lib.curvature.operators import (
     empirical_fisher_operator,
     example_gradients,
@@ -39,6 +39,8 @@ __all__ = [
     "CURVATURE_FILE",
     "Approximation",
     "Block",
+    "Coverage",
+    "Covers",
     "Curvature",
     "CurvatureConfig",
     "ForwardPass",
@@ -47,6 +49,7 @@ __all__ = [
     "Solution",
     "conjugate_gradient_inverse",
     "conjugate_gradient_path",
+    "coverage",
     "curvature_blocks",
     "curvature_layers",
     "curvature_preconditioner",
