@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness, peers
-from diffinf_lib import CurvatureConfig, DrawConfig, ImageSet, build_unet, count_parameters, fit_curvature, get_preset
+from diffinf_lib import CurvatureConfig, DrawConfig, ImageSet, build_model, count_parameters, fit_curvature, get_preset
 from diffinf_lib.errors import require
 
 
@@ -67,7 +67,7 @@ def our_settings(draws: int) -> dict[str, CurvatureConfig]:
 def functions(case: Case, device: str) -> dict[str, Callable[[], Any]]:
     """What is measured, by name, the unit first."""
     preset = get_preset(case.preset)
-    model = build_unet(preset.unet).to(device).eval()
+    model = build_model(preset.unet, preset.process).to(device).eval()
     shape = (preset.unet.in_channels, preset.unet.sample_size, preset.unet.sample_size)
     images = random_images(case.images, shape)
     batches = peers.draw_batches(model, images, DrawConfig(case.draws), batch_size=case.batch_size)
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {
         "case": options.case, "work": case, "repeats": options.repeats, "device": options.device, "dtype": "float32",
         "tf32": options.tf32, "ours": our_settings(case.draws),
-        "parameters": count_parameters(build_unet(get_preset(case.preset).unet)),
+        "parameters": count_parameters(build_model(get_preset(case.preset).unet)),
     }  # fmt: skip
     results = {name: measurement.summary() for name, measurement in measured.items()}
     print(harness.write_results(options.name or f"fit-{options.case}", settings, results, options.out))

@@ -14,7 +14,7 @@ import torch
 
 import diffinf_lib as di
 from benchmarks import harness, peers
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, iterate_draws
+from diffinf_lib.diffusion import objective_batches
 from diffinf_lib.gradients import TRAIN_STAGE, compute, grouped_gradients
 
 DAMPINGS = [10.0**power for power in range(-10, 0)]
@@ -23,13 +23,13 @@ DAMPINGS = [10.0**power for power in range(-10, 0)]
 def scoring(train: di.ImageSet, queries: di.ImageSet, draws: di.DrawConfig) -> dict[str, Callable[[], Any]]:
     """Plain passes, and influence with one damping and with ten, of both approximations."""
     preset = di.get_preset("digits")
-    model = di.build_unet(preset.unet)
+    model = di.build_model(preset.unet, preset.process)
     curvature = di.fit_curvature(model, train.subset(list(range(20))), preset.curvature)
     measurement = di.MeasurementConfig(draws=draws)
 
     def plain() -> None:
         for images in (train, queries):
-            batches = iterate_draws(images.images, images.ids, draws, seed=0, stage=TRAIN_STAGE, batch_size=draws.count)
+            batches = objective_batches(model, images, draws, seed=0, stage=TRAIN_STAGE, batch_size=draws.count)
             peers.plain_forward_backward(model, batches)
 
     def influence(dampings: list[float], approximations: list[Any]) -> Callable[[], Any]:
@@ -48,13 +48,11 @@ def scoring(train: di.ImageSet, queries: di.ImageSet, draws: di.DrawConfig) -> d
 
 def grouping(images: di.ImageSet, count: int) -> dict[str, Callable[[], Any]]:
     """Per-example gradients of few draws, each example in a batch of its own, or 256 draws of several in one."""
-    model = di.build_unet(di.get_preset("digits").unet)
+    model = di.build_model(di.get_preset("digits").unet)
     blocks = di.curvature_blocks(model)
     config = di.GradientConfig(di.DrawConfig(count, noise="independent"))
     return {
-        f"{count} draws, one example a batch": lambda: compute.separate_gradients(
-            model, images, config, blocks, DEFAULT_SCHEDULE, 256
-        ),
+        f"{count} draws, one example a batch": lambda: compute.separate_gradients(model, images, config, blocks, 256),
         f"{count} draws, examples share batches": lambda: grouped_gradients(model, images, config, blocks),
     }
 

@@ -44,7 +44,7 @@ FIT_DEPENDS_ON = ("images", "width")
 def work(size: Size, device: str) -> dict[str, Callable[[], Any]]:
     """The two halves of an attribution of this size."""
     unet = replace(di.get_preset("digits").unet, block_out_channels=(size.width // 2, size.width))
-    model = di.build_unet(unet).to(device)
+    model = di.build_model(unet).to(device)
     train, queries = random_images(size.images, (1, 8, 8)), random_images(size.queries, (1, 8, 8), seed=1)
     curvature = di.fit_curvature(model, train.subset(slice(8)))
     measurement = di.MeasurementConfig(draws=QUERY_DRAWS)

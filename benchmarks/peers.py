@@ -26,38 +26,24 @@ from torch import Tensor, nn
 
 from diffinf_lib.curvature.layers import curvature_layers, layer_parameters
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import (
-    DEFAULT_SCHEDULE,
-    DrawBatch,
-    DrawConfig,
-    Network,
-    NoiseSchedule,
-    iterate_draws,
-    noisy_images,
-    per_draw_loss,
-    predict_noise,
-)
+from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, Process, objective_batches, objective_values
 
 Inverse = Any
 """A curvlinops operator that multiplies with (F + λI)⁻¹."""
 
 
 def draw_batches(
-    model: Network, images: ImageSet, draws: DrawConfig, *, batch_size: int, seed: int = 0, stage: str = "factors"
+    model: Denoiser, images: ImageSet, draws: DrawConfig, *, batch_size: int, seed: int = 0, stage: str = "factors"
 ) -> list[DrawBatch]:
     """All draws of all images on the model's device, cut into batches."""
-    first = next(model.parameters())
-    pixels = images.images.to(first.device, first.dtype)
-    return list(iterate_draws(pixels, images.ids, draws, seed=seed, stage=stage, batch_size=batch_size))
+    return list(objective_batches(model, images, draws, seed=seed, stage=stage, batch_size=batch_size))
 
 
-def plain_forward_backward(
-    model: Network, batches: Sequence[DrawBatch], schedule: NoiseSchedule = DEFAULT_SCHEDULE
-) -> None:
+def plain_forward_backward(model: Denoiser, batches: Sequence[DrawBatch]) -> None:
     """The unit: forward and backward of the loss over the draws, weight gradients included; nothing is kept."""
     parameters = layer_parameters(curvature_layers(model))
     for batch in batches:
-        losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule)
+        losses = objective_values(model, batch)
         torch.autograd.grad(losses.sum(), parameters)
 
 
@@ -67,29 +53,23 @@ def plain_forward_backward(
 class _FlatPrediction(nn.Module):
     """The network as curvlinops wants it: one argument, and one output vector `[B, C]` a data point."""
 
-    def __init__(self, network: Network):
+    def __init__(self, model: Denoiser):
         super().__init__()
-        self.network = network
+        self.model = model
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        return predict_noise(self.network, inputs["noisy"], inputs["timesteps"]).flatten(1)
+        return self.model(inputs["state"], inputs["timesteps"]).flatten(1)
 
 
 def fit_with_curvlinops(
-    model: Network, batches: Sequence[DrawBatch], schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, fisher_type: str = "mc"
+    model: Denoiser, batches: Sequence[DrawBatch], *, fisher_type: str = "mc"
 ) -> curvlinops.EKFACLinearOperator:
     """EK-FAC in both stages by curvlinops.
 
     Its mean-squared error with reduction "mean" has the Hessian (2/C) I in the output, so its operator has the scale of
     this library's curvature: one damping means the same for both.
     """
-    data = [
-        (
-            {"noisy": noisy_images(batch.images, batch.timesteps, batch.noise, schedule), "timesteps": batch.timesteps},
-            batch.noise.flatten(1),
-        )
-        for batch in batches
-    ]
+    data = [({"state": batch.state, "timesteps": batch.timesteps}, batch.target.flatten(1)) for batch in batches]
     operator = curvlinops.EKFACLinearOperator(
         _FlatPrediction(model), nn.MSELoss(reduction="mean"), layer_parameters(curvature_layers(model)), data,
         fisher_type=fisher_type, mc_samples=1, kfac_approx="expand", separate_weight_and_bias=False,
@@ -107,14 +87,13 @@ def damped_inverse(operator: curvlinops.EKFACLinearOperator, damping: float) -> 
 
 
 def averaged_gradients(
-    model: Network,
+    model: Denoiser,
     images: ImageSet,
     draws: DrawConfig,
     *,
     stage: str,
     seed: int = 0,
     batch_size: int = 256,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
 ) -> Iterator[Tensor]:
     """∇ℓ(θ, x_n) of one image after another by plain autograd, averaged over its draws, flattened to one vector."""
     parameters = layer_parameters(curvature_layers(model))
@@ -122,7 +101,7 @@ def averaged_gradients(
         total = None
         one = images.subset(slice(position, position + 1))
         for batch in draw_batches(model, one, draws, batch_size=batch_size, seed=seed, stage=stage):
-            losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise, schedule) * batch.weights
+            losses = objective_values(model, batch) * batch.weights
             gradients = torch.autograd.grad(losses.sum() / draws.count, parameters)
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             total = flat if total is None else total + flat
@@ -142,8 +121,8 @@ class DrawTask(Task):
     so that one run's activations are in memory at a time.
     """
 
-    def __init__(self, schedule: NoiseSchedule = DEFAULT_SCHEDULE):
-        self.schedule = schedule
+    def __init__(self, process: Process):
+        self.process = process
 
     def compute_train_loss(self, batch: tuple[Tensor, ...], model: nn.Module, sample: bool = False) -> Tensor:
         """Σ over data points of the loss averaged over draws; with `sample`, targets from the model's own Gaussian.
@@ -154,9 +133,9 @@ class DrawTask(Task):
         images, timesteps, noise = batch
         draws = timesteps.shape[1]
         for draw in range(draws):
-            noisy = noisy_images(images, timesteps[:, draw], noise[:, draw], self.schedule)
-            predicted = predict_noise(model, noisy, timesteps[:, draw])
-            target = noise[:, draw]
+            at, added = timesteps[:, draw], noise[:, draw]
+            predicted = model(self.process.noisy(images, at, added), at)
+            target = self.process.target_of(images, at, added)
             if sample:
                 deviation = math.sqrt(predicted[0].numel() / 2)
                 target = predicted.detach() + deviation * torch.randn_like(predicted)
@@ -213,12 +192,12 @@ def _as_it_is(batch: Any) -> Any:
 
 
 @contextmanager
-def kronfluence_analyzer(model: Network, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Iterator[Analyzer]:
+def kronfluence_analyzer(model: Denoiser) -> Iterator[Analyzer]:
     """kronfluence on a copy of the model, its files in a folder that is deleted at the end.
 
     Weights are frozen by kronfluence itself, so no weight gradient is computed.
     """
-    task = DrawTask(schedule)
+    task = DrawTask(model.process)
     prepared = prepare_model(copy.deepcopy(model), task)
     on_cpu = next(model.parameters()).device.type == "cpu"
     with tempfile.TemporaryDirectory(prefix="kronfluence-") as folder:
@@ -235,11 +214,9 @@ def factor_arguments(**changes: Any) -> FactorArguments:
     return FactorArguments(strategy="ekfac", **options | changes)
 
 
-def fit_with_kronfluence(
-    model: Network, batches: Sequence[DrawBatch], schedule: NoiseSchedule = DEFAULT_SCHEDULE
-) -> dict[str, dict[str, Tensor]]:
+def fit_with_kronfluence(model: Denoiser, batches: Sequence[DrawBatch]) -> dict[str, dict[str, Tensor]]:
     """EK-FAC in both stages by kronfluence; its eigenvectors and Lambda matrices by name of factor and module."""
-    with kronfluence_analyzer(model, schedule) as analyzer:
+    with kronfluence_analyzer(model) as analyzer:
         fit_factors(analyzer, batches)
         return analyzer.load_all_factors("ekfac")
 

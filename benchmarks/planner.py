@@ -50,7 +50,7 @@ def stored(run: di.stages.Run, images: di.ImageSet, config: di.GradientConfig) -
     """Make a store of gradients, holding one shard at a time."""
     model, curvature = di.full_model(run).model, di.curvature_of_run(run)
     store = run.path("gradients", "train")
-    for _ in di.gradient_shards(model, curvature, images, config, schedule=run.preset.schedule, store=store):
+    for _ in di.gradient_shards(model, curvature, images, config, store=store):
         pass
 
 

@@ -54,17 +54,15 @@ from diffinf_lib.curvature import (
 )
 from diffinf_lib.data import Dataset, DatasetConfig, ImageSet, Trajectories, load_dataset
 from diffinf_lib.diffusion import (
-    DEFAULT_SCHEDULE,
+    Denoiser,
     DrawBatch,
     DrawConfig,
     Draws,
-    NoiseSchedule,
     Objective,
+    Process,
     example_draws,
     iterate_draws,
-    noisy_images,
     per_draw_loss,
-    predict_noise,
 )
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, DiffinfError, DownloadError
 from diffinf_lib.evaluation import (
@@ -95,8 +93,9 @@ from diffinf_lib.evaluation import (
 from diffinf_lib.gradients import GradientConfig, all_gradients, example_gradient, gradient_shards
 from diffinf_lib.importance import timestep_proposal
 from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
+from diffinf_lib.loading import load_model, save_model
 from diffinf_lib.measurements import MeasurementConfig, measure, measure_all
-from diffinf_lib.models import UNetConfig, build_unet, count_parameters, load_unet, save_unet
+from diffinf_lib.models import UNetConfig, build_model, build_unet, count_parameters
 from diffinf_lib.planner import Plan, estimate
 from diffinf_lib.presets import PRESETS, Preset, get_preset, with_options
 from diffinf_lib.randomness import keyed_generator

@@ -3,7 +3,7 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffinf_lib.diffusion import DrawBatch, Network
+from diffinf_lib.diffusion import Denoiser, DrawBatch
 from diffinf_lib.errors import ConfigurationError
 
 
@@ -19,7 +19,9 @@ def first_not_finite(tensor: Tensor) -> tuple[int, ...] | None:
     return tuple(int(place) for place in tensor.isfinite().logical_not().nonzero()[0])
 
 
-def check_draws_finite(values: Float[Tensor, "B ..."], model: Network, batch: DrawBatch, ids: Int[Tensor, "N"]) -> None:
+def check_draws_finite(
+    values: Float[Tensor, "B ..."], model: Denoiser, batch: DrawBatch, ids: Int[Tensor, "N"]
+) -> None:
     """Refuse what a network gave for some draws if it holds NaN or infinity.
 
     Args:
@@ -33,16 +35,16 @@ def check_draws_finite(values: Float[Tensor, "B ..."], model: Network, batch: Dr
     if place is not None:
         row = place[0]
         one = batch.rows(slice(row, row + 1))
-        raise not_finite_at(model, int(ids[one.example[0]]), one.images, one.noise, float(one.timesteps[0]))
+        raise not_finite_at(model, int(ids[one.example[0]]), one.images, one.state, float(one.timesteps[0]))
 
 
-def not_finite_at(model: Network, image: int, pixels: Tensor, noise: Tensor, timestep: float) -> ConfigurationError:
+def not_finite_at(model: Denoiser, image: int, pixels: Tensor, state: Tensor, timestep: float) -> ConfigurationError:
     """Why the network's output of one draw is not finite, the inputs looked at first."""
     if not all_finite(pixels):
         return ConfigurationError(f"image {image}: some of its pixels are not finite; mend it or leave it out")
-    if not all_finite(noise):
+    if not all_finite(state):
         return ConfigurationError(f"image {image}: its state at timestep {timestep:g} is not finite; sample it anew")
-    for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+    for name, parameter in [*model.network.named_parameters(), *model.network.named_buffers()]:
         if parameter.is_floating_point() and not all_finite(parameter):
             return ConfigurationError(
                 f"{name}: some of the model's weights there are not finite; give another checkpoint"

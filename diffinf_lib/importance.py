@@ -18,15 +18,7 @@ from torch import Tensor
 from diffinf_lib.curvature import Curvature, curvature_layers, split_into_blocks
 from diffinf_lib.curvature.layers import Layers, differentiable, gradient_matrices, layer_parameters
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import (
-    DEFAULT_SCHEDULE,
-    DrawBatch,
-    DrawConfig,
-    Network,
-    NoiseSchedule,
-    iterate_draws,
-    per_draw_loss,
-)
+from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, objective_batches, objective_values
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 
@@ -41,14 +33,13 @@ FLOOR = 0.05
 
 
 def timestep_proposal(
-    model: Network,
+    model: Denoiser,
     images: ImageSet,
     *,
     curvature: Curvature | None = None,
     draws: DrawConfig = PILOT_DRAWS,
     slices: int = 16,
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     damping: float = 1e-8,
     batch_size: int = 256,
 ) -> tuple[float, ...]:
@@ -80,11 +71,11 @@ def timestep_proposal(
     layers = curvature_layers(model, None if curvature is None else curvature.covers)
     if curvature is not None:
         curvature.blocks(model)
-        curvature = curvature.to(next(model.parameters()).device)
+        curvature = curvature.to(model.device)
     variances = torch.zeros(slices, dtype=torch.float64)
-    units = _pilot_units(model, images, draws, seed, schedule)
+    units = _pilot_units(model, images, draws, seed)
     for index, (batch, weights) in enumerate(units):
-        gradient = _weighted_gradient(model, layers, batch, weights, schedule, batch_size)
+        gradient = _weighted_gradient(model, layers, batch, weights, batch_size)
         variances[index * slices // distinct] += _squared_norm(model, gradient, curvature, damping)
     spread = variances.sqrt()
     require(bool(torch.isfinite(spread).all()) and bool((spread > 0).any()),
@@ -98,12 +89,12 @@ def _draws_a_unit(draws: DrawConfig) -> int:
 
 
 def _pilot_units(
-    model: Network, images: ImageSet, draws: DrawConfig, seed: int, schedule: NoiseSchedule
+    model: Denoiser, images: ImageSet, draws: DrawConfig, seed: int
 ) -> Iterator[tuple[DrawBatch, Float[Tensor, "B"]]]:
     """The first unit (draw or pair) of every image and their weights u, then the second of every image, and so on."""
-    pixels, size = images.images.to(next(model.parameters())), _draws_a_unit(draws)
-    everything = next(iterate_draws(
-        pixels, images.ids, draws, seed=seed, stage=PILOT_STAGE, schedule=schedule, batch_size=len(images) * draws.count
+    size = _draws_a_unit(draws)
+    everything = next(objective_batches(
+        model, images, draws, seed=seed, stage=PILOT_STAGE, batch_size=len(images) * draws.count
     ))  # fmt: skip
     generator = keyed_generator(PILOT_STAGE, "signs", seed)
     for rows in torch.arange(len(everything.images)).view(len(images), -1, size).unbind(1):
@@ -113,12 +104,7 @@ def _pilot_units(
 
 
 def _weighted_gradient(
-    model: Network,
-    layers: Layers,
-    batch: DrawBatch,
-    weights: Float[Tensor, "B"],
-    schedule: NoiseSchedule,
-    batch_size: int,
+    model: Denoiser, layers: Layers, batch: DrawBatch, weights: Float[Tensor, "B"], batch_size: int
 ) -> dict[str, Float[Tensor, "O I"]]:
     """Σ over draws of weight · ∇ℓ, one matrix a layer."""
     parameters = layer_parameters(layers)
@@ -126,14 +112,14 @@ def _weighted_gradient(
     for start in range(0, len(weights), batch_size):
         rows = slice(start, start + batch_size)
         with differentiable(model, layers):
-            losses = per_draw_loss(model, batch.images[rows], batch.timesteps[rows], batch.noise[rows], schedule)
+            losses = objective_values(model, batch.rows(rows))
             gradients = torch.autograd.grad((losses * weights[rows].to(losses)).sum(), parameters)
         total = [a + b for a, b in zip(total, gradients, strict=True)]
     return gradient_matrices(layers, tuple(total))
 
 
 def _squared_norm(
-    model: Network, gradient: dict[str, Float[Tensor, "O I"]], curvature: Curvature | None, damping: float
+    model: Denoiser, gradient: dict[str, Float[Tensor, "O I"]], curvature: Curvature | None, damping: float
 ) -> float:
     """‖(F + λI)^(−1/2) g‖², or ‖g‖² without a curvature."""
     if curvature is None:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
+from diffinf_lib.diffusion import Process
 from diffinf_lib.errors import require
 from diffinf_lib.figures import ranked
 
@@ -98,14 +98,14 @@ def _picture(image: Tensor, alternative: str, size: int = 64) -> str:
 
 
 def timestep_scrubber(
-    image: Tensor, noise: Tensor, *, timesteps: Sequence[int], schedule: NoiseSchedule = DEFAULT_SCHEDULE
+    image: Tensor, noise: Tensor, *, timesteps: Sequence[int], process: Process = Process()
 ) -> Frames:
     """One image `[C, H, W]` on its way into noise, a frame a timestep."""
     require(len(timesteps) > 0, "timesteps: give at least one")
     steps = torch.tensor(list(timesteps))
     shape = (len(steps), *image.shape)
-    states = noisy_images(image.expand(shape), steps, noise.expand(shape), schedule)
-    kept = schedule.alphas_cumprod[steps]
+    states = process.noisy(image.expand(shape), steps, noise.expand(shape))
+    kept = process.alphas_cumprod[steps]
     names = [
         f"t = {t}: √ᾱ = {k**0.5:.2f}, √(1−ᾱ) = {(1 - k) ** 0.5:.2f}"
         for t, k in zip(timesteps, kept.tolist(), strict=True)

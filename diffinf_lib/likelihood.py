@@ -4,8 +4,9 @@ The noising of an image has a deterministic twin, an ODE whose states have the s
 from the image to pure noise, it says where the image comes from, and the divergence on the way how much the flow stretches
 space: log p(x) = log N(x_T; 0, I) + ∫ div v. Both need the network only.
 
-Time is the angle φ with cos φ = √ᾱ and sin φ = √(1−ᾱ), in which the flow is v = (ε_θ − sin φ x) / cos φ (Salimans & Ho
-2022): a network that guesses well turns the state at an even pace.
+Time is the angle φ of a state z = cos φ x + sin φ ε, with cos² φ = ᾱ, in which the flow is v = cos φ ε̂ − sin φ x̂ (Salimans
+& Ho 2022): a network that guesses well turns the state at an even pace. A process whose states are not of that length, such
+as flow matching, is the same one in another unit, x_t = r_t z.
 """
 
 import math
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, Network, NoiseSchedule, predict_noise
+from diffinf_lib.diffusion import Denoiser, Process, conditions_of, require_denoiser
 from diffinf_lib.diffusion.elbo import nats_to_bits_per_dimension, nearest_levels
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.finite import first_not_finite, not_finite_at
@@ -75,14 +76,13 @@ class LikelihoodConfig:
 
 
 def log_likelihood(
-    model: Network,
+    model: Denoiser,
     images: ImageSet,
     config: LikelihoodConfig | None = None,
     *,
     levels: int | None = 256,
     dequantised: bool = False,
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 512,
 ) -> Float[Tensor, "Q"]:
     """log₂ p(x) / D of every image, in bits per dimension; `[Q]`, float64, on the CPU. Higher means more likely.
@@ -103,18 +103,20 @@ def log_likelihood(
             the message names the image.
     """
     config = config or LikelihoodConfig()
+    require_denoiser(model).process.check_solvable()
     require_full_precision(model)
     require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
     require(levels is not None or not dequantised, "dequantised with levels=None: give the number of levels")
     spread_levels = None if dequantised else levels
-    draws = config.draws if spread_levels else 1
+    draws, told = config.draws if spread_levels else 1, conditions_of(model, images) or {}
     total = torch.zeros(len(images), dtype=torch.float64)
     for draw in range(draws):
         states = images.images if spread_levels is None else _spread(images, spread_levels, draw, seed)
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
             probes = _Probes(images.ids[batch], draw, images.shape, config, seed)
-            total[batch] += _log_density(model, states[batch], probes, config, schedule)
+            here = {name: values[batch] for name, values in told.items()}
+            total[batch] += _log_density(model, states[batch], probes, config, here)
     dimensions = math.prod(images.shape)
     return nats_to_bits_per_dimension(total / draws, dimensions) + math.log2(_bin_width(levels, dequantised))
 
@@ -155,12 +157,12 @@ class _Probes:
 
 
 def _log_density(
-    model: Network, images: Images, probes: _Probes, config: LikelihoodConfig, schedule: NoiseSchedule
+    model: Denoiser, images: Images, probes: _Probes, config: LikelihoodConfig, told: dict[str, Tensor]
 ) -> PerExample:
     """log p(x) of each image at t = 0, in nats; `[B]`, float64, on the CPU."""
-    state = images.to(next(model.parameters()).device, torch.float64)
-    flow = _Flow(model, probes, schedule, images)
-    final, gain = _solve(flow, (state, state.new_zeros(len(state))), config, schedule)
+    state = images.to(model.device, torch.float64)
+    flow = _Flow(model, probes, {name: values.to(model.device) for name, values in told.items()}, images)
+    final, gain = _solve(flow, (state, state.new_zeros(len(state))), config)
     prior = -0.5 * (final.square() + math.log(2 * math.pi)).flatten(1).sum(1)
     density = (prior + gain).cpu()
     place = first_not_finite(density)
@@ -173,23 +175,27 @@ def _log_density(
 class _Flow(NamedTuple):
     """The right-hand side of the ODE: the state's velocity, and its divergence."""
 
-    model: Network
+    model: Denoiser
     probes: _Probes
-    schedule: NoiseSchedule
+    told: dict[str, Tensor]
     pixels: Images
 
     def __call__(self, angle: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        noisy = state[0]
-        prediction, trace = self._prediction_and_trace(noisy, timesteps_at(angle, self.schedule))
+        turned, process = state[0], self.model.process
+        time, length = network_time_at(angle, process), state_length_at(angle, process)
+        prediction, trace = self._prediction_and_trace(length * turned, time)
+        # Solved for image and noise, cos φ ε̂ − sin φ x̂ is linear in the output and in the state
         sine, cosine = angle.sin(), angle.cos()
-        return (prediction - sine * noisy) / cosine, (trace - sine * noisy[0].numel()) / cosine
+        of_image, of_noise = target_at(angle, process)
+        own, determinant = of_image * cosine + of_noise * sine, cosine * of_noise - sine * of_image
+        velocity = (prediction - own * turned) / determinant
+        return velocity, (length * trace - own * turned[0].numel()) / determinant
 
     @torch.enable_grad()
     def _prediction_and_trace(self, noisy: Images, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """ε_θ and an estimate of the trace of its Jacobian, float64; the network works in its own precision."""
-        parameter = next(self.model.parameters())
-        given = noisy.detach().to(parameter.dtype).requires_grad_()
-        prediction = predict_noise(self.model, given, timestep.to(given).expand(len(given)))
+        """The output and an estimate of the trace of its Jacobian, float64; the network works in its own precision."""
+        given = noisy.detach().to(self.model.dtype).requires_grad_()
+        prediction = self.model.at_times(given, timestep.to(given).expand(len(given)), **self.told)
         place = first_not_finite(prediction.detach())
         if place is not None:
             image = int(self.probes.ids[place[0]])
@@ -203,15 +209,13 @@ class _Flow(NamedTuple):
 
 
 @torch.no_grad()
-def _solve(
-    flow: _Flow, state: tuple[Tensor, Tensor], config: LikelihoodConfig, schedule: NoiseSchedule
-) -> tuple[Tensor, Tensor]:
+def _solve(flow: _Flow, state: tuple[Tensor, Tensor], config: LikelihoodConfig) -> tuple[Tensor, Tensor]:
     """The state at the last timestep, and the divergence summed up on the way there."""
     try:
         from torchdiffeq import odeint
     except ImportError:
         raise ConfigurationError("log-likelihood: torchdiffeq is not installed; install diffinf[likelihood]") from None
-    angles = angle_grid(config.steps, schedule).to(state[0].device)
+    angles = angle_grid(config.steps, flow.model.process).to(state[0].device)
     # An adaptive step must not pass the last timestep: at a right angle the flow has a pole
     options: dict[str, Any] = {
         "rtol": config.tolerance, "atol": config.tolerance, "options": {"step_t": angles[-1:]},
@@ -223,22 +227,51 @@ def _solve(
     return states[-1], gains[-1]
 
 
+LEAST_SIGNAL = 1e-12
+"""ᾱ at which the flow ends, where the process itself goes on to pure noise: at a right angle log ᾱ has a pole."""
+
+
 @lru_cache
-def angles(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "T"]:
+def _known(process: Process) -> Float[Tensor, "T"]:
+    """ᾱ_t of every timestep, the last ones no less than `LEAST_SIGNAL`."""
+    return process.alphas_cumprod.clamp(min=LEAST_SIGNAL)
+
+
+@lru_cache
+def angles(process: Process = Process()) -> Float[Tensor, "T"]:
     """φ_t with cos φ_t = √ᾱ_t, how far noising has turned the image into noise at every timestep; `[T]`, float64."""
-    kept = schedule.alphas_cumprod.double()
+    kept = _known(process)
     return torch.atan2((1 - kept).sqrt(), kept.sqrt())
 
 
-def timesteps_at(angle: Tensor, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Tensor:
+def timesteps_at(angle: Tensor, process: Process = Process()) -> Tensor:
     """The real-valued timestep at which √ᾱ = cos φ, log ᾱ taken as linear between timesteps."""
-    known = schedule.alphas_cumprod.double().to(angle.device).log()
+    known = _known(process).to(angle.device).log()
     return _interpolate(-2 * angle.cos().log(), -known, torch.arange(len(known)).to(known))
 
 
-def alphas_cumprod_at(timesteps: Tensor, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Tensor:
+def network_time_at(angle: Tensor, process: Process = Process()) -> Tensor:
+    """What the network is given at an angle: the timestep, or T σ of a flow, whose σ = sin φ / (sin φ + cos φ)."""
+    if process.is_flow:
+        return process.timesteps * angle.sin() / (angle.sin() + angle.cos())
+    return timesteps_at(angle, process)
+
+
+def state_length_at(angle: Tensor, process: Process = Process()) -> Tensor:
+    """r with x_t = r z for the state z of length one: 1, or of a flow 1 / (sin φ + cos φ)."""
+    return 1 / (angle.sin() + angle.cos()) if process.is_flow else torch.ones_like(angle)
+
+
+def target_at(angle: Tensor, process: Process = Process()) -> tuple[Tensor, Tensor]:
+    """a and b of the target a x + b ε at an angle."""
+    one, nothing = torch.ones_like(angle), torch.zeros_like(angle)
+    rows = {"noise": (nothing, one), "image": (one, nothing), "v": (-angle.sin(), angle.cos()), "velocity": (-one, one)}
+    return rows[process.target]
+
+
+def alphas_cumprod_at(timesteps: Tensor, process: Process = Process()) -> Tensor:
     """ᾱ at real-valued timesteps from 0 to T − 1, log ᾱ taken as linear between timesteps; float64."""
-    known = schedule.alphas_cumprod.double().to(timesteps.device).log()
+    known = _known(process).to(timesteps.device).log()
     return _interpolate(timesteps.double(), torch.arange(len(known)).to(known), known).exp()
 
 
@@ -249,12 +282,12 @@ def _interpolate(wanted: Tensor, places: Float[Tensor, "T"], values: Float[Tenso
     return torch.lerp(values[right - 1], values[right], share.clamp(0, 1))
 
 
-def angle_grid(steps: int, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "steps+1"]:
+def angle_grid(steps: int, process: Process = Process()) -> Float[Tensor, "steps+1"]:
     """The angles between which the solver steps, from the first timestep's to the last one's, even in log tan φ.
 
     tan φ is the noise's standard deviation beside the image's: fine steps where little noise makes fine structure.
     """
-    known = angles(schedule)
+    known = angles(process)
     first, last = known[0].tan().log(), known[-1].tan().log()
     grid = torch.linspace(float(first), float(last), steps + 1, dtype=torch.float64).exp().atan()
     grid[0], grid[-1] = known[0], known[-1]

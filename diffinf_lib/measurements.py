@@ -14,16 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import (
-    DEFAULT_SCHEDULE,
-    DrawConfig,
-    Network,
-    NoiseSchedule,
-    Objective,
-    noisy_images,
-    objective_batches,
-    predict_noise,
-)
+from diffinf_lib.diffusion import Denoiser, DrawConfig, Objective, objective_batches, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_draws_finite
 from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
@@ -47,7 +38,7 @@ class MeasurementConfig:
 
     Attributes:
         name: `loss`, the mean-dim squared error averaged over t and ε; `loss_at_time`, the same at `timestep`;
-            `weighted_loss`, with w_t = `weights`; `simplified_elbo`, with w_t = β_t / (2 α_t (1 − ᾱ_t)); `elbo`, all its terms;
+            `weighted_loss`, with w_t = `weights`; `simplified_elbo`, with the ELBO's w_t; `elbo`, all its terms;
             `square_norm`, the mean of ε_θ²; `trajectory_log_prob`, the log-probability of the stored sampling trajectory per
             step; `log_likelihood`, by the probability-flow ODE, for evaluation only. The last two and `elbo` are in bits
             per dimension, higher for more likely queries.
@@ -138,12 +129,11 @@ def as_measurement(measurement: "MeasurementConfig | MeasurementName | None") ->
 
 
 def measure(
-    model: Network,
+    model: Denoiser,
     images: ImageSet,
     config: MeasurementConfig | MeasurementName | None = None,
     *,
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 512,
 ) -> Float[Tensor, "Q"]:
     """m_q(θ) of every query, `[Q]`, float64.
@@ -158,21 +148,20 @@ def measure(
     Raises:
         ConfigurationError: a value is not finite; the message names the query and the timestep.
     """
-    return measure_all(model, images, [as_measurement(config)], seed=seed, schedule=schedule, batch_size=batch_size)[0]
+    return measure_all(model, images, [as_measurement(config)], seed=seed, batch_size=batch_size)[0]
 
 
 @torch.no_grad()
 def measure_all(
-    model: Network,
+    model: Denoiser,
     images: ImageSet,
     configs: Sequence[MeasurementConfig],
     *,
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 512,
 ) -> Float[Tensor, "m Q"]:
     """Several measurements `[m, Q]`, float64, on the CPU; those that take the same draws share the network's passes."""
-    require_full_precision(model)
+    require_full_precision(require_denoiser(model))
     values = torch.zeros(len(configs), len(images), dtype=torch.float64)
     together: dict[tuple[DrawConfig, bool], list[int]] = {}
     for place, config in enumerate(configs):
@@ -181,34 +170,31 @@ def measure_all(
             continue
         values[place] = log_likelihood(
             model, images, config.likelihood, levels=config.levels, dequantised=config.dequantised, seed=seed,
-            schedule=schedule, batch_size=batch_size,
+            batch_size=batch_size,
         )  # fmt: skip
     for (draws, _), places in together.items():
         objectives = [configs[place].objective for place in places]
-        values[places] = _means(model, images, objectives, draws, seed, schedule, batch_size)
+        values[places] = _means(model, images, objectives, draws, seed, batch_size)
     return values
 
 
 def _means(
-    model: Network,
+    model: Denoiser,
     images: ImageSet,
     objectives: Sequence[Objective],
     draws: DrawConfig,
     seed: int,
-    schedule: NoiseSchedule,
     batch_size: int,
 ) -> Float[Tensor, "o Q"]:
     """The weighted mean of each objective over one set of draws."""
     totals = torch.zeros(len(objectives), len(images), dtype=torch.float64)
     batches = objective_batches(
-        images, draws, objectives[0], seed=seed, stage=MEASUREMENT_STAGE, schedule=schedule, batch_size=batch_size,
-        like=next(model.parameters()),
+        model, images, draws, objectives[0], seed=seed, stage=MEASUREMENT_STAGE, batch_size=batch_size,
     )  # fmt: skip
     for batch in batches:
-        noisy = noisy_images(batch.images, batch.timesteps, batch.noise, schedule)
-        prediction = predict_noise(model, noisy, batch.timesteps)
+        prediction = model.predict(batch)
         for total, objective in zip(totals, objectives, strict=True):
-            shares = batch.weights.double() * objective.per_draw(prediction, batch, schedule).double()
+            shares = batch.weights.double() * objective.per_draw(prediction, batch, model.process).double()
             check_draws_finite(shares, model, batch, images.ids)
             total.index_add_(0, batch.example, shares.cpu())
     return totals / draws.count

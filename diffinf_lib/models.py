@@ -1,18 +1,14 @@
-"""Models: diffusers UNets, built from a preset or read from a folder or hub id. Weights are safetensors only."""
+"""Models: diffusers UNets built from a configuration."""
 
 import math
-import shutil
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
 
-from diffinf_lib.artifacts.files import read_tensors
-from diffinf_lib.errors import ArtifactError, ConfigurationError, require
+from diffinf_lib.diffusion import Denoiser, Process
+from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.randomness import keyed_seed
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -92,27 +88,9 @@ def build_unet(config: UNetConfig, *, seed: int = 0) -> UNet2DModel:
             ) from None
 
 
-def save_unet(model: UNet2DModel, folder: Path | str) -> None:
-    """Write `config.json` and safetensors weights in diffusers' own layout."""
-    model.save_pretrained(folder, safe_serialization=True)
-    shutil.copymode(Path(folder) / "config.json", Path(folder) / WEIGHTS)  # safetensors lets only the owner read
-
-
-def load_unet(source: Path | str) -> UNet2DModel:
-    """Read a UNet from a folder written by diffusers or by `save_unet`, or from a hub id; eval mode.
-
-    Raises:
-        ArtifactError: nothing usable is there, or the weights are damaged.
-    """
-    weights = Path(source) / WEIGHTS
-    if weights.exists():
-        read_tensors(weights)
-    try:
-        return UNet2DModel.from_pretrained(str(source), use_safetensors=True, low_cpu_mem_usage=False).eval()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        message = f"{source}: no UNet2DModel with safetensors weights there ({reason}); give a model folder or hub id"
-        raise ArtifactError(message) from None
+def build_model(config: UNetConfig, process: Process = Process(), *, seed: int = 0) -> Denoiser:
+    """A freshly initialised UNet with its process, as `build_unet` makes it; the starting point of a training."""
+    return Denoiser(build_unet(config, seed=seed), process).eval()
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from diffinf_lib.compression import StoreFormat
 from diffinf_lib.curvature import CurvatureConfig
 from diffinf_lib.data import DatasetConfig
-from diffinf_lib.diffusion import DrawConfig, NoiseSchedule
+from diffinf_lib.diffusion import DrawConfig, Process
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.likelihood import LikelihoodConfig
 from diffinf_lib.measurements import MeasurementConfig
@@ -73,7 +73,7 @@ class Preset:
     unet: UNetConfig
     training: TrainingConfig
     subsets: SubsetConfig
-    schedule: NoiseSchedule = NoiseSchedule()
+    process: Process = Process()
     sampling: SamplingConfig = SamplingConfig()
     measurement: MeasurementConfig = MeasurementConfig()
     further_measurements: tuple[MeasurementConfig, ...] = ()
@@ -288,7 +288,7 @@ _ARTBENCH10 = replace(
         keep_ema_at=(50_000, 100_000, 150_000, 200_000),
     ),
     subsets=SubsetConfig(count=50, seeds=5, steps=60_000),
-    schedule=NoiseSchedule(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+    process=Process(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=None),
     further_measurements=(MeasurementConfig("elbo", draws=DrawConfig(1_000, timesteps="elbo")),),
     curvature=CurvatureConfig(draws=DrawConfig(63, noise="independent")),
     gradient_draws=DrawConfig(125, noise="independent"),

@@ -1,16 +1,16 @@
-"""Sampling: images from a model by DDPM or DDIM, one seed a sample."""
+"""Sampling: images from a model by DDPM, DDIM or Euler steps, one seed a sample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffinf_lib.data import Trajectories
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, Network, NoiseSchedule, predict_noise
-from diffinf_lib.diffusion.schedule import SamplerName
-from diffinf_lib.errors import require
+from diffinf_lib.diffusion import Denoiser, SamplerName, require_denoiser
+from diffinf_lib.errors import first_few, require
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.shapes import Images, ImageShape
 
@@ -24,8 +24,8 @@ class SamplingConfig:
 
     Attributes:
         count: number of samples.
-        method: `ddpm` (Ho et al. 2020, algorithm 2) or `ddim` (Song et al. 2021, η = 0).
-        steps: number of denoising steps, at most the schedule's timesteps.
+        method: `ddpm` (Ho et al. 2020, algorithm 2), `ddim` (Song et al. 2021, η = 0), or `euler` for flow matching.
+        steps: number of denoising steps, at most the process's timesteps.
     """
 
     count: int = 64
@@ -34,19 +34,20 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         require(self.count > 0, f"samples={self.count}: give a positive number")
-        require(self.method in ("ddpm", "ddim"), f"method={self.method!r}: give 'ddpm' or 'ddim'")
+        methods = get_args(SamplerName)
+        require(self.method in methods, f"method={self.method!r}: give {', '.join(methods[:-1])} or {methods[-1]}")
         require(self.steps > 0, f"steps={self.steps}: give a positive number")
 
 
 @torch.no_grad()
 def sample(
-    model: Network,
+    model: Denoiser,
     seeds: int | Sequence[int],
     shape: ImageShape,
     *,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
-    method: SamplerName = "ddpm",
-    steps: int = 1000,
+    method: SamplerName | None = None,
+    steps: int | None = None,
+    labels: Sequence[int] | Tensor | None = None,
     batch_size: int = 256,
     progress: bool = False,
 ) -> Images:
@@ -55,26 +56,29 @@ def sample(
     Args:
         seeds: one seed a sample, or a number of samples (seeds 0, 1, …).
         shape: (C, H, W) of one image.
-        steps: number of denoising steps.
+        method: default `ddpm`, or `euler` for a flow.
+        steps: number of denoising steps; default all timesteps of the process.
+        labels: the class of each sample, for a network that is told apart by classes.
 
     Returns:
         Images `[B, C, H, W]` in about [−1, 1], on the CPU.
     """
+    steps = steps or require_denoiser(model).process.timesteps
     return sample_states(
-        model, seeds, shape, schedule=schedule, method=method, steps=steps, batch_size=batch_size, progress=progress,
+        model, seeds, shape, method=method, steps=steps, labels=labels, batch_size=batch_size, progress=progress,
         keep=(steps,),
     )[:, -1]  # fmt: skip
 
 
 @torch.no_grad()
 def sample_states(
-    model: Network,
+    model: Denoiser,
     seeds: int | Sequence[int],
     shape: ImageShape,
     *,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
-    method: SamplerName = "ddpm",
-    steps: int = 1000,
+    method: SamplerName | None = None,
+    steps: int | None = None,
+    labels: Sequence[int] | Tensor | None = None,
     batch_size: int = 256,
     progress: bool = False,
     keep: Sequence[int] | None = None,
@@ -87,67 +91,95 @@ def sample_states(
     Returns:
         States `[B, len(keep), C, H, W]`, on the CPU, in the order of the steps.
     """
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    require(len(seeds) > 0, "seeds: give at least one seed, or a positive number of samples")
-    require(0 < steps <= schedule.timesteps, f"steps={steps}: give a number from 1 to {schedule.timesteps}")
+    steps = steps or require_denoiser(model).process.timesteps
     kept = set(range(steps + 1)) if keep is None else set(keep)
-    batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
-    parts = [_one_batch(model, part, shape, schedule, method, steps, kept, progress)[0] for part in batches]
-    return torch.cat(parts)
+    return _sampled(model, seeds, shape, method, steps, kept, labels, batch_size, progress)[0]
 
 
 @torch.no_grad()
 def sample_trajectories(
-    model: Network,
+    model: Denoiser,
     seeds: int | Sequence[int],
     shape: ImageShape,
     *,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    labels: Sequence[int] | Tensor | None = None,
     batch_size: int = 256,
     progress: bool = False,
 ) -> Trajectories:
-    """Samples by DDPM with every step of the schedule, with all states and all guesses of the image on the way.
+    """Samples by DDPM with every step of the process, with all states and all guesses of the image on the way.
 
-    Their images are those of `sample` with the same seeds; ids count from `GENERATED_IDS`, there are no labels (−1).
+    Their images are those of `sample` with the same seeds; ids count from `GENERATED_IDS`, labels are those given, or −1.
     """
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    steps = require_denoiser(model).process.timesteps
+    states, guesses = _sampled(
+        model, seeds, shape, "ddpm", steps, set(range(steps + 1)), labels, batch_size, progress
+    )  # fmt: skip
+    count = len(states)
+    told = torch.full((count,), -1) if labels is None else torch.as_tensor(labels)
+    return Trajectories(states[:, -1], told, torch.arange(GENERATED_IDS, GENERATED_IDS + count), states, guesses)
+
+
+def _sampled(
+    model: Denoiser,
+    seeds: int | Sequence[int],
+    shape: ImageShape,
+    method: SamplerName | None,
+    steps: int,
+    kept: set[int],
+    labels: Sequence[int] | Tensor | None,
+    batch_size: int,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """The states in `kept`, and the guesses of the image in each of them but the last, batch by batch."""
+    process, seeds = require_denoiser(model).process, list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     require(len(seeds) > 0, "seeds: give at least one seed, or a positive number of samples")
-    steps = schedule.timesteps
-    parts = [
-        _one_batch(
-            model, seeds[start : start + batch_size], shape, schedule, "ddpm", steps, set(range(steps + 1)), progress
-        )
-        for start in range(0, len(seeds), batch_size)
-    ]
-    states, guesses = (torch.cat(values) for values in zip(*parts, strict=True))
-    count = len(seeds)
-    ids = torch.arange(GENERATED_IDS, GENERATED_IDS + count)
-    return Trajectories(states[:, -1], torch.full((count,), -1), ids, states, guesses)
+    require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
+    require(0 < steps <= process.timesteps, f"steps={steps}: give a number from 1 to {process.timesteps}")
+    process.check_solvable()
+    told = _conditions(model, len(seeds), labels)
+    parts = []
+    for start in range(0, len(seeds), batch_size):
+        rows = slice(start, start + batch_size)
+        here = {name: values[rows] for name, values in told.items()}
+        parts.append(_one_batch(model, seeds[rows], shape, method, steps, kept, here, progress))
+    states, guesses = zip(*parts, strict=True)
+    return torch.cat(states), torch.cat(guesses)
+
+
+def _conditions(model: Denoiser, count: int, labels: Sequence[int] | Tensor | None) -> dict[str, Tensor]:
+    """The class of each sample, where the network wants one."""
+    if not model.needs:
+        require(labels is None, "labels: this network is not told classes; leave them out")
+        return {}
+    require(labels is not None, f"labels: this network is told one of {model.classes} classes; give one a sample")
+    told = torch.as_tensor(labels)
+    require(told.shape == (count,), f"labels: {tuple(told.shape)} of them for {count} samples; give one a sample")
+    fits = bool(((told >= 0) & (told < model.classes)).all())
+    require(fits, f"labels={first_few(told.tolist())}: give numbers from 0 to {model.classes - 1}")
+    return {"class_labels": told.to(model.device)}
 
 
 def _one_batch(
-    model: Network,
+    model: Denoiser,
     seeds: list[int],
     shape: ImageShape,
-    schedule: NoiseSchedule,
-    method: SamplerName,
+    method: SamplerName | None,
     steps: int,
     kept: set[int],
+    told: dict[str, Tensor],
     progress: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The states in `kept`, and the guesses of the image in each of them but the last."""
-    scheduler = schedule.scheduler(method)
+    scheduler = model.process.scheduler(method)
     scheduler.set_timesteps(steps)
-    device = next(model.parameters()).device
     generators = [keyed_generator("sample", seed) for seed in seeds]
-    state = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+    state = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(model.device)
     states = [state.cpu()] if 0 in kept else []
     guesses = []
-    for done, timestep in enumerate(tqdm(scheduler.timesteps, desc="sample", disable=not progress), start=1):
-        noise = predict_noise(model, state, timestep.to(device).expand(len(seeds)))
-        stepped = scheduler.step(noise, timestep, state, generator=generators)
+    for done, time in enumerate(tqdm(scheduler.timesteps, desc="sample", disable=not progress), start=1):
+        output = model.at_times(state, time.to(model.device).expand(len(seeds)), **told)
+        stepped = scheduler.step(output, time, state, generator=generators)
         state = stepped.prev_sample
-        if done - 1 in kept:
+        if done - 1 in kept and "pred_original_sample" in stepped:
             guesses.append(stepped.pred_original_sample.cpu())
         if done in kept:
             states.append(state.cpu())

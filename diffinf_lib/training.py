@@ -7,13 +7,13 @@ no generator state and the step after a resume is the step that would have been.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -29,15 +29,14 @@ from diffinf_lib.artifacts.files import (
 )
 from diffinf_lib.artifacts.manifest import check_same, plain, stage
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, NoiseSchedule, per_draw_loss
+from diffinf_lib.diffusion import Denoiser, conditions_of, per_draw_loss, require_denoiser
 from diffinf_lib.errors import ConfigurationError, require
-from diffinf_lib.models import load_unet, save_unet
+from diffinf_lib.loading import load_model, save_model
 from diffinf_lib.precision import Precision
 from diffinf_lib.randomness import keyed_generator, keyed_seed
 
 CHECKPOINT = "checkpoint.safetensors"
 LOSSES = "losses.npz"
-WEIGHTS = "unet"
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class TrainingConfig:
 class TrainingResult:
     """A trained model: `model` holds the averaged (EMA) weights in eval mode; `losses` is one batch loss a step."""
 
-    model: UNet2DModel
+    model: Denoiser
     losses: np.ndarray
 
 
@@ -119,13 +118,11 @@ def batch_indices(step: int, count: int, batch_size: int, seed: int) -> Tensor:
 class _Trainer:
     """The state of one training run: network, average, optimizer, step."""
 
-    def __init__(
-        self, model: UNet2DModel, images: ImageSet, config: TrainingConfig, schedule: NoiseSchedule, seed: int
-    ):
-        self.model, self.images, self.config, self.schedule, self.seed = model, images, config, schedule, seed
-        self.device = next(model.parameters()).device
-        self.pixels = images.images.to(self.device)
-        self.parameters = list(model.parameters())
+    def __init__(self, model: Denoiser, images: ImageSet, config: TrainingConfig, seed: int):
+        self.model, self.images, self.config, self.seed = model, images, config, seed
+        self.device = model.device
+        self.pixels, self.told = images.images.to(self.device), conditions_of(model, images) or {}
+        self.parameters = _trainable(model)
         fused: dict[str, Any] = {"fused": True} if self.device.type in ("cuda", "cpu") else {}
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, **fused
@@ -133,7 +130,7 @@ class _Trainer:
         self.ema = EMAModel(
             self.parameters, decay=config.ema_max_decay, use_ema_warmup=True, power=config.ema_power, foreach=True
         )
-        self.network = torch.compile(model) if config.compile else model
+        self.network: Any = torch.compile(model) if config.compile else model
         self.losses: list[Tensor] = []
 
     @property
@@ -144,16 +141,16 @@ class _Trainer:
         """One optimizer step."""
         step, config = self.step, self.config
         index = batch_indices(step, len(self.images), config.batch_size, self.seed).to(self.device)
-        batch = self.pixels[index]
+        batch, told = self.pixels[index], {name: values.to(self.device)[index] for name, values in self.told.items()}
         generator = keyed_generator("training", self.seed, step)
-        timesteps = torch.randint(self.schedule.timesteps, (len(batch),), generator=generator).to(self.device)
+        timesteps = torch.randint(self.model.process.timesteps, (len(batch),), generator=generator).to(self.device)
         noise = torch.randn(batch.shape, generator=generator).to(self.device)
         if config.horizontal_flip:
             flip = (torch.rand(len(batch), generator=generator) < 0.5).to(self.device)
             batch = torch.where(flip.view(-1, 1, 1, 1), batch.flip(-1), batch)
         torch.manual_seed(keyed_seed("dropout", self.seed, step))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            loss = per_draw_loss(self.network, batch, timesteps, noise, self.schedule).mean()
+            loss = per_draw_loss(self.network, batch, timesteps, noise, **told).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
@@ -163,10 +160,10 @@ class _Trainer:
         self.ema.step(self.parameters)
         self.losses.append(loss.detach())
 
-    def averaged_model(self) -> UNet2DModel:
-        """A copy of the network with the averaged weights, in eval mode."""
-        average = UNet2DModel.from_config(self.model.config).to(self.device)
-        self.ema.copy_to(average.parameters())
+    def averaged_model(self) -> Denoiser:
+        """A copy of the model with the averaged weights, in eval mode."""
+        average = deepcopy(self.model)
+        self.ema.copy_to(_trainable(average))
         return average.eval()
 
     def save(self, path: Path, identity: Any) -> None:
@@ -191,36 +188,37 @@ class _Trainer:
                 self.optimizer.state[parameter] = {key: tensors[f"optimizer.{key}.{index}"] for key in keys}
 
 
-def training_identity(
-    model: UNet2DModel, images: ImageSet, config: TrainingConfig, schedule: NoiseSchedule, seed: int
-) -> dict[str, Any]:
+def _trainable(model: Denoiser) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def training_identity(model: Denoiser, images: ImageSet, config: TrainingConfig, seed: int) -> dict[str, Any]:
     """Everything the trained weights depend on, as plain values."""
+    told = conditions_of(model, images) or {}
     return {
         "training": plain(config),
-        "schedule": plain(schedule),
         "seed": seed,
-        "initial_weights": tensor_digest(*model.state_dict().values()),
-        "images": tensor_digest(images.images, images.ids),
+        "initial_model": model.identity,
+        "images": tensor_digest(images.images, images.ids, *told.values()),
     }
 
 
 def train(
-    model: UNet2DModel,
+    model: Denoiser,
     images: ImageSet,
     config: TrainingConfig,
     *,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     seed: int = 0,
     out: Path | str | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
     force: bool = False,
 ) -> TrainingResult:
-    """Train `model` by the noise-prediction loss (Ho et al. 2020, algorithm 1) and return its averaged weights.
+    """Train `model` by the loss of its own target (Ho et al. 2020, algorithm 1) and return its averaged weights.
 
     The model passed in is the starting point and is left at the last raw weights; without `out` nothing is written.
-    With `out`, the folder gets `unet/` (averaged weights), `losses.npz`, `ema/step-…/` for each step of `keep_ema_at`,
-    and a manifest. A finished folder is read back instead of trained again; a killed run goes on from its last
+    With `out`, the folder becomes a pipeline folder of the averaged model, with `losses.npz`, `ema/step-…/` for each step of
+    `keep_ema_at`, and a manifest. A finished folder is read back instead of trained again; a killed run goes on from its last
     checkpoint and ends with the same bits.
 
     Args:
@@ -230,25 +228,24 @@ def train(
 
     Raises:
         ArtifactError: `out` holds a run of another configuration.
-        ConfigurationError: no images, or `out` cannot be written.
+        ConfigurationError: no images, labels that the network does not know, or `out` cannot be written.
     """
+    require_denoiser(model)
     require(len(images) > 0, "training needs at least one image; the set given is empty")
-    identity = training_identity(model, images, config, schedule, seed)
+    identity = training_identity(model, images, config, seed)
     if out is None:
         with _deterministic(config.precision):
-            return _run(model, images, config, schedule, seed, None, identity, device, progress)
+            return _run(model, images, config, seed, None, identity, device, progress)
     folder = ensure_writable(out)
     with stage(folder, identity, name="model", force=force) as needed, _deterministic(config.precision):
         if needed:
-            _run(model, images, config, schedule, seed, folder, identity, device, progress)
+            _run(model, images, config, seed, folder, identity, device, progress)
     return load_training(folder, device)
 
 
 def load_training(folder: Path | str, device: torch.device | str | None = None) -> TrainingResult:
     """Read what `train` left in a folder."""
-    return TrainingResult(
-        load_unet(Path(folder) / WEIGHTS).to(device or "cpu"), read_arrays(Path(folder) / LOSSES)["losses"]
-    )
+    return TrainingResult(load_model(folder, device=device or "cpu"), read_arrays(Path(folder) / LOSSES)["losses"])
 
 
 @contextmanager
@@ -266,17 +263,16 @@ def _deterministic(precision: str) -> Iterator[None]:
 
 
 def _run(
-    model: UNet2DModel,
+    model: Denoiser,
     images: ImageSet,
     config: TrainingConfig,
-    schedule: NoiseSchedule,
     seed: int,
     folder: Path | None,
     identity: Any,
     device: torch.device | str | None,
     progress: bool,
 ) -> TrainingResult:
-    trainer = _Trainer(model.to(device or next(model.parameters()).device).train(), images, config, schedule, seed)
+    trainer = _Trainer(model.to(device or model.device).train(), images, config, seed)
     checkpoint = folder / CHECKPOINT if folder else None
     if checkpoint and checkpoint.exists():
         trainer.load(checkpoint, identity)
@@ -287,7 +283,7 @@ def _run(
     bar.close()
     result = TrainingResult(trainer.averaged_model(), torch.stack(trainer.losses).float().cpu().numpy())
     if folder and checkpoint:
-        save_unet(result.model, folder / WEIGHTS)
+        save_model(result.model, folder)
         write_arrays(folder / LOSSES, losses=result.losses)
         checkpoint.unlink(missing_ok=True)
     return result
@@ -302,6 +298,6 @@ def _after_step(trainer: _Trainer, folder: Path | None, identity: Any, bar: Any)
         if not math.isfinite(recent):
             raise ConfigurationError(f"loss={recent} at step {step}: lower learning_rate={config.learning_rate}")
     if folder and step in config.keep_ema_at:
-        save_unet(trainer.averaged_model(), folder / "ema" / f"step-{step:06d}")
+        save_model(trainer.averaged_model(), folder / "ema" / f"step-{step:06d}")
     if folder and step % config.checkpoint_every == 0 and step < config.steps:
         trainer.save(folder / CHECKPOINT, identity)

@@ -60,7 +60,7 @@ di.figures.training_curve(trained.losses)
 # is drawn alone or among sixty-four.
 
 # %% mystnb={"image": {"alt": "Sixteen generated digits that look like handwritten threes and eights"}, "figure": {"caption": "Sixteen digits that nobody wrote.", "name": "fig-samples"}}
-samples = di.sample(trained.model, 16, data.train.shape, schedule=preset.schedule)
+samples = di.sample(trained.model, 16, data.train.shape)
 di.figures.image_grid(samples, columns=16)
 
 # %% [markdown]

@@ -152,9 +152,10 @@ def loss_from_scratch(network, x, t, eps):
 
 
 network = di.build_unet(preset.unet, seed=0)
+model = di.Denoiser(network, preset.process)  # the network, and what its output means
 batch = data.train.images[:8]
 steps, eps = torch.arange(100, 900, 100), torch.randn(batch.shape, generator=generator)
-torch.testing.assert_close(loss_from_scratch(network, batch, steps, eps), di.per_draw_loss(network, batch, steps, eps))
+torch.testing.assert_close(loss_from_scratch(network, batch, steps, eps), di.per_draw_loss(model, batch, steps, eps))
 
 # %% [markdown]
 # ## The training loop
@@ -191,7 +192,7 @@ for step in range(config.steps):
 # ```
 
 # %%
-library = di.train(di.build_unet(preset.unet, seed=0), data.train, config, seed=0, progress=False)
+library = di.train(di.build_model(preset.unet, preset.process, seed=0), data.train, config, seed=0, progress=False)
 torch.testing.assert_close(torch.tensor(losses), torch.from_numpy(library.losses), rtol=1e-3, atol=0)
 for ours, theirs in zip(average, library.model.parameters(), strict=True):
     torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=2e-3)
@@ -230,7 +231,7 @@ draws = [di.keyed_generator("sample", seed) for seed in range(4)]
 x = torch.stack([torch.randn(data.train.shape, generator=draw) for draw in draws])
 with torch.no_grad():
     for t in reversed(range(1000)):
-        guess = model(x, torch.full((4,), t)).sample
+        guess = model(x, torch.full((4,), t))
         z = torch.stack([torch.randn(data.train.shape, generator=draw) for draw in draws]) if t > 0 else 0
         x = step_back(x, t, guess, z).float()
 trajectories = di.sample_states(model, 4, data.train.shape, keep=[0, 500, 700, 800, 900, 950, 1000])

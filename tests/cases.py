@@ -5,9 +5,9 @@ from torch import nn
 
 from diffinf_lib.curvature import CurvatureConfig
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DrawBatch, DrawConfig, iterate_draws
+from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, Process, iterate_draws
 from diffinf_lib.evaluation import GroundTruth
-from diffinf_lib.models import UNetConfig, build_unet
+from diffinf_lib.models import UNetConfig, build_model
 
 
 class LinearDenoiser(nn.Module):
@@ -40,17 +40,17 @@ class ConvDenoiser(nn.Module):
 
 def linear_denoiser():
     torch.manual_seed(0)
-    return LinearDenoiser().double()
+    return Denoiser(LinearDenoiser()).double()
 
 
 def deep_linear_denoiser():
     torch.manual_seed(0)
-    return LinearDenoiser(hidden=(3, 5)).double()
+    return Denoiser(LinearDenoiser(hidden=(3, 5))).double()
 
 
 def conv_denoiser():
     torch.manual_seed(0)
-    return ConvDenoiser().double()
+    return Denoiser(ConvDenoiser()).double()
 
 
 def tiny_unet(attention: bool = False):
@@ -59,7 +59,7 @@ def tiny_unet(attention: bool = False):
         down_block_types=("DownBlock2D", "AttnDownBlock2D" if attention else "DownBlock2D"),
         up_block_types=("AttnUpBlock2D" if attention else "UpBlock2D", "UpBlock2D"),
     )  # fmt: skip
-    return build_unet(config, seed=0).double()
+    return build_model(config, seed=0).double()
 
 
 def images(count: int, side: int, seed: int = 0) -> ImageSet:
@@ -68,10 +68,12 @@ def images(count: int, side: int, seed: int = 0) -> ImageSet:
     return ImageSet(pixels, torch.zeros(count, dtype=torch.int64), torch.arange(count) + 10 * seed)
 
 
-def draw_batch(data: ImageSet, draws: DrawConfig, *, stage: str, seed: int = 0, dtype=torch.float64) -> DrawBatch:
+def draw_batch(
+    data: ImageSet, draws: DrawConfig, *, stage: str, seed: int = 0, dtype=torch.float64, process: Process | None = None
+) -> DrawBatch:
     """All draws of all images in one batch."""
-    size = len(data) * draws.count
-    return next(iterate_draws(data.images.to(dtype), data.ids, draws, seed=seed, stage=stage, batch_size=size))
+    options = {"seed": seed, "stage": stage, "batch_size": len(data) * draws.count, "process": process or Process()}
+    return next(iterate_draws(data.images.to(dtype), data.ids, draws, **options))
 
 
 def by_definition(draws: DrawConfig, **options) -> CurvatureConfig:

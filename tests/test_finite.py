@@ -9,7 +9,7 @@ from cases import ConvDenoiser, conv_denoiser, images
 import diffinf_lib as di
 from diffinf_lib.attribution import das_scores, trak_scores
 from diffinf_lib.curvature import CurvatureConfig, LayerCurvature, fit_curvature, fit_with_curvlinops
-from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.diffusion import Denoiser, DrawConfig
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.finite import all_finite, first_not_finite
 from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
@@ -23,12 +23,12 @@ class ScaledByTime(ConvDenoiser):
     """An NCSN++ in small: the output is divided by the noise level, which is zero at t = 0."""
 
     def forward(self, noisy, timesteps):
-        return super().forward(noisy, timesteps) / timesteps.view(-1, 1, 1, 1)
+        return super().forward(noisy, timesteps) / timesteps.floor().view(-1, 1, 1, 1)
 
 
 def scaled_by_time():
     torch.manual_seed(0)
-    return ScaledByTime().double()
+    return Denoiser(ScaledByTime()).double()
 
 
 def with_a_bad_pixel(data):
@@ -40,7 +40,7 @@ def with_a_bad_pixel(data):
 def with_a_bad_weight():
     model = conv_denoiser()
     with torch.no_grad():
-        model.middle.weight[0, 0, 1, 1] = float("inf")
+        model.network.middle.weight[0, 0, 1, 1] = float("inf")
     return model
 
 
@@ -81,7 +81,7 @@ def test_the_cause_is_named(function):
         function(conv_denoiser(), with_a_bad_pixel(good).subset([1, 2]))
     with pytest.raises(ConfigurationError, match=r"middle\.weight: some of the model's weights"):
         function(with_a_bad_weight(), good)
-    with pytest.raises(ConfigurationError, match=r"image \d+: the network's output at timestep 0 is not finite"):
+    with pytest.raises(ConfigurationError, match=r"image \d+: the network's output at timestep [-e\d.]+ is not finite"):
         function(scaled_by_time(), good)
 
 

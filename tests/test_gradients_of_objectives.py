@@ -6,12 +6,13 @@ from cases import conv_denoiser, images
 
 from diffinf_lib.curvature import CurvatureConfig, fit_curvature
 from diffinf_lib.data import Trajectories
-from diffinf_lib.diffusion import DrawConfig, NoiseSchedule, Objective, noisy_images, objective_batches
+from diffinf_lib.diffusion import Denoiser, DrawConfig, Objective, Process, objective_batches
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
 from diffinf_lib.sampling import sample_trajectories
 
-SCHEDULE = NoiseSchedule(timesteps=16, beta_end=0.3)
+PROCESSES = [Process(timesteps=16, beta_end=0.3, target=target) for target in ("noise", "image", "v")]
+PROCESSES += [Process(timesteps=16, target="velocity", clip_sample=None)]
 OBJECTIVES = [
     Objective("loss"), Objective("weighted_loss", weights=(2.0, 0.5, 1.0)), Objective("simplified_elbo"),
     Objective("elbo", levels=17), Objective("elbo"), Objective("square_norm"), Objective("mean_output"), Objective("l1_norm"),
@@ -20,9 +21,9 @@ OBJECTIVES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model():
-    return conv_denoiser()
+@pytest.fixture(scope="module", params=PROCESSES, ids=lambda process: process.target)
+def model(request):
+    return Denoiser(conv_denoiser().network, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,9 @@ def curvature(model):
 
 @pytest.fixture(scope="module")
 def samples(model):
-    found = sample_trajectories(model.float(), 3, (1, 4, 4), schedule=SCHEDULE)
+    """Samples with their states; a flow is sampled by no chain, so there the states are none of its sampler's."""
+    of_noise = Denoiser(conv_denoiser().network.float(), PROCESSES[0]) if model.process.is_flow else model.float()
+    found = sample_trajectories(of_noise, 3, (1, 4, 4))
     model.double()
     return found
 
@@ -43,11 +46,11 @@ def by_autograd(model, samples, config):
     for place in range(len(samples)):
         one = samples.subset(slice(place, place + 1))
         total = torch.zeros((), dtype=torch.float64)
-        for batch in objective_batches(one, config.draws, config.objective, seed=config.seed, stage=config.stage,
-                                       schedule=SCHEDULE, like=torch.zeros(1, dtype=torch.float64)):  # fmt: skip
-            output = model(noisy_images(batch.images, batch.timesteps, batch.noise, SCHEDULE), batch.timesteps)
-            total = total + (batch.weights * config.objective.per_draw(output, batch, SCHEDULE)).sum()
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        key = {"seed": config.seed, "stage": config.stage}
+        for batch in objective_batches(model, one, config.draws, config.objective, **key):
+            output = model(batch.state, batch.timesteps)
+            total = total + (batch.weights * config.objective.per_draw(output, batch, model.process)).sum()
+        parameters = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
         found = torch.autograd.grad(total / config.draws.count, list(parameters.values()))
         rows.append(dict(zip(parameters, found, strict=True)))
     down = torch.stack([torch.cat([r["down.weight"].flatten(1), r["down.bias"].unsqueeze(1)], dim=1) for r in rows])
@@ -59,9 +62,7 @@ def by_autograd(model, samples, config):
 def test_gradients_are_those_of_autograd(model, curvature, samples, objective, count):
     draws = DrawConfig(count, timesteps="signal", noise="independent")
     config = GradientConfig(draws, "x", seed=2, objective=objective)
-    found = all_gradients(
-        gradient_shards(model, curvature, samples, config, schedule=SCHEDULE, shard_size=2, batch_size=5)
-    )
+    found = all_gradients(gradient_shards(model, curvature, samples, config, shard_size=2, batch_size=5))
     expected = by_autograd(model, samples, config)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -74,19 +75,21 @@ def test_gradients_are_those_of_autograd(model, curvature, samples, objective, c
 def test_the_state_of_a_trajectory_is_what_the_network_sees(model, samples):
     objective = Objective("trajectory_log_prob")
     draws = DrawConfig(16, timesteps="grid", noise="independent")
-    (batch,) = objective_batches(samples.subset(slice(0, 1)), draws, objective, seed=0, stage="x", schedule=SCHEDULE)
-    noisy = noisy_images(batch.images, batch.timesteps, batch.noise, SCHEDULE)
+    (batch,) = objective_batches(model, samples.subset(slice(0, 1)), draws, objective, seed=0, stage="x")
     places = 15 - batch.timesteps
-    torch.testing.assert_close(noisy, samples.states[0, places], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(batch.target, samples.states[0, places + 1])
+    torch.testing.assert_close(batch.state.float(), samples.states[0, places])
+    torch.testing.assert_close(batch.held_against.float(), samples.states[0, places + 1])
+    again = model.process.noisy(batch.images, batch.timesteps, batch.noise)
+    torch.testing.assert_close(again, batch.state, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model.process.target_of(batch.images, batch.timesteps, batch.noise), batch.target)
 
 
-def test_probes_are_signs_that_depend_on_the_draw_only(samples):
+def test_probes_are_signs_that_depend_on_the_draw_only(model, samples):
     config, probe = DrawConfig(6), Objective("output_probe")
-    whole = list(objective_batches(samples, config, probe, seed=0, stage="x", schedule=SCHEDULE, batch_size=100))
-    parts = list(objective_batches(samples, config, probe, seed=0, stage="x", schedule=SCHEDULE, batch_size=4))
-    signs = torch.cat([batch.target for batch in parts])
-    assert torch.equal(signs, whole[0].target) and set(signs.unique().tolist()) == {-1.0, 1.0}
+    whole = list(objective_batches(model, samples, config, probe, seed=0, stage="x", batch_size=100))
+    parts = list(objective_batches(model, samples, config, probe, seed=0, stage="x", batch_size=4))
+    signs = torch.cat([batch.held_against for batch in parts])
+    assert torch.equal(signs, whole[0].held_against) and set(signs.unique().tolist()) == {-1.0, 1.0}
     assert signs.flatten(1).unique(dim=0).shape[0] == 18
 
 
@@ -94,7 +97,7 @@ def test_states_are_asked_for_before_any_work(model, curvature, samples):
     plain = samples.__class__.__mro__[1](samples.images, samples.labels, samples.ids)
     config = GradientConfig(DrawConfig(4), objective=Objective("journey_loss"))
     with pytest.raises(ConfigurationError, match="objective='journey_loss': it needs the states"):
-        next(gradient_shards(model, curvature, plain, config, schedule=SCHEDULE))
+        next(gradient_shards(model, curvature, plain, config))
     short = Trajectories(samples.images, samples.labels, samples.ids, samples.states[:, :9], samples.guesses[:, :8])
-    with pytest.raises(ConfigurationError, match="trajectories of 8 steps: the schedule has 16"):
-        next(gradient_shards(model, curvature, short, config, schedule=SCHEDULE))
+    with pytest.raises(ConfigurationError, match="trajectories of 8 steps: the process has 16"):
+        next(gradient_shards(model, curvature, short, config))

@@ -8,7 +8,7 @@ from cases import LinearDenoiser, images, linear_denoiser, tiny_unet
 
 from diffinf_lib.curvature import CurvatureConfig, fit_curvature
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DrawConfig, iterate_draws, noisy_images
+from diffinf_lib.diffusion import Denoiser, DrawConfig, iterate_draws
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.importance import PILOT_STAGE, timestep_proposal
 
@@ -18,10 +18,10 @@ DAMPING = 1e-3
 
 def unit_gradients(model, data, draws, *, stage, curvature=None, seed=0):
     """Weighted gradients −2/C (ε − W x − b) [x, 1]ᵀ of ε_θ = W x + b for every draw or pair: `[n, units, P]`."""
-    (layer,) = model.layers
+    (layer,) = model.network.layers
     size = len(data) * draws.count
     batch = next(iterate_draws(data.images.double(), data.ids, draws, seed=seed, stage=stage, batch_size=size))
-    noisy = noisy_images(batch.images, batch.timesteps, batch.noise).flatten(1)
+    noisy = batch.state.flatten(1)
     residual = (batch.noise.flatten(1) - layer(noisy)).detach() * batch.weights[:, None]
     inputs = torch.cat([noisy, torch.ones(size, 1)], dim=1)
     matrices = -2 / noisy.shape[1] * residual[:, :, None] * inputs[:, None, :]
@@ -92,7 +92,7 @@ def test_slices_without_spread_keep_a_floor():
             return super().forward(noisy, timesteps) * (timesteps < 100).view(-1, 1, 1, 1)
 
     torch.manual_seed(0)
-    model = EarlyDenoiser().double()
+    model = Denoiser(EarlyDenoiser()).double()
     found = timestep_proposal(model, images(4, 2), draws=DrawConfig(40), slices=10)
     assert found[0] == pytest.approx(10) and set(found[1:]) == {0.05}
 
@@ -119,6 +119,6 @@ def test_broken_weights_and_another_models_curvature_are_refused():
     with pytest.raises(ConfigurationError, match="layer"):
         timestep_proposal(tiny_unet(), images(3, 4), curvature=curvature)
     with torch.no_grad():
-        model.layers[0].weight[0, 0] = float("nan")
+        model.network.layers[0].weight[0, 0] = float("nan")
     with pytest.raises(ConfigurationError, match="not finite"):
         timestep_proposal(model, data)

@@ -9,11 +9,12 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from diffinf_lib.data import ImageSet, load_dataset
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, NoiseSchedule, noisy_images
+from diffinf_lib.diffusion import Denoiser, DrawConfig, Process
 from diffinf_lib.diffusion.elbo import elbo_terms, nats_to_bits_per_dimension, nearest_levels, prior_kl
-from diffinf_lib.diffusion.reverse import betas, posterior_variance, reverse_mean
+from diffinf_lib.diffusion.reverse import posterior_variance, reverse_mean
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.likelihood import (
+    LEAST_SIGNAL,
     LikelihoodConfig,
     alphas_cumprod_at,
     angle_grid,
@@ -22,36 +23,67 @@ from diffinf_lib.likelihood import (
     timesteps_at,
 )
 from diffinf_lib.measurements import MeasurementConfig, measure
-from diffinf_lib.models import build_unet
+from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.training import train
 
 D = 4
-SCHEDULES = [DEFAULT_SCHEDULE, NoiseSchedule(0.00085, 0.012, "scaled_linear")]
+PROCESSES = [
+    Process(),
+    Process(0.00085, 0.012, "scaled_linear"),
+    Process(target="image"),
+    Process(beta_schedule="squaredcos_cap_v2", target="v"),
+    Process(target="v", zero_terminal_snr=True),
+    Process(target="velocity", clip_sample=None),
+    Process(target="velocity", clip_sample=None, flow_shift=3.0),
+]
 
 
-class GaussianDenoiser(torch.nn.Module):
-    """The best network for data N(μ, Σ): ε_θ = √(1−ᾱ) (ᾱ Σ + (1−ᾱ) I)⁻¹ (x_t − √ᾱ μ)."""
+class GaussianNetwork(torch.nn.Module):
+    """The best network for data N(μ, Σ): E[a x + b ε | x_t], linear in x_t."""
 
-    def __init__(self, schedule=DEFAULT_SCHEDULE, seed=0):
+    def __init__(self, process, seed):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         root = 0.4 * torch.randn(D, D, generator=generator, dtype=torch.float64)
         self.covariance = root @ root.T + 0.02 * torch.eye(D, dtype=torch.float64)
         self.mean = torch.nn.Parameter(0.3 * torch.randn(D, generator=generator, dtype=torch.float64))
-        self.schedule = schedule
+        self.process = process
 
-    def at(self, kept):
-        """Covariance of x_t, `[..., D, D]`, where ᾱ_t is `kept`."""
-        kept = kept.view(-1, 1, 1)
-        return kept * self.covariance + (1 - kept) * torch.eye(D, dtype=torch.float64)
+    def coefficients(self, times):
+        """s, n, a, b at any time between timesteps as well, `[B, 1]`."""
+        if self.process.is_flow:
+            noise = times.double().view(-1, 1) / self.process.timesteps
+            return 1 - noise, noise, -torch.ones_like(noise), torch.ones_like(noise)
+        kept = alphas_cumprod_at(times, self.process).view(-1, 1)
+        signal, noise = kept.sqrt(), (1 - kept).sqrt()
+        one, nothing = torch.ones_like(kept), torch.zeros_like(kept)
+        return (
+            signal,
+            noise,
+            *{"noise": (nothing, one), "image": (one, nothing), "v": (-noise, signal)}[self.process.target],
+        )
 
-    def forward(self, noisy, timesteps):
-        kept = alphas_cumprod_at(timesteps, self.schedule)
-        centred = noisy.flatten(1) - kept.sqrt().view(-1, 1) * self.mean
-        solved = torch.linalg.solve(self.at(kept), centred.unsqueeze(-1)).squeeze(-1)
-        return ((1 - kept).sqrt().view(-1, 1) * solved).view_as(noisy)
+    def at(self, signal, noise):
+        """Covariance of s x + n ε, `[..., D, D]`."""
+        identity = torch.eye(D, dtype=torch.float64)
+        return signal.view(-1, 1, 1) ** 2 * self.covariance + noise.view(-1, 1, 1) ** 2 * identity
+
+    def forward(self, noisy, times):
+        signal, noise, of_image, of_noise = self.coefficients(times)
+        centred = noisy.flatten(1) - signal * self.mean
+        solved = torch.linalg.solve(self.at(signal, noise), centred.unsqueeze(-1)).squeeze(-1)
+        image = self.mean + signal * solved @ self.covariance
+        return (of_image * image + of_noise * noise * solved).view_as(noisy)
+
+
+class GaussianDenoiser(Denoiser):
+    """The best denoiser of Gaussian data, whose loss, ELBO and likelihood are known."""
+
+    def __init__(self, process=Process(), seed=0):
+        super().__init__(GaussianNetwork(process, seed), process)
+        self.covariance, self.mean, self.at = self.network.covariance, self.network.mean, self.network.at
 
     def data(self, count, seed=1):
         generator = torch.Generator().manual_seed(seed)
@@ -61,23 +93,31 @@ class GaussianDenoiser(torch.nn.Module):
 
 
 def expected_square_error(model, images):
-    """E_ε ‖ε − ε_θ‖² at every timestep, `[N, T]`: ε − ε_θ = (I − (1−ᾱ) C⁻¹) ε − √(ᾱ(1−ᾱ)) C⁻¹ (x − μ)."""
-    kept = model.schedule.alphas_cumprod.double()
-    inverse = torch.linalg.inv(model.at(kept))
-    spread = torch.eye(D, dtype=torch.float64) - (1 - kept).view(-1, 1, 1) * inverse
-    offsets = torch.einsum("tij,nj->nti", inverse, images.flatten(1) - model.mean.detach())
-    return spread.square().sum((1, 2)) + kept * (1 - kept) * offsets.square().sum(2)
+    """E_ε ‖y − y_θ‖² at every timestep, `[N, T]`.
+
+    With centred state z = s (x − μ) + n ε the error of the guessed image is x − μ − s Σ C⁻¹ z, that of the noise ε − n C⁻¹ z,
+    and the target's a times the one plus b times the other.
+    """
+    signal, noise, of_image, of_noise = (value.view(-1, 1, 1) for value in model.process.coefficients)
+    inverse, identity = torch.linalg.inv(model.at(signal, noise)), torch.eye(D, dtype=torch.float64)
+    gain = of_image * signal * model.covariance @ inverse + of_noise * noise * inverse
+    spread, pull = of_noise * identity - noise * gain, of_image * identity - signal * gain
+    offsets = torch.einsum("tij,nj->nti", pull, images.flatten(1) - model.mean.detach())
+    return spread.square().sum((1, 2)) + offsets.square().sum(2)
 
 
 def closed_form_elbo(model, images):
-    """The ELBO with a last step that counts by its density, in nats; `[N]`."""
-    schedule, kept = model.schedule, model.schedule.alphas_cumprod.double()
-    beta, variance, errors = betas(schedule), posterior_variance(schedule), expected_square_error(model, images)
-    weights = beta**2 / (2 * variance * (1 - beta) * (1 - kept))
-    miss = (1 - kept[0]) / kept[0] * errors[:, 0]
-    last = -0.5 * miss / variance[0] - 0.5 * D * torch.log(2 * math.pi * variance[0])
-    prior = 0.5 * (kept[-1] * images.flatten(1).square() - kept[-1] - torch.log1p(-kept[-1])).sum(1)
-    return last - errors[:, 1:] @ weights[1:] - prior
+    """The ELBO with a last step that counts by its density, in nats; `[N]`.
+
+    The guessed image misses by n/D times the target's error, and a KL is half the lost signal-to-noise ratio times its square.
+    """
+    process, variance = model.process, posterior_variance(model.process)
+    signal, noise, of_image, of_noise = process.coefficients
+    errors = expected_square_error(model, images) * (noise / (signal * of_noise - noise * of_image)).square()
+    ratio = (signal / noise).square()
+    last = -0.5 * errors[:, 0] / variance[0] - 0.5 * D * torch.log(2 * math.pi * variance[0])
+    prior = 0.5 * ((signal[-1] * images.flatten(1)).square() + noise[-1] ** 2 - 1 - 2 * noise[-1].log()).sum(1)
+    return last - errors[:, 1:] @ (ratio[:-1] - ratio[1:]) / 2 - prior
 
 
 def sigma_points():
@@ -88,35 +128,39 @@ def sigma_points():
 @torch.no_grad()
 def elbo_of_all_draws(model, images):
     """`elbo_terms` of every timestep and sigma point less the prior's term, in nats; `[N]`."""
-    schedule = model.schedule
-    timesteps = torch.arange(schedule.timesteps).repeat_interleave(2 * D)
-    noise = sigma_points().repeat(schedule.timesteps, 1, 1, 1)
+    process = model.process
+    timesteps = torch.arange(process.timesteps).repeat_interleave(2 * D)
+    noise = sigma_points().repeat(process.timesteps, 1, 1, 1)
     values = []
     for image in images:
         repeated = image.expand(len(timesteps), -1, -1, -1)
-        prediction = model(noisy_images(repeated, timesteps, noise, schedule), timesteps)
-        values.append(elbo_terms(prediction, repeated, timesteps, noise, schedule, levels=None).mean())
-    return torch.stack(values) - prior_kl(images, schedule)
+        prediction = model(process.noisy(repeated, timesteps, noise), timesteps)
+        target = process.target_of(repeated, timesteps, noise)
+        values.append(elbo_terms(prediction, repeated, timesteps, target, process, levels=None).mean())
+    return torch.stack(values) - prior_kl(images, process)
 
 
 @torch.no_grad()
 def chain_distribution(model):
     """The Gaussian that the model's reverse chain samples from, by following its mean and covariance."""
-    schedule = model.schedule
+    process = model.process
     mean, covariance = torch.zeros(D, dtype=torch.float64), torch.eye(D, dtype=torch.float64)
     points = torch.cat([torch.zeros(1, D), torch.eye(D)]).double().view(-1, 1, 2, 2)
-    for t in range(schedule.timesteps - 1, -1, -1):
+    for t in range(process.timesteps - 1, -1, -1):
         timesteps = torch.full((D + 1,), t)
-        moved = reverse_mean(points, model(points, timesteps), timesteps, schedule).flatten(1)
+        moved = reverse_mean(points, model(points, timesteps), timesteps, process).flatten(1)
         linear = (moved[1:] - moved[0]).T
-        noise = posterior_variance(schedule)[t] * torch.eye(D, dtype=torch.float64)
+        noise = posterior_variance(process)[t] * torch.eye(D, dtype=torch.float64)
         mean, covariance = linear @ mean + moved[0], linear @ covariance @ linear.T + noise
     return MultivariateNormal(mean, covariance)
 
 
 def flow_log_density(model, images):
-    """log p(x) under the ODE of the denoiser, whose flow is linear: x_T = m_T + C_T^½ C_0^−½ (x − m_0); nats, `[N]`."""
-    kept = model.schedule.alphas_cumprod.double()[[0, -1]]
+    """log p(x) under the ODE of the denoiser, whose flow is linear: x_T = m_T + C_T^½ C_0^−½ (x − m_0); nats, `[N]`.
+
+    States are those of length one, √ᾱ x + √(1−ᾱ) ε.
+    """
+    kept = model.process.alphas_cumprod.clamp(min=LEAST_SIGNAL)[[0, -1]]
     values, vectors = torch.linalg.eigh(model.covariance)
     first, last = (share * values + 1 - share for share in kept)
     means = kept.sqrt().view(-1, 1) * model.mean.detach()
@@ -130,24 +174,24 @@ def flow_log_density(model, images):
 # The linear denoiser
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_loss_is_known_in_closed_form(schedule):
-    model = GaussianDenoiser(schedule)
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_loss_is_known_in_closed_form(process):
+    model = GaussianDenoiser(process)
     data = model.data(6)
     expected = expected_square_error(model, data.images).mean(1) / D
     draws = DrawConfig(4000)
-    actual = measure(model, data, MeasurementConfig(draws=draws), schedule=schedule)
+    actual = measure(model, data, MeasurementConfig(draws=draws))
     torch.testing.assert_close(actual, expected, rtol=0.06, atol=0)
-    # Over the data it is the trace of what x_t leaves open of ε, at every timestep
-    kept = schedule.alphas_cumprod.double()
-    trace = (kept.view(-1, 1, 1) * model.covariance @ torch.linalg.inv(model.at(kept))).diagonal(0, 1, 2).sum(1)
+    # Over the data it is the trace of what x_t leaves open of the target, at every timestep: D² tr(Σ C⁻¹)
+    signal, noise, of_image, of_noise = process.coefficients
+    left = (model.covariance @ torch.linalg.inv(model.at(signal, noise))).diagonal(0, 1, 2).sum(1)
     mean = expected_square_error(model, points_of_the_data(model)).mean(0)
-    torch.testing.assert_close(mean, trace, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(mean, (signal * of_noise - noise * of_image) ** 2 * left, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_elbo_is_known_in_closed_form(schedule):
-    model = GaussianDenoiser(schedule)
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_elbo_is_known_in_closed_form(process):
+    model = GaussianDenoiser(process)
     images = model.data(5).images
     torch.testing.assert_close(elbo_of_all_draws(model, images), closed_form_elbo(model, images), rtol=1e-8, atol=1e-6)
 
@@ -162,15 +206,16 @@ def test_the_elbo_is_below_the_log_probability_of_the_chain():
 
 def lost_by_the_elbo(model):
     """Mean over the data of log q(x) − ELBO(x): the KLs of the true reverse steps to the model's, which share their mean."""
-    kept = torch.cat([torch.ones(1).double(), model.schedule.alphas_cumprod.double()])
-    covariances = model.at(kept)
-    ratio = (kept[1:] / kept[:-1]).view(-1, 1, 1)
+    signal, noise = model.process.coefficients[:2]
+    signal, noise = torch.cat([torch.ones(1).double(), signal]), torch.cat([torch.zeros(1).double(), noise])
+    covariances = model.at(signal, noise)
+    ratio = (signal[1:] / signal[:-1]).square().view(-1, 1, 1)
     gain = torch.linalg.solve(covariances[1:], covariances[:-1])
     true = covariances[:-1] - ratio * covariances[:-1] @ gain
-    variance = posterior_variance(model.schedule).view(-1, 1, 1)
+    variance = posterior_variance(model.process).view(-1, 1, 1)
     steps = true / variance
     kls = 0.5 * (steps.diagonal(0, 1, 2).sum(1) - D - torch.logdet(steps))
-    end = MultivariateNormal(kept[-1].sqrt() * model.mean.detach(), covariances[-1])
+    end = MultivariateNormal(signal[-1] * model.mean.detach(), covariances[-1])
     start = MultivariateNormal(torch.zeros(D).double(), torch.eye(D).double())
     return kls.sum() + torch.distributions.kl_divergence(end, start)
 
@@ -181,28 +226,28 @@ def points_of_the_data(model):
     return model.mean.detach().view(1, 1, 2, 2) + (sigma_points().flatten(1) @ root.T).view(-1, 1, 2, 2)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_elbo_loses_what_its_steps_lose(schedule):
-    model = GaussianDenoiser(schedule)
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_elbo_loses_what_its_steps_lose(process):
+    model = GaussianDenoiser(process)
     points = points_of_the_data(model)
     density = MultivariateNormal(model.mean.detach(), model.covariance)
     lost = (density.log_prob(points.flatten(1)) - closed_form_elbo(model, points)).mean()
     torch.testing.assert_close(lost, lost_by_the_elbo(model), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_ode_gives_the_density_of_gaussian_data(schedule):
-    model = GaussianDenoiser(schedule)
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_ode_gives_the_density_of_gaussian_data(process):
+    model = GaussianDenoiser(process)
     data = model.data(12)
     config = LikelihoodConfig("rk4", steps=60, divergence="exact")
-    bits = log_likelihood(model, data, config, levels=None, schedule=schedule)
+    bits = log_likelihood(model, data, config, levels=None)
     nats = bits * D * math.log(2)
     torch.testing.assert_close(nats, flow_log_density(model, data.images), rtol=0, atol=1e-4)
-    kept = schedule.alphas_cumprod.double()[0]
-    density = MultivariateNormal(kept.sqrt() * model.mean.detach(), model.at(kept)[0])
+    kept = process.alphas_cumprod[0]
+    density = MultivariateNormal(kept.sqrt() * model.mean.detach(), model.at(kept.sqrt(), (1 - kept).sqrt())[0])
     # What noising leaves of the data after the last timestep, where the flow's end is taken for N(0, I)
-    left = float(schedule.alphas_cumprod[-1]) ** 0.5
-    torch.testing.assert_close(nats, density.log_prob(data.images.flatten(1)), rtol=0, atol=5 * left)
+    left = max(float(process.alphas_cumprod[-1]), LEAST_SIGNAL) ** 0.5
+    torch.testing.assert_close(nats, density.log_prob(data.images.flatten(1)), rtol=0, atol=5 * left + 1e-4)
 
 
 def test_the_elbo_is_below_the_log_likelihood_on_average():
@@ -290,8 +335,8 @@ def test_images_are_spread_over_their_bins_and_the_bins_counted():
 
 def test_the_bound_is_below_the_log_probability_of_the_levels():
     model = GaussianDenoiser()
-    kept = DEFAULT_SCHEDULE.alphas_cumprod.double()[0]
-    density = MultivariateNormal(kept.sqrt() * model.mean.detach(), model.at(kept)[0])
+    kept = Process().alphas_cumprod[0]
+    density = MultivariateNormal(kept.sqrt() * model.mean.detach(), model.at(kept.sqrt(), (1 - kept).sqrt())[0])
     data = ImageSet(nearest_levels(model.data(1).images, 5), torch.zeros(1, dtype=torch.int64), torch.zeros(1).long())
     offsets = torch.cartesian_prod(*[(torch.arange(16, dtype=torch.float64) + 0.5) / 32 - 0.25] * D)
     probability = density.log_prob(data.images.flatten(1) + offsets).exp().mean() * 0.5**D
@@ -313,7 +358,7 @@ SMOKE = get_preset("smoke")
 def trained():
     data = load_dataset(SMOKE.dataset)
     config = replace(SMOKE.training, steps=80, keep_ema_at=())
-    return train(build_unet(SMOKE.unet, seed=0), data.train, config, progress=False).model, data
+    return train(build_model(SMOKE.unet, seed=0), data.train, config, progress=False).model, data
 
 
 def test_a_trained_unet_s_elbo_is_below_its_log_likelihood(trained):
@@ -326,7 +371,7 @@ def test_a_trained_unet_s_elbo_is_below_its_log_likelihood(trained):
         copies = image.expand(1000, -1, -1, -1)
         noise = torch.randn(copies.shape, generator=generator)
         with torch.no_grad():
-            prediction = model(noisy_images(copies, timesteps, noise), timesteps).sample
+            prediction = model(Process().noisy(copies, timesteps, noise), timesteps)
         elbos.append(elbo_terms(prediction, copies, timesteps, noise, levels=17).double().mean())
     elbo = nats_to_bits_per_dimension(torch.stack(elbos) - prior_kl(images.double()), 64)
     assert (elbo < bits).all()
@@ -348,21 +393,22 @@ def test_a_value_depends_on_its_image_only(trained):
 # Time
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_angles_and_timesteps_belong_together(schedule):
-    torch.testing.assert_close(timesteps_at(angles(schedule), schedule), torch.arange(1000).double(), atol=1e-6, rtol=0)
+@pytest.mark.parametrize("process", PROCESSES)
+def test_angles_and_timesteps_belong_together(process):
+    found, expected = timesteps_at(angles(process), process), torch.arange(1000).double()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    kept = process.alphas_cumprod
     torch.testing.assert_close(
-        alphas_cumprod_at(torch.arange(1000), schedule), schedule.alphas_cumprod.double(), rtol=1e-12, atol=0
+        alphas_cumprod_at(torch.arange(1000), process), kept.clamp(min=LEAST_SIGNAL), rtol=1e-12, atol=0
     )
-    middle = alphas_cumprod_at(torch.tensor([10.5]), schedule)
-    expected = (schedule.alphas_cumprod[10].double() * schedule.alphas_cumprod[11].double()).sqrt()
-    assert float(middle) == pytest.approx(float(expected), rel=1e-12)
+    middle = alphas_cumprod_at(torch.tensor([10.5]), process)
+    assert float(middle) == pytest.approx(float((kept[10] * kept[11]).sqrt()), rel=1e-12)
     torch.testing.assert_close(
-        timesteps_at(middle.sqrt().acos(), schedule), torch.tensor([10.5]).double(), atol=1e-6, rtol=0
+        timesteps_at(middle.sqrt().acos(), process), torch.tensor([10.5]).double(), atol=1e-6, rtol=0
     )
-    grid = angle_grid(7, schedule)
+    grid = angle_grid(7, process)
     assert len(grid) == 8 and (grid.diff() > 0).all()
-    assert grid[0] == angles(schedule)[0] and grid[-1] == angles(schedule)[-1]
+    assert grid[0] == angles(process)[0] and grid[-1] == angles(process)[-1]
 
 
 def test_bad_requests_are_refused(monkeypatch):

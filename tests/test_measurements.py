@@ -3,17 +3,15 @@ import torch
 
 from diffinf_lib.data import load_dataset
 from diffinf_lib.diffusion import (
-    DEFAULT_SCHEDULE,
     DrawConfig,
-    NoiseSchedule,
+    Process,
     example_draws,
     per_draw_loss,
-    predict_noise,
 )
 from diffinf_lib.diffusion.reverse import posterior_variance, reverse_mean
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.measurements import MeasurementConfig, measure, measure_all
-from diffinf_lib.models import build_unet
+from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
 from diffinf_lib.sampling import sample, sample_trajectories
 
@@ -23,7 +21,7 @@ CONFIG = MeasurementConfig(draws=DrawConfig(16))
 
 
 def test_the_measurement_is_the_mean_loss_over_the_query_s_own_draws():
-    model = build_unet(PRESET.unet).double()
+    model = build_model(PRESET.unet).double()
     queries = type(QUERIES)(QUERIES.images.double(), QUERIES.labels, QUERIES.ids)
     draws = example_draws(int(queries.ids[2]), queries.shape, CONFIG.draws, seed=3, stage="measurement")
     image = queries.images[2].expand(16, -1, -1, -1)
@@ -33,7 +31,7 @@ def test_the_measurement_is_the_mean_loss_over_the_query_s_own_draws():
 
 
 def test_values_do_not_depend_on_the_company_or_the_batch():
-    model = build_unet(PRESET.unet)
+    model = build_model(PRESET.unet)
     together = measure(model, QUERIES, CONFIG)
     order = torch.tensor([3, 1])
     torch.testing.assert_close(measure(model, QUERIES.subset(order), CONFIG), together[order], rtol=1e-5, atol=0)
@@ -42,8 +40,8 @@ def test_values_do_not_depend_on_the_company_or_the_batch():
 
 def test_models_share_their_draws():
     """With the same draws, the difference of two close models is far smaller than between seeds of the draws."""
-    model = build_unet(PRESET.unet)
-    other = build_unet(PRESET.unet)
+    model = build_model(PRESET.unet)
+    other = build_model(PRESET.unet)
     with torch.no_grad():
         next(other.parameters()).add_(1e-4)
     same = (measure(model, QUERIES, CONFIG) - measure(other, QUERIES, CONFIG)).abs().mean()
@@ -57,7 +55,7 @@ def test_an_unknown_measurement_is_refused():
 
 
 def test_the_loss_at_a_time_takes_every_draw_there():
-    model = build_unet(PRESET.unet)
+    model = build_model(PRESET.unet)
     config = MeasurementConfig("loss_at_time", draws=DrawConfig(16), timestep=300)
     draws = example_draws(int(QUERIES.ids[1]), QUERIES.shape, config.measured_draws, seed=0, stage="measurement")
     assert (draws.timesteps == 300).all() and (draws.weights == 1).all()
@@ -67,7 +65,7 @@ def test_the_loss_at_a_time_takes_every_draw_there():
 
 
 def test_weights_cut_the_loss_into_parts_that_add_up():
-    model = build_unet(PRESET.unet)
+    model = build_model(PRESET.unet)
     halves = [MeasurementConfig("weighted_loss", draws=DrawConfig(64), weights=w) for w in ((1.0, 0.0), (0.0, 1.0))]
     early, late, whole = measure_all(model, QUERIES, [*halves, MeasurementConfig(draws=DrawConfig(64))])
     torch.testing.assert_close(early + late, whole)
@@ -76,7 +74,7 @@ def test_weights_cut_the_loss_into_parts_that_add_up():
 
 def test_rules_of_drawing_agree_on_the_simplified_elbo():
     """Uneven draws with their weights estimate what uniform ones do, with far less spread."""
-    model = build_unet(PRESET.unet)
+    model = build_model(PRESET.unet)
 
     def estimates(rule):
         config = MeasurementConfig("simplified_elbo", draws=DrawConfig(256, timesteps=rule))
@@ -89,7 +87,7 @@ def test_rules_of_drawing_agree_on_the_simplified_elbo():
 
 
 def test_several_measurements_are_those_taken_one_by_one():
-    model = build_unet(PRESET.unet)
+    model = build_model(PRESET.unet)
     uneven = DrawConfig(16, timesteps="elbo")
     configs = [CONFIG, MeasurementConfig("elbo", draws=uneven, levels=17), MeasurementConfig("square_norm", draws=CONFIG.draws),
                MeasurementConfig("simplified_elbo", draws=uneven)]  # fmt: skip
@@ -99,18 +97,18 @@ def test_several_measurements_are_those_taken_one_by_one():
 
 
 def test_the_trajectory_s_log_probability_is_the_sum_over_its_steps():
-    schedule = NoiseSchedule(timesteps=12, beta_end=0.2)
-    model = build_unet(PRESET.unet)
-    samples = sample_trajectories(model, 3, QUERIES.shape, schedule=schedule)
-    torch.testing.assert_close(samples.images, sample(model, 3, QUERIES.shape, schedule=schedule, steps=12))
+    process = Process(timesteps=12, beta_end=0.2)
+    model = build_model(PRESET.unet, process)
+    samples = sample_trajectories(model, 3, QUERIES.shape)
+    torch.testing.assert_close(samples.images, sample(model, 3, QUERIES.shape, steps=12))
     config = MeasurementConfig("trajectory_log_prob", draws=DrawConfig(12, timesteps="grid", noise="independent"))
-    actual = measure(model, samples, config, schedule=schedule)
+    actual = measure(model, samples, config)
     total = torch.zeros(3, dtype=torch.float64)
     with torch.no_grad():
         for place, t in enumerate(range(11, -1, -1)):
             state, step = samples.states[:, place], torch.full((3,), t)
-            mean = reverse_mean(state, predict_noise(model, state, step), step, schedule, clip=True)
-            normal = torch.distributions.Normal(mean.double(), posterior_variance(schedule)[t].sqrt())
+            mean = reverse_mean(state, model(state, step), step, process, clip=True)
+            normal = torch.distributions.Normal(mean.double(), posterior_variance(process)[t].sqrt())
             total += normal.log_prob(samples.states[:, place + 1].double()).flatten(1).sum(1)
     expected = total / 12 / QUERIES.images[0].numel() / torch.tensor(2.0).log()
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
@@ -132,6 +130,6 @@ def test_directions_and_refusals():
     with pytest.raises(ConfigurationError, match="evaluation only"):
         _ = MeasurementConfig("log_likelihood").objective
     with pytest.raises(ConfigurationError, match="timestep=1000: give a number from 0 to 999"):
-        measure(build_unet(PRESET.unet), QUERIES, MeasurementConfig("loss_at_time", timestep=1000))
+        measure(build_model(PRESET.unet), QUERIES, MeasurementConfig("loss_at_time", timestep=1000))
     with pytest.raises(ConfigurationError, match="give Trajectories"):
-        measure(build_unet(PRESET.unet), QUERIES, "trajectory_log_prob", schedule=DEFAULT_SCHEDULE)
+        measure(build_model(PRESET.unet), QUERIES, "trajectory_log_prob")

@@ -56,7 +56,7 @@ def test_bytes_are_those_of_a_real_run(tmp_path):
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection"])
 def test_bytes_of_a_stored_gradient(kind):
     form = di.StoreFormat(kind, rank=3, dimension=64)
-    model = di.build_unet(SMOKE.unet)
+    model = di.build_model(SMOKE.unet)
     images = di.load_dataset(SMOKE.dataset).train.subset([0, 1])
     curvature = di.fit_curvature(model, images, SMOKE.curvature)
     gradients = di.all_gradients(di.gradient_shards(model, curvature, images, di.GradientConfig(di.DrawConfig(2))))

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from diffinf_lib.diffusion import NoiseSchedule
+from diffinf_lib.diffusion import Denoiser, Process
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.models import build_unet
+from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.sampling import sample, sample_states
 
-MODEL = build_unet(get_preset("smoke").unet)
+MODEL = build_model(get_preset("smoke").unet)
 SHAPE = (1, 8, 8)
 
 
@@ -32,21 +32,28 @@ def test_a_trajectory_goes_from_noise_to_the_sample():
 
 
 class Gaussian(torch.nn.Module):
-    """The optimal denoiser for data N(0, v): ε_θ = √(1−ᾱ) x_t / (ᾱ v + 1 − ᾱ); samples must have variance v."""
+    """The optimal denoiser for data N(0, v), (a s v + b n) / (s² v + n²) x_t; samples must have variance v."""
 
-    def __init__(self, variance, schedule):
+    def __init__(self, variance, process):
         super().__init__()
-        self.variance, self.schedule = variance, schedule
+        self.variance, self.process = variance, process
         self.anchor = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, noisy, timesteps):
-        kept = self.schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        return (1 - kept).sqrt() * noisy / (kept * self.variance + 1 - kept)
+        place = timesteps - 1 if self.process.is_flow else timesteps  # a flow is asked at T σ = t + 1
+        signal, noise, of_image, of_noise = self.process.at(place.long(), noisy)
+        gain = (of_image * signal * self.variance + of_noise * noise) / (signal**2 * self.variance + noise**2)
+        return gain * noisy
 
 
-@pytest.mark.parametrize(("method", "steps"), [("ddpm", 1000), ("ddim", 100)])
-def test_the_sampler_recovers_a_known_distribution(method, steps):
-    model = Gaussian(0.04, NoiseSchedule())
+@pytest.mark.parametrize(("method", "steps"), [("ddpm", 1000), ("ddim", 250)])
+@pytest.mark.parametrize("options", [
+    {}, {"target": "image"}, {"target": "v"}, {"target": "v", "zero_terminal_snr": True}, {"target": "velocity"},
+])  # fmt: skip
+def test_the_sampler_recovers_a_known_distribution(method, steps, options):
+    process = Process(**options)
+    model = Denoiser(Gaussian(0.04, process), process)
+    method = "euler" if process.is_flow else method
     samples = sample(model, 8, (1, 16, 16), method=method, steps=steps)
     # 2,048 values: the standard error of the variance is about 3%
     assert abs(samples.var().item() / 0.04 - 1) < 0.12

@@ -7,7 +7,7 @@ import diffinf_lib as di
 from diffinf_lib.stages import subset_mask
 
 SUBSET, SEED = 5, 1
-GROUND_TRUTH = ("dataset", "unet", "training", "subsets", "schedule", "sampling", "measurement", "further_measurements")
+GROUND_TRUTH = ("dataset", "unet", "training", "subsets", "sampling", "measurement", "further_measurements")
 """The parts of a preset that retrained models and their measurements depend on."""
 
 
@@ -29,9 +29,9 @@ def test_one_retrained_model_measures_what_the_bundle_says():
     assert bundle.manifest["configuration"]["dataset_digest"] == data.digest
     mask = subset_mask(len(data.train), preset.subsets.fraction, SUBSET)
     assert torch.equal(mask, torch.from_numpy(bundle.arrays["masks"][SUBSET]))
-    model = di.train(di.build_unet(preset.unet, seed=SEED), data.train.subset(mask), preset.retraining(), seed=SEED,
+    model = di.train(di.build_model(preset.unet, seed=SEED), data.train.subset(mask), preset.retraining(), seed=SEED,
                      progress=False).model  # fmt: skip
-    measured = di.measure(model, data.queries, preset.measurement, schedule=preset.schedule).numpy()
+    measured = di.measure(model, data.queries, preset.measurement).numpy()
     shipped = bundle.arrays["held-out/measured/loss"][SUBSET, SEED]
     others = np.delete(bundle.arrays["held-out/measured/loss"][:, SEED], SUBSET, axis=0)
     # The same bits on the processor that made the bundle. Elsewhere training amplifies rounding, but the model is still

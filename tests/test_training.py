@@ -7,7 +7,8 @@ import torch
 from diffinf_lib.artifacts import file_digest
 from diffinf_lib.data import load_dataset
 from diffinf_lib.errors import ArtifactError, ConfigurationError
-from diffinf_lib.models import build_unet, load_unet
+from diffinf_lib.loading import load_model
+from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
 from diffinf_lib.training import TrainingConfig, _Trainer, batch_indices, learning_rate_factor, train
 
@@ -16,7 +17,7 @@ IMAGES = load_dataset(PRESET.dataset).train
 
 
 def fresh(seed=0, **changes):
-    return build_unet(replace(PRESET.unet, **changes), seed=seed)
+    return build_model(replace(PRESET.unet, **changes), seed=seed)
 
 
 def test_every_image_is_seen_once_an_epoch():
@@ -43,7 +44,7 @@ def test_learning_rate_rises_then_falls_to_zero():
 def test_the_average_follows_the_warm_up_formula():
     """shadow ← d·shadow + (1 − d)·weights with d = min(max, 1 − (1 + s)^−power), s counted from 0 (diffusers)."""
     config = replace(PRESET.training, ema_max_decay=0.8, ema_power=0.75)
-    trainer = _Trainer(fresh().train(), IMAGES, config, PRESET.schedule, 0)
+    trainer = _Trainer(fresh().train(), IMAGES, config, 0)
     shadow = trainer.parameters[0].detach().clone()
     decays = []
     for step in range(12):
@@ -58,14 +59,14 @@ def test_the_average_follows_the_warm_up_formula():
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_checkpoint_goes_on_bit_for_bit(tmp_path, dropout):
     config = replace(PRESET.training, horizontal_flip=True)
-    whole = _Trainer(fresh(dropout=dropout).train(), IMAGES, config, PRESET.schedule, 3)
+    whole = _Trainer(fresh(dropout=dropout).train(), IMAGES, config, 3)
     for _ in range(9):
         whole.advance()
-    half = _Trainer(fresh(dropout=dropout).train(), IMAGES, config, PRESET.schedule, 3)
+    half = _Trainer(fresh(dropout=dropout).train(), IMAGES, config, 3)
     for _ in range(4):
         half.advance()
     half.save(tmp_path / "c.safetensors", {"a": 1})
-    resumed = _Trainer(fresh(seed=7, dropout=dropout).train(), IMAGES, config, PRESET.schedule, 3)
+    resumed = _Trainer(fresh(seed=7, dropout=dropout).train(), IMAGES, config, 3)
     torch.randn(50)
     resumed.load(tmp_path / "c.safetensors", {"a": 1})
     while resumed.step < 9:
@@ -76,7 +77,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(tmp_path, dropout):
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
-    trainer = _Trainer(fresh().train(), IMAGES, PRESET.training, PRESET.schedule, 0)
+    trainer = _Trainer(fresh().train(), IMAGES, PRESET.training, 0)
     trainer.advance()
     trainer.save(tmp_path / "c.safetensors", {"seed": 0})
     with pytest.raises(ArtifactError, match="seed is 0 there, 1 asked"):
@@ -93,7 +94,7 @@ def test_a_folder_holds_the_run_and_is_read_back(tmp_path):
     config = replace(PRESET.training, keep_ema_at=(5, 12))
     first = train(fresh(), IMAGES, config, out=tmp_path / "m", progress=False)
     assert {p.name for p in (tmp_path / "m" / "ema").iterdir()} == {"step-000005", "step-000012"}
-    early, late = (load_unet(tmp_path / "m" / "ema" / name) for name in ("step-000005", "step-000012"))
+    early, late = (load_model(tmp_path / "m" / "ema" / name) for name in ("step-000005", "step-000012"))
     assert not torch.equal(next(early.parameters()), next(late.parameters()))
     digest = file_digest(tmp_path / "m" / "losses.npz")
     second = train(fresh(), IMAGES, config, out=tmp_path / "m", progress=False)

@@ -14,7 +14,7 @@ from diffinf_lib.attribution.scoring import DampingKind, Inverses, KeptQueries, 
 from diffinf_lib.compression import StoreFormat
 from diffinf_lib.curvature import Approximation, Curvature
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule
+from diffinf_lib.diffusion import Denoiser, DrawConfig, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
@@ -101,7 +101,7 @@ def _joined(held: list[tuple[slice, LayerGradients]]) -> tuple[slice, LayerGradi
 
 
 def influence(
-    model: Network,
+    model: Denoiser,
     curvature: Curvature,
     train: ImageSet,
     queries: ImageSet,
@@ -113,7 +113,6 @@ def influence(
     damping_kind: DampingKind = "absolute",
     approximation: Approximation | Sequence[Approximation] = "ekfac",
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 256,
     store: Path | str | None = None,
     query_store: Path | str | None = None,
@@ -169,9 +168,9 @@ def influence(
         )
         require(len(images) > 0, f"{name}: there are no images; give at least one")
     measurement = as_measurement(measurement)
-    shared: dict[str, Any] = {"schedule": schedule, "batch_size": batch_size, "progress": progress}
+    shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     query_config = query_gradient_config(measurement, seed, query_draws)
-    curvature = curvature.to(next(model.parameters()).device)
+    curvature = curvature.to(model.device)
     query_shards = gradient_shards(
         model, curvature, queries, query_config, store=query_store, form=query_format, **shared
     )
@@ -190,7 +189,7 @@ def influence(
 
 
 def influence_by_timestep(
-    model: Network,
+    model: Denoiser,
     curvature: Curvature,
     train_gradients: LayerGradients,
     queries: ImageSet,
@@ -201,7 +200,6 @@ def influence_by_timestep(
     damping: float = 1e-8,
     approximation: Approximation = "ekfac",
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 256,
 ) -> Float[Tensor, "T Q N"]:
     """Scores cut by the query's timesteps: the influence on the part of the measurement that each range of t contributes.
@@ -213,16 +211,15 @@ def influence_by_timestep(
         count: N, the number of images the model was trained on.
         bins: number of equal ranges of t.
     """
-    require(0 < bins <= schedule.timesteps, f"bins={bins}: give a number from 1 to {schedule.timesteps}")
+    timesteps = require_denoiser(model).process.timesteps
+    require(0 < bins <= timesteps, f"bins={bins}: give a number from 1 to {timesteps}")
     require(isinstance(damping, Real), f"damping={damping}: give one number here")
     measurement = as_measurement(measurement)
-    edges = [round(index * schedule.timesteps / bins) for index in range(bins + 1)]
+    edges = [round(index * timesteps / bins) for index in range(bins + 1)]
     parts = []
     for low, high in zip(edges, edges[1:], strict=False):
         config = replace(query_gradient_config(measurement, seed), timesteps=(low, high))
-        gradients = all_gradients(
-            gradient_shards(model, curvature, queries, config, schedule=schedule, batch_size=batch_size)
-        )
+        gradients = all_gradients(gradient_shards(model, curvature, queries, config, batch_size=batch_size))
         parts.append(
             scores_from_gradients(
                 gradients, train_gradients, curvature, count=count, damping=damping, approximation=approximation

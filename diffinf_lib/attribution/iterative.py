@@ -37,7 +37,7 @@ from diffinf_lib.curvature import (
 from diffinf_lib.curvature.blocks import joined_from_blocks
 from diffinf_lib.curvature.layers import Covers
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, check_draws, iterate_draws
+from diffinf_lib.diffusion import Denoiser, DrawConfig, check_draws, objective_batches
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
@@ -50,7 +50,7 @@ GGN_STAGE = "ggn"
 
 
 def iterative_influence(
-    model: Network,
+    model: Denoiser,
     curvature: Curvature,
     train: ImageSet,
     queries: ImageSet,
@@ -65,7 +65,6 @@ def iterative_influence(
     scale: float | None = None,
     approximation: Approximation = "ekfac",
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 256,
     ggn_batch_size: int = 25,
     store: Path | str | None = None,
@@ -109,13 +108,11 @@ def iterative_influence(
         require(isinstance(images, ImageSet), f"{name}: {type(images).__name__} is no ImageSet; see as_queries")
         require(len(images) > 0, f"{name}: there are no images; give at least one")
     measured = as_measurement(measurement)
-    shared: dict[str, Any] = {"schedule": schedule, "batch_size": batch_size, "progress": progress}
+    shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     curvature = curvature.to(next(model.parameters()).device)
     config = GradientConfig(measured.measured_draws, MEASUREMENT_STAGE, seed, objective=measured.objective)
     gradients = all_gradients(gradient_shards(model, curvature, queries, config, store=query_store, **shared))
-    ggn = training_ggn(
-        model, train, ggn_draws, seed=seed, schedule=schedule, batch_size=ggn_batch_size, covers=curvature.covers
-    )
+    ggn = training_ggn(model, train, ggn_draws, seed=seed, batch_size=ggn_batch_size, covers=curvature.covers)
     solutions = [
         solved_queries(
             model, curvature, ggn, gradients, damping=value, method=method, max_iterations=max_iterations,
@@ -133,12 +130,11 @@ def iterative_influence(
 
 
 def training_ggn(
-    model: Network,
+    model: Denoiser,
     train: ImageSet,
     draws: DrawConfig,
     *,
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 25,
     covers: Covers = None,
 ) -> Operator:
@@ -149,15 +145,12 @@ def training_ggn(
         batch_size: draws a pass of a product.
         covers: which parameters; `curvature.covers` for those of a fitted curvature.
     """
-    pixels = train.images.to(next(model.parameters()))
-    batches = iterate_draws(
-        pixels, train.ids, draws, seed=seed, stage=GGN_STAGE, schedule=schedule, batch_size=batch_size
-    )
-    return ggn_operator(model, list(batches), schedule, covers=covers)
+    batches = objective_batches(model, train, draws, seed=seed, stage=GGN_STAGE, batch_size=batch_size)
+    return ggn_operator(model, list(batches), covers=covers)
 
 
 def solved_queries(
-    model: Network,
+    model: Denoiser,
     curvature: Curvature,
     operator: Operator | Float[Tensor, "P P"],
     queries: LayerGradients,
@@ -199,7 +192,7 @@ def solved_queries(
 
 
 def solution_path(
-    model: Network,
+    model: Denoiser,
     curvature: Curvature,
     operator: Operator | Float[Tensor, "P P"],
     queries: LayerGradients,

@@ -219,7 +219,7 @@ def conjugate_gradients_at(
 ) -> Float[Tensor, "D Q N"]:
     """Influence on the exact GGN of one checkpoint after each given number of steps, EK-FAC as preconditioner."""
     most = int(max(iterations))
-    ggn = training_ggn(at.model, task.train, GGN_DRAWS, seed=task.seed, schedule=task.schedule, batch_size=GGN_BATCH)
+    ggn = training_ggn(at.model, task.train, GGN_DRAWS, seed=task.seed, batch_size=GGN_BATCH)
     path = solution_path(
         at.model, task.use_curvature(at), ggn, task.query_gradients(at=at), damping=GGN_DAMPING, iterations=most
     )
@@ -240,7 +240,7 @@ def _conjugate_gradients_along(task: AttributionTask, options: Sequence[float]) 
 
 def _neumann(task: AttributionTask, options: Sequence[float]) -> Tensor:
     final, train = task.final, task.train
-    ggn = training_ggn(final.model, train, GGN_DRAWS, seed=task.seed, schedule=task.schedule, batch_size=GGN_BATCH)
+    ggn = training_ggn(final.model, train, GGN_DRAWS, seed=task.seed, batch_size=GGN_BATCH)
     curvature, queries = task.use_curvature(), task.query_gradients()
     solved = [
         solved_queries(

@@ -18,7 +18,7 @@ from diffinf_lib.attribution.influence import query_gradient_config, together
 from diffinf_lib.compression import StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, Objective
+from diffinf_lib.diffusion import Denoiser, DrawConfig, Objective
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig
 
@@ -37,7 +37,7 @@ class Checkpoint:
     """
 
     name: str
-    model: Network
+    model: Denoiser
     curvature: Curvature
     curvature_draws: int = 0
     curvature_seconds: float = 0.0
@@ -80,7 +80,6 @@ class AttributionTask:
     measurement: MeasurementConfig = MeasurementConfig()
     draws: DrawConfig = DrawConfig(250)
     seed: int = 0
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE
     along: Callable[[int], list[Checkpoint]] | None = None
     ensemble: Callable[[], list[Checkpoint]] | None = None
     folder: Path | None = None
@@ -117,7 +116,7 @@ class AttributionTask:
         key = f"{at.name}-{kind}-{json_digest(identity)[:12]}"
         store = None if self.folder is None else self.folder / key
         shards = gradient_shards(
-            at.model, at.curvature, images, config, schedule=self.schedule, batch_size=self.batch_size, store=store,
+            at.model, at.curvature, images, config, batch_size=self.batch_size, store=store,
             form=self.form if kind == "train" else None,
         )  # fmt: skip
         inside = 0.0

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffinf_lib.curvature.layers import Covers, Layer, Layers, curvature_layers, layer_inputs, layer_shape
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
 
 BiasRule = Literal["joint", "separate"]
@@ -132,7 +133,7 @@ def layer_blocks(layers: Layers, bias: BiasRule = "joint") -> dict[str, Block]:
     return blocks
 
 
-def curvature_blocks(model: nn.Module, bias: BiasRule = "joint", covers: Covers = None) -> dict[str, Block]:
+def curvature_blocks(model: Denoiser, bias: BiasRule = "joint", covers: Covers = None) -> dict[str, Block]:
     """The blocks of a model by name (see `layer_blocks` and `coverage`)."""
     return layer_blocks(curvature_layers(model, covers), bias)
 

@@ -28,16 +28,7 @@ from diffinf_lib.curvature.layers import (
 from diffinf_lib.curvature.operators import FlatDenoiser, batch_size_of, packed
 from diffinf_lib.curvature.passes import check_products
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import (
-    DEFAULT_SCHEDULE,
-    DrawBatch,
-    DrawConfig,
-    Network,
-    NoiseSchedule,
-    iterate_draws,
-    noisy_images,
-    predict_noise,
-)
+from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, objective_batches
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.finite import all_finite, check_draws_finite
 from diffinf_lib.randomness import keyed_seed
@@ -47,34 +38,30 @@ from diffinf_lib.randomness import keyed_seed
 class _Draws:
     """All draws of one pass, as often as curvlinops iterates over them; only one batch is in memory at a time."""
 
+    model: Denoiser
     images: ImageSet
     draws: DrawConfig
     pass_name: str
     seed: int
-    schedule: NoiseSchedule
     batch_size: int
-    like: Tensor
 
     def batches(self) -> Iterator[DrawBatch]:
         """The draws, a batch at a time."""
-        pixels = self.images.images.to(self.like.device, self.like.dtype)
-        return iterate_draws(
-            pixels, self.images.ids, self.draws, seed=self.seed, stage=self.pass_name,
-            schedule=self.schedule, batch_size=self.batch_size,
-        )  # fmt: skip
+        return objective_batches(
+            self.model, self.images, self.draws, seed=self.seed, stage=self.pass_name, batch_size=self.batch_size
+        )
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        return (packed(batch, self.schedule) for batch in self.batches())
+        return map(packed, self.batches())
 
-    def check_finite(self, found: Iterable[Any], model: Network) -> None:
+    def check_finite(self, found: Iterable[Any]) -> None:
         """Refuse what is not finite and was made of these draws; they are gone through again for the one to blame."""
         tensors = [value for values in found for value in (values.values() if isinstance(values, dict) else [values])]
         if all(all_finite(tensor) for tensor in tensors):
             return
         for batch in self.batches():
-            noisy = noisy_images(batch.images, batch.timesteps, batch.noise, self.schedule)
             with torch.no_grad():
-                check_draws_finite(predict_noise(model, noisy, batch.timesteps), model, batch, self.images.ids)
+                check_draws_finite(self.model.predict(batch), self.model, batch, self.images.ids)
         raise ConfigurationError(f"curvlinops, {self.pass_name}: {GRADIENTS_NOT_FINITE}")
 
     @property
@@ -84,12 +71,11 @@ class _Draws:
 
 
 def fit_with_curvlinops(
-    model: Network,
+    model: Denoiser,
     images: ImageSet,
     config: CurvatureConfig | None = None,
     *,
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     covers: Covers = None,
     batch_size: int = 64,
 ) -> Curvature:
@@ -111,17 +97,16 @@ def fit_with_curvlinops(
     covered.warn_of_embeddings()
     layers = covered.layers
     _check_layers(layers)
-    like = next(iter(layer_parameters(layers)))
 
     def draws(pass_name: str, count: DrawConfig) -> _Draws:
-        return _Draws(images, count, pass_name, seed, schedule, batch_size, like)
+        return _Draws(model, images, count, pass_name, seed, batch_size)
 
     with differentiable(model, layers):
         data = draws("factors", config.drawn_for_factors)
         _check_forward(model, layers, data)
         factors = _operator(KFACLinearOperator, model, layers, data, config, seed)
         factors.compute_kronecker_factors()
-        data.check_finite([factors._input_covariances, factors._gradient_covariances], model)
+        data.check_finite([factors._input_covariances, factors._gradient_covariances])
         if config.approximation == "kfac":
             return _as_curvature(covered, config, factors, None)
         data = draws("corrections", config.draws)
@@ -129,7 +114,7 @@ def fit_with_curvlinops(
         corrected._input_covariances = dict(factors._input_covariances)
         corrected._gradient_covariances = dict(factors._gradient_covariances)
         corrected.compute_eigenvalue_correction()
-        data.check_finite(corrected._corrected_eigenvalues.values(), model)
+        data.check_finite(corrected._corrected_eigenvalues.values())
     return _as_curvature(covered, config, factors, corrected)
 
 
@@ -139,7 +124,7 @@ def _check_supported(config: CurvatureConfig) -> None:
     require(config.partition != "loss_per_example", "partition='loss_per_example': curvlinops takes outer products per draw; "
             "use fit_curvature")  # fmt: skip
     for draws in (config.draws, config.drawn_for_factors):
-        require(draws.timesteps != "importance", "timesteps='importance': curvlinops does not weight a "
+        require(not draws.weighted, f"timesteps={draws.timesteps!r}: curvlinops does not weight a "
                 "layer's inputs; use fit_curvature")  # fmt: skip
 
 
@@ -155,13 +140,12 @@ def _check_layers(layers: Layers) -> None:
                     "curvlinops does not; use fit_curvature")  # fmt: skip
 
 
-def _check_forward(model: Network, layers: Layers, data: _Draws) -> None:
+def _check_forward(model: Denoiser, layers: Layers, data: _Draws) -> None:
     """Refuse layers that are used twice, otherwise or not at all: curvlinops would add the uses up, or miss the layer."""
-    inputs, _ = next(iter(data))
-    check_products(model, layers, inputs["noisy"][:1], inputs["timesteps"][:1])
+    check_products(model, layers, next(data.batches()).rows(slice(0, 1)))
 
 
-def _operator(kind: Any, model: Network, layers: Layers, data: _Draws, config: CurvatureConfig, seed: int) -> Any:
+def _operator(kind: Any, model: Denoiser, layers: Layers, data: _Draws, config: CurvatureConfig, seed: int) -> Any:
     """curvlinops' operator over the covered parameters, with nothing computed yet."""
     sampled = config.partition == "model" and not config.exact_labels
     fisher = "mc" if sampled else "type-2" if config.partition == "model" else "empirical"
@@ -179,7 +163,7 @@ def _as_curvature(covered: Coverage, config: CurvatureConfig, factors: Any, corr
     # its empirical Fisher of MSELoss(mean) is C times the outer product of the mean-dim loss's gradient
     scale = 1.0 if config.partition == "model" else 1 / factors._data.images.images[0].numel()
     for name, block in layer_blocks(covered.layers, config.bias).items():
-        module = f"model.{block.layer_name}"
+        module = f"model.network.{block.layer_name}"
         output_factor = factors._gradient_covariances[module]
         # a bias of its own has the constant input 1
         input_factor = output_factor.new_ones(1, 1) if block.part == "bias" else factors._input_covariances[module]

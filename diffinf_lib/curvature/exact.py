@@ -23,46 +23,40 @@ from diffinf_lib.curvature.layers import (
     gradient_matrices,
     layer_parameters,
 )
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawBatch, Network, NoiseSchedule, noisy_images, predict_noise
+from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_values
 from diffinf_lib.errors import require
 
 Outer = Literal["draw", "example"]
 
 
-def dense_ggn(
-    model: Network, batch: DrawBatch, schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, covers: Covers = None
-) -> Float[Tensor, "P P"]:
+def dense_ggn(model: Denoiser, batch: DrawBatch, *, covers: Covers = None) -> Float[Tensor, "P P"]:
     """GGN^model = (2/C) E[JᵀJ] over the given draws (Mlodozeniec et al. 2025, section 3.1).
 
     One backward pass for each draw and each output dimension: for models of a few thousand parameters.
     """
     layers, total = curvature_layers(model, covers), torch.zeros(())
-    for weight, prediction, _ in _draws(model, layers, batch, schedule):
+    for weight, prediction, _ in _draws(model, layers, batch):
         jacobian = torch.stack([_flat_gradient(layers, output) for output in prediction.flatten()])
         total = total + weight * (2 / prediction.numel()) * jacobian.T @ jacobian
     return total / len(batch.images)
 
 
-def dense_hessian(
-    model: Network, batch: DrawBatch, schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, covers: Covers = None
-) -> Float[Tensor, "P P"]:
+def dense_hessian(model: Denoiser, batch: DrawBatch, *, covers: Covers = None) -> Float[Tensor, "P P"]:
     """∇² of the mean over draws of the mean-dim loss, by double backward.
 
     It is GGN^model plus what the curvature of the network itself adds, and may have negative eigenvalues.
     """
     layers = curvature_layers(model, covers)
     with differentiable(model, layers), sdpa_kernel(SDPBackend.MATH):
-        noisy = noisy_images(batch.images, batch.timesteps, batch.noise, schedule)
-        losses = (batch.noise - predict_noise(model, noisy, batch.timesteps)).square().flatten(1).mean(1)
+        losses = objective_values(model, batch)
         gradient = _flat_gradient(layers, (batch.weights.to(losses) * losses).mean(), create_graph=True)
         basis = torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
         return torch.cat([_rows_of_jacobian(layers, gradient, rows) for rows in basis.split(128)])
 
 
 def dense_empirical_fisher(
-    model: Network,
+    model: Denoiser,
     batch: DrawBatch,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     *,
     per: Outer = "draw",
     covers: Covers = None,
@@ -75,9 +69,9 @@ def dense_empirical_fisher(
     check_outer(per)
     layers = curvature_layers(model, covers)
     weights, gradients = [], []
-    for weight, prediction, noise in _draws(model, layers, batch, schedule):
+    for weight, prediction, target in _draws(model, layers, batch):
         weights.append(weight)
-        gradients.append(_flat_gradient(layers, (prediction - noise).square().mean()))
+        gradients.append(_flat_gradient(layers, (prediction - target).square().mean()))
     rows, scales = torch.stack(gradients), torch.tensor(weights).to(gradients[0])
     if per == "draw":
         return (scales * rows.T) @ rows / len(rows)
@@ -86,15 +80,13 @@ def dense_empirical_fisher(
     return means.T @ means / len(means)
 
 
-def dense_blocks(
-    model: Network, batch: DrawBatch, schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, covers: Covers = None
-) -> dict[str, Tensor]:
+def dense_blocks(model: Denoiser, batch: DrawBatch, *, covers: Covers = None) -> dict[str, Tensor]:
     """The diagonal block of `dense_ggn` of each layer, `[d_out · d_in, d_out · d_in]`."""
-    dense = dense_ggn(model, batch, schedule, covers=covers)
+    dense = dense_ggn(model, batch, covers=covers)
     return {name: dense[where, where] for name, where in layer_slices(model, covers).items()}
 
 
-def layer_slices(model: Network, covers: Covers = None) -> dict[str, slice]:
+def layer_slices(model: Denoiser, covers: Covers = None) -> dict[str, slice]:
     """Where each layer's parameters stand in the dense matrices."""
     slices, start = {}, 0
     for name, layer in curvature_layers(model, covers).items():
@@ -109,15 +101,11 @@ def check_outer(per: str) -> None:
     require(per in ("draw", "example"), f"per={per!r}: give 'draw' or 'example'")
 
 
-def _draws(
-    model: Network, layers: Layers, batch: DrawBatch, schedule: NoiseSchedule
-) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """The weight, prediction and noise of one draw after the other, `[C, H, W]`."""
+def _draws(model: Denoiser, layers: Layers, batch: DrawBatch) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """The weight, prediction and target of one draw after the other, `[C, H, W]`."""
     for row, weight in enumerate(batch.weights.tolist()):
-        one = slice(row, row + 1)
-        noisy = noisy_images(batch.images[one], batch.timesteps[one], batch.noise[one], schedule)
         with differentiable(model, layers):
-            yield weight, predict_noise(model, noisy, batch.timesteps[one])[0], batch.noise[row]
+            yield weight, model.predict(batch.rows(slice(row, row + 1)))[0], batch.target[row]
 
 
 def _flat_gradient(layers: Layers, value: Tensor, *, create_graph: bool = False) -> Float[Tensor, "P"]:

@@ -29,7 +29,7 @@ from diffinf_lib.curvature.labels import KeyedRandomness
 from diffinf_lib.curvature.layers import GRADIENTS_NOT_FINITE, Covers, check_finite
 from diffinf_lib.curvature.passes import AddGroup, Passes, Sums, check_products
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, iterate_draws, noisy_images
+from diffinf_lib.diffusion import Denoiser, DrawConfig, conditions_of, objective_batches
 from diffinf_lib.errors import require
 from diffinf_lib.precision import matrix_precision
 
@@ -64,43 +64,31 @@ class _Fit:
 
     def __init__(
         self,
-        model: Network,
+        model: Denoiser,
         images: ImageSet,
         config: CurvatureConfig,
         seed: int,
-        schedule: NoiseSchedule,
         batch_size: int,
         progress: bool,
         covers: Covers = None,
     ):
         require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
         require(len(images) > 0, "curvature: there are no images to fit it to; give at least one")
-        self.config, self.seed, self.schedule, self.progress = config, seed, schedule, progress
+        self.model, self.config, self.seed, self.progress = model, config, seed, progress
         self.images = images.subset(torch.argsort(images.ids).tolist())  # groups of draws must not depend on the order
-        self.passes = Passes(model, config, schedule, batch_size, covers)
+        self.passes = Passes(model, config, batch_size, covers)
         self.passes.coverage.warn_of_embeddings()
-        first = next(model.parameters())
-        self.device, self.kind = first.device, first.dtype
-        self.pixels = self.images.images.to(self.device, self.kind)
+        self.device, self.kind = model.device, model.dtype
         self._check_layers()
 
     def _check_layers(self) -> None:
         """One draw refuses layers that are used twice, not at all, or in another way than hooks see, before any work."""
         draw = next(self.draws(DrawConfig(1, noise="independent"), "check", 1))
-        noisy = noisy_images(draw.images, draw.timesteps, draw.noise, self.schedule)
-        check_products(self.passes.model, self.passes.layers, noisy, draw.timesteps)
+        check_products(self.passes.model, self.passes.layers, draw)
 
     def draws(self, draws: DrawConfig, pass_name: str, group: int) -> Any:
         """All draws of a pass, a group at a time."""
-        return iterate_draws(
-            self.pixels,
-            self.images.ids,
-            draws,
-            seed=self.seed,
-            stage=pass_name,
-            schedule=self.schedule,
-            batch_size=group,
-        )
+        return objective_batches(self.model, self.images, draws, seed=self.seed, stage=pass_name, batch_size=group)
 
     def means(
         self, pass_name: str, draws: DrawConfig, group: int, add: AddGroup, keep: _Partial | None
@@ -113,7 +101,7 @@ class _Fit:
         bar = tqdm(total=count, initial=done, desc=pass_name, unit="group", disable=not self.progress)
         for index, batch in enumerate(islice(self.draws(draws, pass_name, group), done, None), start=done):
             with matrix_precision(self.config.precision, self.device):
-                add(sums, batch, index * group, random)
+                add(sums, batch, random)
             bar.update()
             if keep and index + 1 < count:
                 keep.save(pass_name, index + 1, sums)
@@ -163,12 +151,11 @@ class _Fit:
 
 
 def fit_curvature(
-    model: Network,
+    model: Denoiser,
     images: ImageSet,
     config: CurvatureConfig | None = None,
     *,
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     covers: Covers = None,
     batch_size: int = 100,
     out: Path | str | None = None,
@@ -193,10 +180,10 @@ def fit_curvature(
             finite.
         ArtifactError: `out` holds the curvature of another configuration.
     """
-    fit = _Fit(model, images, config or CurvatureConfig(), seed, schedule, batch_size, progress, covers)
+    fit = _Fit(model, images, config or CurvatureConfig(), seed, batch_size, progress, covers)
     if out is None:
         return fit.run(None, None)
-    identity = curvature_identity(model, images, fit.config, seed, schedule, fit.passes.coverage.names)
+    identity = curvature_identity(model, images, fit.config, seed, fit.passes.coverage.names)
     folder = ensure_writable(out)
     with stage(folder, identity, name="curvature") as needed:
         if needed:
@@ -208,19 +195,13 @@ def fit_curvature(
 
 
 def curvature_identity(
-    model: Network,
-    images: ImageSet,
-    config: CurvatureConfig,
-    seed: int,
-    schedule: NoiseSchedule,
-    covered: tuple[str, ...],
+    model: Denoiser, images: ImageSet, config: CurvatureConfig, seed: int, covered: tuple[str, ...]
 ) -> dict[str, Any]:
     """Everything a curvature depends on, as plain values."""
     return {
         "curvature": config,
         "seed": seed,
-        "schedule": schedule,
         "covered": covered,
-        "weights": tensor_digest(*model.state_dict().values()),
-        "images": tensor_digest(images.images, images.ids),
+        "model": model.identity,
+        "images": tensor_digest(images.images, images.ids, *(conditions_of(model, images) or {}).values()),
     }

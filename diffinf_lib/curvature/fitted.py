@@ -13,7 +13,7 @@ from diffinf_lib.curvature.blocks import BiasRule, Block, curvature_blocks
 from diffinf_lib.curvature.config import Approximation
 from diffinf_lib.curvature.ekfac import LayerCurvature
 from diffinf_lib.curvature.layers import Covers
-from diffinf_lib.diffusion import Network
+from diffinf_lib.diffusion import Denoiser, require_denoiser
 from diffinf_lib.errors import ArtifactError, first_few, require
 
 
@@ -100,13 +100,13 @@ class Curvature:
         names = frozenset(self.covered)
         return lambda name, parameter: name in names
 
-    def blocks(self, model: Network) -> dict[str, Block]:
+    def blocks(self, model: Denoiser) -> dict[str, Block]:
         """The model's blocks, of the parameters that this curvature covers and cut as it is.
 
         Raises:
             ConfigurationError: a covered parameter is not in the model, or a block differs; the message names it.
         """
-        there = {name for name, _ in model.named_parameters()}
+        there = {name for name, _ in require_denoiser(model).network.named_parameters()}
         missing = [name for name in self.covered or () if name not in there]
         require(not missing, f"{first_few(missing)}: in the curvature, but not in the model; give the curvature that was "
                 "fitted to this model")  # fmt: skip

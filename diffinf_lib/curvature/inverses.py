@@ -19,9 +19,7 @@ from diffinf_lib.curvature.operators import (
     flatten_layers,
     split_layers,
 )
-from diffinf_lib.diffusion import (
-    Network,
-)
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 
@@ -46,7 +44,7 @@ class Solution:
 
 
 def curvature_preconditioner(
-    model: Network, curvature: Curvature, damping: float, approximation: Approximation = "ekfac"
+    model: Denoiser, curvature: Curvature, damping: float, approximation: Approximation = "ekfac"
 ) -> Multiply:
     """(F̂ + λI)⁻¹ with F̂ a fitted curvature, Q_B [(Q_Bᵀ V Q_A) / (Λ + λ)] Q_Aᵀ, as preconditioner of F + λI.
 

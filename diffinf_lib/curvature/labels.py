@@ -1,9 +1,9 @@
 """Labels: the vectors v whose pull-backs Jᵀv make up the curvature, E[Jᵀv vᵀJ] = F.
 
-- GGN^model: with h(f) = ‖ε − f‖²/C the Hessian of the loss in the network's output is (2/C) I, whatever the target: the
-  matrix does not see the noise that was added (Mlodozeniec et al. 2025, section 3.1). Sampling targets from the model's own
+- GGN^model: with h(f) = ‖y − f‖²/C the Hessian of the loss in the network's output is (2/C) I, whatever the target: the
+  matrix does not see the target (Mlodozeniec et al. 2025, section 3.1). Sampling targets from the model's own
   Gaussian gives v ~ N(0, (2/C) I); the scaled basis vectors give the same matrix exactly, at C times the cost.
-- GGN^loss: v = ∂ℓ/∂f = (2/C)(f − ε), the loss gradient itself; its pull-back is ∇ℓ.
+- GGN^loss: v = ∂ℓ/∂f = (2/C)(f − y), the loss gradient itself; its pull-back is ∇ℓ.
 
 Everything random about a draw is keyed by (seed, pass, example id, draw), so batches and their order do not matter.
 """
@@ -35,37 +35,30 @@ class KeyedRandomness:
     seed: int
     pass_name: str
 
-    def of(
-        self, batch: DrawBatch, first: int, what: str, make: Callable[[int, torch.Generator], Tensor]
-    ) -> Float[Tensor, "B ..."]:
-        """`make(S, generator)` gives `[S, ...]` for each example; the rows that belong to the batch's draws, on the CPU.
-
-        Args:
-            first: place of the batch's first draw among all N·S draws.
-        """
-        places = torch.arange(first, first + len(batch.example)) % self.draws
+    def of(self, batch: DrawBatch, what: str, make: Callable[[int, torch.Generator], Tensor]) -> Float[Tensor, "B ..."]:
+        """`make(S, generator)` gives `[S, ...]` for each example; the rows that belong to the batch's draws, on the CPU."""
         parts = []
         for example in batch.example.unique_consecutive().tolist():
             generator = keyed_generator(what, self.seed, self.pass_name, int(self.example_ids[example]))
-            parts.append(make(self.draws, generator)[places[batch.example == example]])
+            parts.append(make(self.draws, generator)[batch.draw[batch.example == example]])
         return torch.cat(parts)
 
-    def signs(self, batch: DrawBatch, first: int, *, per_example: bool) -> Float[Tensor, "B"]:
+    def signs(self, batch: DrawBatch, *, per_example: bool) -> Float[Tensor, "B"]:
         """Rademacher signs, one for each draw or one for all draws of an example."""
 
         def make(draws: int, generator: torch.Generator) -> Tensor:
             bits = torch.randint(2, (1 if per_example else draws,), generator=generator)
             return (2.0 * bits - 1).expand(draws)
 
-        return self.of(batch, first, "signs", make)
+        return self.of(batch, "signs", make)
 
-    def places(self, batch: DrawBatch, first: int, count: int) -> Float[Tensor, "B n"]:
+    def places(self, batch: DrawBatch, count: int) -> Float[Tensor, "B n"]:
         """Relative positions in [0, 1), one in each of `count` equal slices."""
 
         def make(draws: int, generator: torch.Generator) -> Tensor:
             return (torch.arange(count) + torch.rand(draws, count, generator=generator)) / count
 
-        return self.of(batch, first, "positions", make).clamp(max=1 - 2**-20)  # float32: ⌊place · P⌋ must stay below P
+        return self.of(batch, "positions", make).clamp(max=1 - 2**-20)  # float32: ⌊place · P⌋ must stay below P
 
 
 def exact_vectors(images: Tensor) -> Tensor:
@@ -75,18 +68,18 @@ def exact_vectors(images: Tensor) -> Tensor:
     return basis.view(dimension, 1, *images.shape[1:]).expand(-1, len(images), -1, -1, -1)
 
 
-def sampled_vectors(batch: DrawBatch, first: int, labels: int, random: KeyedRandomness) -> Tensor:
+def sampled_vectors(batch: DrawBatch, labels: int, random: KeyedRandomness) -> Tensor:
     """v of each draw and label, `[labels, B, C, H, W]`, from N(0, (2/C) I)."""
 
     def make(draws: int, generator: torch.Generator) -> Tensor:
         return torch.randn(draws, labels, *batch.images.shape[1:], generator=generator)
 
-    vectors = random.of(batch, first, "labels", make).transpose(0, 1)
+    vectors = random.of(batch, "labels", make).transpose(0, 1)
     return math.sqrt(2 / batch.images[0].numel()) * vectors.to(batch.images)
 
 
 def label_vectors(
-    prediction: Tensor, batch: DrawBatch, first: int, config: CurvatureConfig, random: KeyedRandomness
+    prediction: Tensor, batch: DrawBatch, config: CurvatureConfig, random: KeyedRandomness
 ) -> Float[Tensor, "V B C H W"]:
     """The vectors of a batch: Σ over v and draws of Jᵀv vᵀJ, divided by the number of draws, estimates F.
 
@@ -96,10 +89,10 @@ def label_vectors(
         if config.exact_labels:
             vectors = exact_vectors(batch.images)
         else:
-            vectors = sampled_vectors(batch, first, config.labels, random) / math.sqrt(config.labels)
+            vectors = sampled_vectors(batch, config.labels, random) / math.sqrt(config.labels)
         scale = batch.weights.sqrt()
     else:
-        vectors = (2 / batch.images[0].numel()) * (prediction.detach() - batch.noise).unsqueeze(0)
+        vectors = (2 / batch.images[0].numel()) * (prediction.detach() - batch.target).unsqueeze(0)
         per_example = config.partition == "loss_per_example"
         scale = batch.weights / math.sqrt(random.draws) if per_example else batch.weights.sqrt()
     return vectors * scale.view(1, -1, 1, 1, 1)

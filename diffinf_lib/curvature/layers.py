@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffinf_lib.diffusion import Network, predict_noise
+from diffinf_lib.diffusion import Denoiser, DrawBatch, require_denoiser
 from diffinf_lib.errors import ConfigurationError, first_few, require
 from diffinf_lib.finite import all_finite
 from diffinf_lib.precision import require_full_precision
@@ -98,25 +98,26 @@ class Coverage:
             )
 
 
-def curvature_layers(model: nn.Module, covers: Covers = None) -> dict[str, Layer]:
+def curvature_layers(model: Denoiser, covers: Covers = None) -> dict[str, Layer]:
     """The layers of a model with covered parameters by name, in the model's own order (see `coverage`)."""
     return coverage(model, covers).layers
 
 
-def coverage(model: nn.Module, covers: Covers = None) -> Coverage:
-    """Which parameters of a model the curvature covers: trainable weights and biases of `Conv2d` and `Linear`.
+def coverage(model: Denoiser, covers: Covers = None) -> Coverage:
+    """Which parameters of a model's network the curvature covers: trainable weights and biases of `Conv2d` and `Linear`.
 
     Args:
         covers: cover these instead, trainable or not.
 
     Raises:
-        ConfigurationError: there is none, one has a second owner or half precision, or one that is wanted belongs to a
-            module of another kind; the message names it.
+        ConfigurationError: the model's process is not known, nothing is covered, a parameter has a second owner or half
+            precision, or one that is wanted belongs to a module of another kind; the message names it.
     """
-    wanted = _rule(model, covers)
+    network = require_denoiser(model).network
+    wanted = _rule(network, covers)
     layers: dict[str, Layer] = {}
     left_out: dict[str, str] = {}
-    for name, module in model.named_modules():
+    for name, module in network.named_modules():
         found = dict(module.named_parameters(recurse=False))
         taken = {part for part, parameter in found.items() if wanted(f"{name}.{part}" if name else part, parameter)}
         plain = {"weight", "bias"} if isinstance(module, (nn.Conv2d, nn.Linear)) else set()
@@ -129,7 +130,7 @@ def coverage(model: nn.Module, covers: Covers = None) -> Coverage:
             for part, parameter in found.items()
             if parameter.requires_grad and part not in covered
         }
-    _check_layers(model, layers, covers)
+    _check_layers(network, layers, covers)
     result = Coverage(layers, left_out)
     missed = [] if covers is None or callable(covers) else sorted({*_listed(covers)} - {*result.names})
     require(not missed, f"covers: {first_few(missed)} is not the weight or bias of a Conv2d or Linear; leave it out")
@@ -144,7 +145,7 @@ def _rule(model: nn.Module, covers: Covers) -> Callable[[str, nn.Parameter], boo
     names = frozenset(_listed(covers))
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     require(names <= known, f"covers: {type(model).__name__} has no parameter {first_few(sorted(names - known))}; give names "
-            "from named_parameters()")  # fmt: skip
+            "from model.network.named_parameters()")  # fmt: skip
     return lambda name, parameter: name in names
 
 
@@ -280,15 +281,14 @@ class ForwardPass:
 
     Args:
         layers: from `curvature_layers`.
-        noisy: x_t, `[B, C, H, W]`.
-        timesteps: t, `[B]`.
+        batch: the draws.
 
     Raises:
         ConfigurationError: a layer is called twice in the pass, or never, or what it read or wrote is changed in place
             afterwards; the message names it.
     """
 
-    def __init__(self, model: Network, layers: Layers, noisy: Tensor, timesteps: Tensor):
+    def __init__(self, model: Denoiser, layers: Layers, batch: DrawBatch):
         self.layers = layers
         self._inputs: dict[str, Tensor] = {}
         self._versions: dict[str, tuple[int, int]] = {}
@@ -297,7 +297,7 @@ class ForwardPass:
         try:
             # Hooks see a layer's own tensors only where the layer runs as written, not fused by `model.compile()`
             with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-                self.prediction = predict_noise(model, noisy, timesteps)
+                self.prediction = model.predict(batch)
         finally:
             for handle in handles:
                 handle.remove()

@@ -26,15 +26,7 @@ from diffinf_lib.curvature.layers import (
     layer_parameters,
     layer_shape,
 )
-from diffinf_lib.diffusion import (
-    DEFAULT_SCHEDULE,
-    DrawBatch,
-    Network,
-    NoiseSchedule,
-    noisy_images,
-    per_draw_loss,
-    predict_noise,
-)
+from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_values
 from diffinf_lib.errors import require
 
 Batches = DrawBatch | Iterable[DrawBatch]
@@ -54,27 +46,28 @@ class FlatDenoiser(nn.Module):
         second_order: run attention on its math kernel; the fused ones have no forward mode and no second derivative.
     """
 
-    def __init__(self, model: Network, layers: Layers | None = None, *, second_order: bool = True):
+    def __init__(self, model: Denoiser, layers: Layers | None = None, *, second_order: bool = True):
         super().__init__()
         self.model, self.layers, self.second_order = model, layers or {}, second_order
 
     def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "B C"]:
-        """ε_θ(x_t, t) flattened, times the draws' scale."""
+        """The output at (x_t, t) flattened, times the draws' scale."""
         kernel = sdpa_kernel(SDPBackend.MATH) if self.second_order else nullcontext()
         with differentiable(self.model, {}), kernel:
-            return predict_noise(self.model, inputs["noisy"], inputs["timesteps"]).flatten(1) * inputs["scale"]
+            told = {name: inputs[name] for name in self.model.needs}
+            return self.model(inputs["state"], inputs["timesteps"], **told).flatten(1) * inputs["scale"]
 
 
-def packed(batch: DrawBatch, schedule: NoiseSchedule, power: float = 0.5) -> tuple[dict[str, Tensor], Tensor]:
-    """One batch of draws as inputs (x_t, t, scale) and targets ε for a `FlatDenoiser`.
+def packed(batch: DrawBatch, power: float = 0.5) -> tuple[dict[str, Tensor], Tensor]:
+    """One batch of draws as inputs (x_t, t, conditions, scale) and targets for a `FlatDenoiser`.
 
     Args:
         power: weights w enter outputs and targets as w^power: 1/2 where the curvature is quadratic in these, 1/4 for the
             outer product of gradients.
     """
-    noisy = noisy_images(batch.images, batch.timesteps, batch.noise, schedule)
-    scale = batch.weights.to(noisy).unsqueeze(1) ** power
-    return {"noisy": noisy, "timesteps": batch.timesteps, "scale": scale}, batch.noise.flatten(1) * scale
+    scale = batch.weights.to(batch.state).unsqueeze(1) ** power
+    inputs = {"state": batch.state, "timesteps": batch.timesteps, "scale": scale, **(batch.conditions or {})}
+    return inputs, batch.target.flatten(1) * scale
 
 
 class _MatrixOperator(Operator):
@@ -152,29 +145,24 @@ class DoubleBackwardHessian(curvlinops.HessianLinearOperator):
         return [product.movedim(0, -1) for product in products]
 
 
-def hessian_operator(
-    model: Network, batches: Batches, schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, covers: Covers = None
-) -> Operator:
+def hessian_operator(model: Denoiser, batches: Batches, *, covers: Covers = None) -> Operator:
     """∇² of the mean over draws of the mean-dim loss; it may have negative eigenvalues."""
-    return _through(DoubleBackwardHessian, model, batches, schedule, covers)
+    return _through(DoubleBackwardHessian, model, batches, covers)
 
 
-def ggn_operator(
-    model: Network, batches: Batches, schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, covers: Covers = None
-) -> Operator:
+def ggn_operator(model: Denoiser, batches: Batches, *, covers: Covers = None) -> Operator:
     """GGN^model = (2/C) E[JᵀJ] over the given draws (Mlodozeniec et al. 2025, section 3.1).
 
     Args:
         batches: one batch of draws or several; they are read again for every product.
         covers: which parameters it is over, see `coverage`; `curvature.covers` for those of a fitted curvature.
     """
-    return _through(curvlinops.GGNLinearOperator, model, batches, schedule, covers)
+    return _through(curvlinops.GGNLinearOperator, model, batches, covers)
 
 
 def empirical_fisher_operator(
-    model: Network,
+    model: Denoiser,
     batches: Batches,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     *,
     per: Outer = "draw",
     covers: Covers = None,
@@ -186,15 +174,13 @@ def empirical_fisher_operator(
     """
     check_outer(per)
     if per == "example":
-        return GradientOperator(example_gradients(model, batches, schedule, covers=covers))
+        return GradientOperator(example_gradients(model, batches, covers=covers))
     # curvlinops' MSELoss(mean) counts C terms of 1/C each: C times the outer product of the mean-dim loss's gradient
-    dimension = _as_list(batches)[0].noise[0].numel()
-    return _through(curvlinops.EFLinearOperator, model, batches, schedule, covers, power=0.25) * (1 / dimension)
+    dimension = _as_list(batches)[0].target[0].numel()
+    return _through(curvlinops.EFLinearOperator, model, batches, covers, power=0.25) * (1 / dimension)
 
 
-def example_gradients(
-    model: Network, batches: Batches, schedule: NoiseSchedule = DEFAULT_SCHEDULE, *, covers: Covers = None
-) -> dict[str, Float[Tensor, "N O I"]]:
+def example_gradients(model: Denoiser, batches: Batches, *, covers: Covers = None) -> dict[str, Float[Tensor, "N O I"]]:
     """∇ℓ of each example averaged over its draws in all batches, in the order of first appearance."""
     layers = curvature_layers(model, covers)
     sums: dict[int, tuple[Tensor, ...]] = {}
@@ -202,7 +188,7 @@ def example_gradients(
     for batch in _as_list(batches):
         for example in dict.fromkeys(batch.example.tolist()):
             rows = torch.nonzero(batch.example == example).squeeze(1).to(batch.images.device)
-            gradients = _loss_gradients(model, layers, batch, rows, schedule)
+            gradients = _loss_gradients(model, layers, batch.rows(rows))
             before = sums.get(example)
             sums[example] = gradients if before is None else tuple(map(torch.add, before, gradients))
             counts[example] = counts.get(example, 0) + len(rows)
@@ -216,7 +202,7 @@ def flatten_layers(matrices: LayerMatrices) -> Float[Tensor, "P *n"]:
 
 
 def split_layers(
-    model: Network, vectors: Float[Tensor, "P *n"], covers: Covers = None
+    model: Denoiser, vectors: Float[Tensor, "P *n"], covers: Covers = None
 ) -> dict[str, Float[Tensor, "*n O I"]]:
     """The inverse of `flatten_layers`: one vector or n columns as one matrix, or n, a layer.
 
@@ -243,11 +229,9 @@ def _as_list(batches: Batches) -> list[DrawBatch]:
     return made
 
 
-def _through(
-    kind: Any, model: Network, batches: Batches, schedule: NoiseSchedule, covers: Covers, power: float = 0.5
-) -> Operator:
+def _through(kind: Any, model: Denoiser, batches: Batches, covers: Covers, power: float = 0.5) -> Operator:
     """An operator of curvlinops over the covered parameters; the loss is the mean over draws and dimensions."""
-    data = [packed(batch, schedule, power) for batch in _as_list(batches)]
+    data = [packed(batch, power) for batch in _as_list(batches)]
     layers = curvature_layers(model, covers)
     inner = kind(
         FlatDenoiser(model, layers), nn.MSELoss(reduction="mean"), layer_parameters(layers), data,
@@ -259,14 +243,12 @@ def _through(
 
 def batch_size_of(inputs: Mapping[str, Tensor]) -> int:
     """How many draws the inputs of a `FlatDenoiser` hold."""
-    return len(inputs["noisy"])
+    return len(inputs["state"])
 
 
-def _loss_gradients(
-    model: Network, layers: Layers, batch: DrawBatch, rows: Tensor, schedule: NoiseSchedule
-) -> tuple[Tensor, ...]:
-    """∇ of the weighted sum of the losses of some rows of a batch."""
+def _loss_gradients(model: Denoiser, layers: Layers, batch: DrawBatch) -> tuple[Tensor, ...]:
+    """∇ of the weighted sum of the losses of a batch."""
     with differentiable(model, layers):
-        losses = per_draw_loss(model, batch.images[rows], batch.timesteps[rows], batch.noise[rows], schedule)
-        weighted = (batch.weights.to(losses)[rows] * losses).sum()
+        losses = objective_values(model, batch)
+        weighted = (batch.weights.to(losses) * losses).sum()
         return torch.autograd.grad(weighted, layer_parameters(layers), materialize_grads=True)

@@ -29,15 +29,15 @@ from diffinf_lib.curvature.layers import (
     gradient_matrices,
     layer_parameters,
 )
-from diffinf_lib.diffusion import DrawBatch, Network, NoiseSchedule, noisy_images, predict_noise
+from diffinf_lib.diffusion import Denoiser, DrawBatch
 from diffinf_lib.errors import require
 from diffinf_lib.finite import all_finite, check_draws_finite
 from diffinf_lib.precision import matrix_precision
 from diffinf_lib.randomness import keyed_generator
 
 Sums = dict[str, Tensor]
-AddGroup = Callable[[Sums, DrawBatch, int, KeyedRandomness], None]
-"""(sums, group, place of its first draw among all, randomness of the pass): add a group's share to the sums."""
+AddGroup = Callable[[Sums, DrawBatch, KeyedRandomness], None]
+"""(sums, group, randomness of the pass): add a group's share to the sums."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,16 @@ class Chunk:
     """Some draws of a group.
 
     Attributes:
-        first: place of the first draw among all N·S.
         unit: which unit of the group each draw belongs to, `[B]`; None where each is its own.
         units: number of units in the group.
     """
 
     draws: DrawBatch
-    first: int
     unit: Tensor | None
     units: int
 
 
-def check_products(model: Network, layers: Layers, noisy: Tensor, timesteps: Tensor) -> None:
+def check_products(model: Denoiser, layers: Layers, draw: DrawBatch) -> None:
     """Refuse layers whose gradient is not the product of their inputs and output gradients, by one draw.
 
     A weight that is also used elsewhere, as in `F.linear(x, layer.weight)`, or that its layer changes before use, has a
@@ -65,11 +63,11 @@ def check_products(model: Network, layers: Layers, noisy: Tensor, timesteps: Ten
     Raises:
         ConfigurationError: the message names the layer.
     """
-    with differentiable(model, layers), matrix_precision("float32", noisy.device):
-        forward = ForwardPass(model, layers, noisy, timesteps)
+    with differentiable(model, layers), matrix_precision("float32", model.device):
+        forward = ForwardPass(model, layers, draw)
         if not all_finite(forward.prediction.detach()):
             return  # whoever goes on with such outputs names their cause
-        vectors = torch.randn(noisy.shape, generator=keyed_generator("check-products")).to(forward.prediction)
+        vectors = torch.randn(draw.images.shape, generator=keyed_generator("check-products")).to(forward.prediction)
         gradients = torch.autograd.grad(
             forward.prediction, layer_parameters(layers), vectors, retain_graph=True, materialize_grads=True
         )
@@ -99,10 +97,8 @@ def _plain_kind(block: Block) -> str:
 class Passes:
     """The two passes of a fit over the covered parameters of one model."""
 
-    def __init__(
-        self, model: Network, config: CurvatureConfig, schedule: NoiseSchedule, batch_size: int, covers: Covers = None
-    ):
-        self.model, self.config, self.schedule, self.batch_size = model, config, schedule, batch_size
+    def __init__(self, model: Denoiser, config: CurvatureConfig, batch_size: int, covers: Covers = None):
+        self.model, self.config, self.batch_size = model, config, batch_size
         self.coverage = coverage(model, covers)
         self.layers = self.coverage.layers
         self.blocks = layer_blocks(self.layers, config.bias)
@@ -117,7 +113,7 @@ class Passes:
         size = self.config.group if batched else self.batch_size
         return -(-size // draws) * draws if self.per_example else size
 
-    def chunks(self, group: DrawBatch, first: int) -> Iterator[Chunk]:
+    def chunks(self, group: DrawBatch) -> Iterator[Chunk]:
         """A group in even pieces of at most `batch_size` draws."""
         unit = group.example - group.example[0] if self.per_example else None
         count = math.ceil(len(group.images) / self.batch_size)
@@ -125,15 +121,12 @@ class Passes:
         for start in range(0, len(group.images), size):
             part = slice(start, start + size)
             draws = group.rows(part)
-            yield Chunk(
-                draws, first + start, None if unit is None else unit[part], 0 if unit is None else int(unit[-1]) + 1
-            )
+            yield Chunk(draws, None if unit is None else unit[part], 0 if unit is None else int(unit[-1]) + 1)
 
     def forward(self, draws: DrawBatch) -> ForwardPass:
         """A forward pass whose layers' inputs and outputs are remembered."""
-        noisy = noisy_images(draws.images, draws.timesteps, draws.noise, self.schedule)
         with differentiable(self.model, self.layers):
-            return ForwardPass(self.model, self.layers, noisy, draws.timesteps)
+            return ForwardPass(self.model, self.layers, draws)
 
     def pulled_back(
         self, chunk: Chunk, random: KeyedRandomness
@@ -141,18 +134,18 @@ class Passes:
         """The forward pass of a chunk, and each label vector's output gradients by layer."""
         forward = self.forward(chunk.draws)
         check_draws_finite(forward.prediction, self.model, chunk.draws, random.example_ids)
-        vectors = label_vectors(forward.prediction, chunk.draws, chunk.first, self.config, random)
+        vectors = label_vectors(forward.prediction, chunk.draws, self.config, random)
         return forward, (forward.pull_back(v, last=i == len(vectors) - 1) for i, v in enumerate(vectors))
 
     # --- first pass
 
-    def add_factors(self, sums: Sums, group: DrawBatch, first: int, random: KeyedRandomness) -> None:
+    def add_factors(self, sums: Sums, group: DrawBatch, random: KeyedRandomness) -> None:
         """Add a group's share of A and B of every block."""
         add = self._add_expanded if self.config.sharing == "expand" else self._add_reduced
-        add(sums, group, first, random)
+        add(sums, group, random)
 
-    def _add_expanded(self, sums: Sums, group: DrawBatch, first: int, random: KeyedRandomness) -> None:
-        for chunk in self.chunks(group, first):
+    def _add_expanded(self, sums: Sums, group: DrawBatch, random: KeyedRandomness) -> None:
+        for chunk in self.chunks(group):
             forward, vectors = self.pulled_back(chunk, random)
             weights, places = self._weights(chunk.draws), self._places(chunk, random)
             for name, block in self.blocks.items():
@@ -163,9 +156,9 @@ class Passes:
                     gradients = block.output_gradients(pulled[block.layer_name])
                     _add(sums, f"{name}/B", output_gradient_factor_sum(gradients))
 
-    def _add_reduced(self, sums: Sums, group: DrawBatch, first: int, random: KeyedRandomness) -> None:
+    def _add_reduced(self, sums: Sums, group: DrawBatch, random: KeyedRandomness) -> None:
         units: Sums = {}
-        for chunk in self.chunks(group, first):
+        for chunk in self.chunks(group):
             forward, vectors = self.pulled_back(chunk, random)
             scale = chunk.draws.weights / random.draws if self.per_example else chunk.draws.weights.sqrt()
             for name, block in self.blocks.items():
@@ -186,7 +179,7 @@ class Passes:
     def _places(self, chunk: Chunk, random: KeyedRandomness) -> Tensor | None:
         count = self.config.input_positions
         # in the type they are drawn in: fewer bits would move positions, and out of the image at last
-        return None if count is None else random.places(chunk.draws, chunk.first, count).to(chunk.draws.images.device)
+        return None if count is None else random.places(chunk.draws, count).to(chunk.draws.images.device)
 
     # --- second pass
 
@@ -195,17 +188,17 @@ class Passes:
         batched = self.config.correction == "batched"
         add = self._add_batched if batched else self._add_each
 
-        def add_corrections(sums: Sums, group: DrawBatch, first: int, random: KeyedRandomness) -> None:
-            add(bases, sums, group, first, random)
+        def add_corrections(sums: Sums, group: DrawBatch, random: KeyedRandomness) -> None:
+            add(bases, sums, group, random)
 
         return add_corrections
 
     def _add_each(
-        self, bases: dict[str, LayerCurvature], sums: Sums, group: DrawBatch, first: int, random: KeyedRandomness
+        self, bases: dict[str, LayerCurvature], sums: Sums, group: DrawBatch, random: KeyedRandomness
     ) -> None:
         """The definition: square the rotated gradient of each unit."""
         units: Sums = {}
-        for chunk in self.chunks(group, first):
+        for chunk in self.chunks(group):
             forward, vectors = self.pulled_back(chunk, random)
             for index, pulled in enumerate(vectors):
                 for name, block in self.blocks.items():
@@ -219,7 +212,7 @@ class Passes:
             _add(sums, name.rpartition("/")[0], correction_sum(bases[name.rpartition("/")[0]], matrices))
 
     def _add_batched(
-        self, bases: dict[str, LayerCurvature], sums: Sums, group: DrawBatch, first: int, random: KeyedRandomness
+        self, bases: dict[str, LayerCurvature], sums: Sums, group: DrawBatch, random: KeyedRandomness
     ) -> None:
         """Square the rotated gradient of a sum of units with independent vectors of mean zero: cross terms vanish.
 
@@ -228,14 +221,13 @@ class Passes:
         """
         totals: dict[int, Sequence[Tensor]] = {}
         parameters = layer_parameters(self.layers)
-        for chunk in self.chunks(group, first):
-            noisy = noisy_images(chunk.draws.images, chunk.draws.timesteps, chunk.draws.noise, self.schedule)
+        for chunk in self.chunks(group):
             with differentiable(self.model, self.layers):
-                prediction = predict_noise(self.model, noisy, chunk.draws.timesteps)
+                prediction = self.model.predict(chunk.draws)
                 check_draws_finite(prediction, self.model, chunk.draws, random.example_ids)
-                vectors = label_vectors(prediction, chunk.draws, chunk.first, self.config, random)
+                vectors = label_vectors(prediction, chunk.draws, self.config, random)
                 if self.config.partition != "model" or self.config.exact_labels:
-                    signs = random.signs(chunk.draws, chunk.first, per_example=self.per_example)
+                    signs = random.signs(chunk.draws, per_example=self.per_example)
                     vectors = vectors * signs.to(vectors).view(1, -1, 1, 1, 1)
                 for index, vector in enumerate(vectors):
                     last = index == len(vectors) - 1

@@ -11,7 +11,7 @@ from diffinf_lib.errors import DataError, require
 
 @dataclass(frozen=True, eq=False)
 class Trajectories(ImageSet):
-    """Samples and how they came about, a state for each timestep of the schedule.
+    """Samples and how they came about, a state for each timestep of the process.
 
     Attributes:
         states: x_T, …, x_0 as the sampler stepped, `[N, T + 1, C, H, W]`: the network was asked at timestep T − 1 − k in

@@ -1,6 +1,7 @@
-"""Diffusion: the noise schedule, the draws, the loss and what else is taken of the network's output."""
+"""Diffusion: the process, the denoiser, the draws, the loss and what else is taken of the network's output."""
 
-from diffinf_lib.diffusion.batches import check_trajectories, objective_batches
+from diffinf_lib.diffusion.batches import check_trajectories, conditions_of, objective_batches
+from diffinf_lib.diffusion.denoiser import Denoiser, per_draw_loss, require_denoiser
 from diffinf_lib.diffusion.draws import (
     DrawBatch,
     DrawConfig,
@@ -10,26 +11,25 @@ from diffinf_lib.diffusion.draws import (
     iterate_draws,
     timestep_probabilities,
 )
-from diffinf_lib.diffusion.loss import Network, per_draw_loss, predict_noise
 from diffinf_lib.diffusion.objectives import Objective, objective_values
-from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
+from diffinf_lib.diffusion.process import Process, SamplerName
 
 __all__ = [
-    "DEFAULT_SCHEDULE",
+    "Denoiser",
     "DrawBatch",
     "DrawConfig",
     "Draws",
-    "Network",
-    "NoiseSchedule",
     "Objective",
+    "Process",
+    "SamplerName",
     "check_draws",
     "check_trajectories",
+    "conditions_of",
     "example_draws",
     "iterate_draws",
-    "noisy_images",
     "objective_batches",
     "objective_values",
     "per_draw_loss",
-    "predict_noise",
+    "require_denoiser",
     "timestep_probabilities",
 ]

@@ -6,77 +6,94 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.data import ImageSet, Trajectories
+from diffinf_lib.diffusion.denoiser import Denoiser, require_denoiser
 from diffinf_lib.diffusion.draws import DrawBatch, DrawConfig, iterate_draws
 from diffinf_lib.diffusion.objectives import Objective
-from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule
+from diffinf_lib.diffusion.process import Process
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 
 
 def objective_batches(
+    model: Denoiser,
     images: ImageSet,
     draws: DrawConfig,
-    objective: Objective,
+    objective: Objective = Objective(),
     *,
     seed: int,
     stage: str,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 512,
-    like: Tensor | None = None,
 ) -> Iterator[DrawBatch]:
-    """All draws of all images as `iterate_draws` cuts them, ready for `objective`.
-
-    Args:
-        like: a tensor of the type and on the device that the batches are to have; default those of the images.
+    """All draws of all images, as the model's process makes them, ready for `objective`; in its type, on its device.
 
     Raises:
-        ConfigurationError: the objective needs the states of trajectories, and `images` has none.
+        ConfigurationError: the objective needs the states of trajectories, and `images` has none; or the network needs
+            labels, and they are none of its classes.
     """
-    check_trajectories(images, objective, schedule)
-    pixels = images.images if like is None else images.images.to(like)
-    batches = iterate_draws(pixels, images.ids, draws, seed=seed, stage=stage, schedule=schedule, batch_size=batch_size)
-    start = 0
+    process = require_denoiser(model).process
+    check_trajectories(images, objective, process)
+    pixels, told = images.images.to(model.device, model.dtype), conditions_of(model, images)
+    batches = iterate_draws(
+        pixels, images.ids, draws, seed=seed, stage=stage, process=process, batch_size=batch_size, conditions=told
+    )
     for batch in batches:
         if objective.on_trajectories:
             assert isinstance(images, Trajectories)
-            yield _on_trajectory(batch, images, objective, schedule)
+            yield _on_trajectory(batch, images, objective, process)
         elif objective.name == "output_probe":
-            rows = torch.arange(start, start + len(batch.images))
-            yield batch._replace(target=_probes(batch, rows % draws.count, images.ids, draws.count, seed, stage))
+            yield batch._replace(held_against=_probes(batch, images.ids, draws.count, seed, stage))
         else:
             yield batch
-        start += len(batch.images)
 
 
-def check_trajectories(images: ImageSet, objective: Objective, schedule: NoiseSchedule) -> None:
+def conditions_of(model: Denoiser, images: ImageSet) -> dict[str, Tensor] | None:
+    """What the network is told of each image besides state and time, `[N]` by name; None where it is told nothing.
+
+    Raises:
+        ConfigurationError: a label is none of the network's classes.
+    """
+    if not model.needs:
+        return None
+    strange = (images.labels < 0) | (images.labels >= model.classes)
+    require(not bool(strange.any()), f"labels: {int(strange.sum())} of {len(images)} images have none of the network's "
+            f"{model.classes} classes (label {int(images.labels[strange][0]) if strange.any() else ''}); give images with "
+            f"labels from 0 to {model.classes - 1}")  # fmt: skip
+    return {"class_labels": images.labels}
+
+
+def check_trajectories(images: ImageSet, objective: Objective, process: Process) -> None:
     """Refuse images without states where the objective needs them, before any work."""
     if not objective.on_trajectories:
         return
     require(isinstance(images, Trajectories), f"objective={objective.name!r}: it needs the states that a sample went through; "
             "give Trajectories, from sample_trajectories")  # fmt: skip
     assert isinstance(images, Trajectories)
-    require(images.timesteps == schedule.timesteps, f"trajectories of {images.timesteps} steps: the schedule has "
-            f"{schedule.timesteps}; sample with every step")  # fmt: skip
+    require(images.timesteps == process.timesteps, f"trajectories of {images.timesteps} steps: the process has "
+            f"{process.timesteps}; sample with every step")  # fmt: skip
 
 
-def _on_trajectory(batch: DrawBatch, samples: Trajectories, objective: Objective, schedule: NoiseSchedule) -> DrawBatch:
+def _on_trajectory(batch: DrawBatch, samples: Trajectories, objective: Objective, process: Process) -> DrawBatch:
     """The draws' timesteps, in the states that the sampler was in then."""
-    timesteps = batch.timesteps.cpu()
-    place = schedule.timesteps - 1 - timesteps
+    place = process.timesteps - 1 - batch.timesteps.cpu()
     if objective.name == "journey_loss":
-        return batch._replace(images=samples.guesses[batch.example, place].to(batch.images))
-    left = schedule.alphas_cumprod.to(batch.images)[batch.timesteps].view(-1, 1, 1, 1)
-    state = samples.states[batch.example, place].to(batch.images)
-    noise = (state - left.sqrt() * batch.images) / (1 - left).sqrt()  # so that x_t is the state again
-    return batch._replace(noise=noise, target=samples.states[batch.example, place + 1].to(batch.images))
+        guesses = samples.guesses[batch.example, place].to(batch.images)
+        state = process.noisy(guesses, batch.timesteps, batch.noise)
+        return batch._replace(
+            images=guesses, state=state, target=process.target_of(guesses, batch.timesteps, batch.noise)
+        )
+    state, following = (samples.states[batch.example, place + step].to(batch.images) for step in (0, 1))
+    here = process.at(batch.timesteps, batch.images)
+    noise = (state - here.signal * batch.images) / here.noise
+    target = process.target_of(batch.images, batch.timesteps, noise)
+    return batch._replace(noise=noise, state=state, target=target, held_against=following)
 
 
-def _probes(batch: DrawBatch, draw: Tensor, ids: Tensor, count: int, seed: int, stage: str) -> Tensor:
+def _probes(batch: DrawBatch, ids: Tensor, count: int, seed: int, stage: str) -> Tensor:
     """A direction of random signs for each draw, which depends on what the draw itself depends on only."""
     signs = torch.empty(batch.images.shape)
     for example in batch.example.unique().tolist():
         here = batch.example == example
         generator = keyed_generator("output-probe", seed, stage, int(ids[example]))
         drawn = torch.randint(2, (count, *batch.images.shape[1:]), generator=generator)
-        signs[here] = 2.0 * drawn[draw[here]] - 1
+        signs[here] = 2.0 * drawn[batch.draw[here]] - 1
     return signs.to(batch.images)

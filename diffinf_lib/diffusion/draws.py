@@ -10,7 +10,7 @@ drawn more often than others (importance sampling); the weights then undo the pr
 
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffinf_lib.diffusion.reverse import betas
-from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule
+from diffinf_lib.diffusion.process import Process
+from diffinf_lib.diffusion.reverse import added_variances
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.shapes import ImageShape
@@ -45,15 +45,24 @@ class DrawBatch(NamedTuple):
     """Some draws of some examples, one row a draw.
 
     Attributes:
-        target: what some objectives hold the output against: the next state of a trajectory, or a random direction.
+        example: place of the draw's example among the images.
+        draw: number of the draw among its example's, from 0.
+        state: x_t, what the network sees.
+        target: y_t, what its output is held against.
+        conditions: what the network is told besides, by name, a row a draw.
+        held_against: what some objectives take besides: the next state of a trajectory, or a random direction.
     """
 
     images: Float[Tensor, "B C H W"]
     timesteps: Int[Tensor, "B"]
     noise: Float[Tensor, "B C H W"]
     example: Int[Tensor, "B"]
+    draw: Int[Tensor, "B"]
     weights: Float[Tensor, "B"]
-    target: Float[Tensor, "B C H W"] | None = None
+    state: Float[Tensor, "B C H W"]
+    target: Float[Tensor, "B C H W"]
+    conditions: dict[str, Tensor] | None = None
+    held_against: Float[Tensor, "B C H W"] | None = None
 
     def rows(self, which: Tensor | slice) -> "DrawBatch":
         """Some rows of the batch: by position, where a mask is True, or a slice."""
@@ -61,7 +70,11 @@ class DrawBatch(NamedTuple):
         def taken(field: Tensor) -> Tensor:
             return field[which if isinstance(which, slice) else which.to(field.device)]
 
-        return DrawBatch(*(None if field is None else taken(field) for field in self))  # type: ignore[arg-type]
+        fields = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        conditions = (
+            None if self.conditions is None else {name: taken(value) for name, value in self.conditions.items()}
+        )
+        return self._replace(**{name: taken(value) for name, value in fields.items()}, conditions=conditions)
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,11 @@ class DrawConfig:
         require((self.timesteps == "single") == (self.timestep is not None), f"timestep={self.timestep} with timesteps="
                 f"{self.timesteps!r}: 'single' needs one, and nothing else has one")  # fmt: skip
 
+    @property
+    def weighted(self) -> bool:
+        """Whether some draws count for more than others: timesteps are not drawn alike."""
+        return self.timesteps in ("signal", "elbo", "importance")
+
 
 def check_draws(**options: object) -> None:
     """Refuse what is not a `DrawConfig`, by name.
@@ -130,7 +148,7 @@ def example_draws(
     *,
     seed: int,
     stage: str,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    process: Process = Process(),
 ) -> Draws:
     """The draws of one example.
 
@@ -150,14 +168,14 @@ def example_draws(
     generator = keyed_generator(*key)
     pairs = 2 if config.noise == "antithetic" else 1
     distinct = config.count // pairs
-    probabilities = timestep_probabilities(config, schedule)
+    probabilities = timestep_probabilities(config, process)
     whole = config.timestep is None  # an expectation over all timesteps, not that at one
     timesteps = _timesteps(distinct, config.timesteps, probabilities, generator)
     noise = torch.randn(distinct, *shape, generator=generator)
     if pairs == 2:
         timesteps = timesteps.repeat_interleave(2)
         noise = torch.stack([noise, -noise], dim=1).flatten(0, 1)
-    weights = 1 / (schedule.timesteps * probabilities[timesteps]) if whole else torch.ones(len(timesteps))
+    weights = 1 / (process.timesteps * probabilities[timesteps]) if whole else torch.ones(len(timesteps))
     return Draws(timesteps, noise, weights.float())
 
 
@@ -175,19 +193,18 @@ def _timesteps(
 
 
 @lru_cache
-def timestep_probabilities(config: DrawConfig, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "T"]:
+def timestep_probabilities(config: DrawConfig, process: Process = Process()) -> Float[Tensor, "T"]:
     """p(t), how often each timestep is drawn: `[T]`, float64, sums to 1.
 
     A proposal is a density that is constant on equal slices of [0, T), and p(t) its integral from t to t + 1: a timestep
     that a boundary between slices cuts gets its share of both.
     """
-    total = schedule.timesteps
+    total = process.timesteps
     if config.timestep is not None:
         require(0 <= config.timestep < total, f"timestep={config.timestep}: give a number from 0 to {total - 1}")
         return torch.nn.functional.one_hot(torch.tensor(config.timestep), total).double()
     if config.timesteps in ("signal", "elbo"):
-        left = schedule.alphas_cumprod.double()
-        wanted = left if config.timesteps == "signal" else elbo_weights(schedule)
+        wanted = process.alphas_cumprod if config.timesteps == "signal" else elbo_weights(process)
         return (1 - UNIFORM_SHARE) * wanted / wanted.sum() + UNIFORM_SHARE / total
     heights = torch.tensor(config.proposal or (1.0,), dtype=torch.float64)
     cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), heights.cumsum(0) / heights.sum()])
@@ -196,10 +213,14 @@ def timestep_probabilities(config: DrawConfig, schedule: NoiseSchedule = DEFAULT
     return torch.lerp(cumulative[below], cumulative[below + 1], edges - below).diff()
 
 
-def elbo_weights(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "T"]:
-    """w_t = β_t / (2 α_t (1 − ᾱ_t)), the weight that the ELBO gives the loss at t with σ_t² = β_t (Ho et al. 2020, eq. 12)."""
-    beta = betas(schedule)
-    return beta / (2 * (1 - beta) * (1 - schedule.alphas_cumprod.double()))
+def elbo_weights(process: Process = Process()) -> Float[Tensor, "T"]:
+    """w_t, the weight that the ELBO gives the squared error of the target at t with σ_t² = β_t (Ho et al. 2020, eq. 12).
+
+    For noise it is β_t / (2 α_t (1 − ᾱ_t)). `[T]`, float64.
+    """
+    here = process.coefficients
+    before = torch.cat([here.signal.new_ones(1), here.signal[:-1]])
+    return before.square() * added_variances(process) / (2 * (here.noise * here.determinant).square())
 
 
 def iterate_draws(
@@ -209,12 +230,16 @@ def iterate_draws(
     *,
     seed: int,
     stage: str,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    process: Process = Process(),
     batch_size: int = 512,
+    conditions: Mapping[str, Tensor] | None = None,
 ) -> Iterator[DrawBatch]:
     """All draws of all examples, in the order of the examples, cut into batches of `batch_size` draws.
 
     Only the noise of the examples of one batch is in memory at a time.
+
+    Args:
+        conditions: what the network is told of each image, `[N, ...]` by name.
     """
     require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
     shape = (images.shape[1], images.shape[2], images.shape[3])
@@ -224,16 +249,34 @@ def iterate_draws(
         parts = []
         for example in range(start // config.count, (min(start + batch_size, total) - 1) // config.count + 1):
             if made is None or (made[0] != example and not config.shared):
-                draws = example_draws(int(ids[example]), shape, config, seed=seed, stage=stage, schedule=schedule)
-                made = (example, draws)
+                made = (
+                    example,
+                    example_draws(int(ids[example]), shape, config, seed=seed, stage=stage, process=process),
+                )
             low = max(start - example * config.count, 0)
             high = min(start + batch_size - example * config.count, config.count)
-            parts.append((example, Draws(*(value[low:high] for value in made[1]))))
-        example_index = torch.cat([torch.full((len(part.timesteps),), example) for example, part in parts])
-        yield DrawBatch(
-            images=images[example_index.to(images.device)],
-            timesteps=torch.cat([part.timesteps for _, part in parts]).to(images.device),
-            noise=torch.cat([part.noise for _, part in parts]).to(images),
-            example=example_index,
-            weights=torch.cat([part.weights for _, part in parts]).to(images),
-        )
+            parts.append(Draws(*(value[low:high] for value in made[1])))
+        rows = torch.arange(start, min(start + batch_size, total))
+        drawn = Draws(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
+        yield _batch(images, drawn, rows // config.count, rows % config.count, process, conditions)
+
+
+def _batch(
+    images: Float[Tensor, "N C H W"],
+    drawn: Draws,
+    example: Int[Tensor, "B"],
+    draw: Int[Tensor, "B"],
+    process: Process,
+    conditions: Mapping[str, Tensor] | None,
+) -> DrawBatch:
+    """Draws with their images, states and targets, on the images' device and in their type."""
+    pixels, timesteps, noise = (
+        images[example.to(images.device)],
+        drawn.timesteps.to(images.device),
+        drawn.noise.to(images),
+    )
+    told = None if conditions is None else {n: v[example.to(v.device)].to(images.device) for n, v in conditions.items()}
+    return DrawBatch(
+        pixels, timesteps, noise, example, draw, drawn.weights.to(images), process.noisy(pixels, timesteps, noise),
+        process.target_of(pixels, timesteps, noise), told,
+    )  # fmt: skip

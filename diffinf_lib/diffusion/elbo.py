@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.diffusion.reverse import at_timesteps, betas, normal_log_density, posterior_variance
-from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule
+from diffinf_lib.diffusion.process import Process, at_timesteps
+from diffinf_lib.diffusion.reverse import normal_log_density, posterior_variance
 from diffinf_lib.errors import require
 from diffinf_lib.shapes import Images, PerDraw, PerExample, Timesteps
 
@@ -21,48 +21,51 @@ def elbo_terms(
     prediction: Images,
     images: Images,
     timesteps: Timesteps,
-    noise: Images,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    target: Images,
+    process: Process = Process(),
     levels: int | None = 256,
 ) -> PerDraw:
     """What one draw says about the ELBO: its mean over uniform t and ε is the ELBO without the prior's term; `[B]`, nats.
 
     T times −KL(q(x_{t−1} | x_t, x_0) ‖ p_θ(x_{t−1} | x_t)) for t ≥ 1, and T times log p_θ(x_0 | x_t) at t = 0. Subtract
-    `prior_kl` for the whole ELBO. Both Gaussians have the variance β̃_t, so KL_t is a weight times ‖ε − ε_θ‖² (equation
-    12), which is how it is calculated: no difference of two large means. Higher means more likely.
+    `prior_kl` for the whole ELBO. Both Gaussians have the variance β̃_t, so KL_t is a weight times ‖y − y_θ‖² (equation 12
+    for noise), which is how it is calculated: no difference of two large means. Higher means more likely.
 
     Args:
-        prediction: ε_θ(x_t, t), `[B, C, H, W]`.
+        prediction: the network's output y_θ(x_t, t), `[B, C, H, W]`.
         images: x_0, in [−1, 1]; on the levels if there are levels (`nearest_levels`).
         timesteps: t, `[B]`.
-        noise: ε, `[B, C, H, W]`.
+        target: y_t, `[B, C, H, W]`.
         levels: number of values of a pixel, evenly spaced on [−1, 1]: 17 for digits, 256 for images of 8 bits. None for
             what is continuous (latents, dequantised images): the last step then counts by its density.
     """
-    error = noise - prediction
-    weights = schedule.timesteps * kl_weights(schedule).to(error)[timesteps]
+    process.check_solvable()
+    error = target - prediction
+    weights = process.timesteps * kl_weights(process).to(error)[timesteps]
     terms = -weights * error.square().flatten(1).sum(1)
     last = timesteps == 0
     if not bool(last.any()):
         return terms
-    # The step at t = 0 leads to the guessed image, which misses x_0 by √((1−ᾱ_0)/ᾱ_0) (ε − ε_θ)
-    kept = schedule.alphas_cumprod.double()
-    miss = error[last] * at_timesteps(((1 - kept) / kept).sqrt(), timesteps[last], error)
-    scale = float(posterior_variance(schedule)[0].sqrt())
+    # The step at t = 0 leads to the guessed image, which misses x_0 by n/D (y − y_θ)
+    here = process.coefficients
+    miss = error[last] * at_timesteps(here.noise / here.determinant, timesteps[last], error)
+    scale = float(posterior_variance(process)[0].sqrt())
     reconstruction = last_step_log_prob(images[last], miss, scale, levels)
-    return terms.index_put((last,), schedule.timesteps * reconstruction)
+    return terms.index_put((last,), process.timesteps * reconstruction)
 
 
 @lru_cache
-def kl_weights(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "T"]:
-    """β_t² / (2 σ_t² α_t (1 − ᾱ_t)), the weight of ‖ε − ε_θ‖² in KL_t (Ho et al. 2020, equation 12); `[T]`, float64.
+def kl_weights(process: Process = Process()) -> Float[Tensor, "T"]:
+    """½ (SNR_{t−1} − SNR_t) n_t² / D_t², the weight of ‖y − y_θ‖² in KL_t, with SNR = s² / n²; `[T]`, float64.
 
-    σ_t² is `posterior_variance`. Index 0 is 0: the step at t = 0 has no KL.
+    An error of the target is n/D times as large in the image, and KL_t is half the loss of signal-to-noise ratio times the
+    squared error of the image (Kingma et al. 2021, equation 13); for noise it is Ho et al. 2020, equation 12. Index 0 is 0:
+    the step at t = 0 has no KL.
     """
-    beta = betas(schedule)
-    weights = beta.square() / (2 * posterior_variance(schedule) * (1 - beta) * (1 - schedule.alphas_cumprod.double()))
-    weights[0] = 0
-    return weights
+    here = process.coefficients
+    ratios = (here.signal / here.noise).square()
+    lost = torch.cat([ratios.new_zeros(1), ratios[:-1] - ratios[1:]])
+    return 0.5 * lost * (here.noise / here.determinant).square()
 
 
 def last_step_log_prob(images: Images, miss: Images, scale: float, levels: int | None) -> PerDraw:
@@ -112,10 +115,10 @@ def nearest_levels(images: Images, levels: int) -> Images:
     return ((images.clamp(-1, 1) + 1) / (2 * half)).round() * (2 * half) - 1
 
 
-def prior_kl(images: Images, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> PerExample:
+def prior_kl(images: Images, process: Process = Process()) -> PerExample:
     """KL(q(x_T | x_0) ‖ N(0, I)), what is left of an image after all noising; `[B]`, in nats. No model changes it."""
-    kept = float(schedule.alphas_cumprod[-1])
-    per_pixel = 0.5 * (kept * (images.square() - 1) - math.log1p(-kept))
+    signal, noise = (float(values[-1]) for values in process.coefficients[:2])
+    per_pixel = 0.5 * ((signal * images).square() + (noise**2 - 1) - 2 * math.log(noise))
     return per_pixel.flatten(1).sum(1)
 
 

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.diffusion.denoiser import Denoiser
 from diffinf_lib.diffusion.draws import DrawBatch, elbo_weights
 from diffinf_lib.diffusion.elbo import elbo_terms, nats_to_bits_per_dimension, prior_kl
-from diffinf_lib.diffusion.loss import Network, predict_noise
+from diffinf_lib.diffusion.process import Process
 from diffinf_lib.diffusion.reverse import reverse_step_log_prob
-from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
 from diffinf_lib.errors import require
 from diffinf_lib.shapes import Images, PerDraw
 
@@ -35,8 +35,8 @@ class Objective:
     """A function of the network's output at one draw.
 
     Attributes:
-        name: `loss`, ‖ε − ε_θ‖² as the mean over dimensions (Ho et al. 2020, eq. 14);
-            `weighted_loss`, w_t times it; `simplified_elbo`, the same with the ELBO's w_t = β_t / (2 α_t (1 − ᾱ_t));
+        name: `loss`, ‖y − y_θ‖² as the mean over dimensions, y the process's target (Ho et al. 2020, eq. 14);
+            `weighted_loss`, w_t times it; `simplified_elbo`, the same with the ELBO's w_t (`elbo_weights`);
             `elbo`, whose mean over uniform t and ε is the ELBO in bits per dimension, all its terms included;
             `square_norm`, `mean_output`, `l1_norm`, `l2_norm`, `max_norm`: ‖ε_θ‖² as a mean over dimensions, the mean of
             ε_θ, and its norms (the output functions of D-TRAK, Zheng et al. 2024);
@@ -64,32 +64,31 @@ class Objective:
         """Whether the states of a sample's trajectory are needed."""
         return self.name in ON_TRAJECTORIES
 
-    def per_draw(self, prediction: Images, batch: DrawBatch, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> PerDraw:
+    def per_draw(self, prediction: Images, batch: DrawBatch, process: Process = Process()) -> PerDraw:
         """The objective at each draw, `[B]`, differentiable in the network's output `prediction`."""
         if self.name in ("loss", "journey_loss", "weighted_loss", "simplified_elbo"):
-            losses = (batch.noise - prediction).square().flatten(1).mean(1)
-            weights = self._timestep_weights(schedule)
+            losses = (batch.target - prediction).square().flatten(1).mean(1)
+            weights = self._timestep_weights(process)
             return losses if weights is None else losses * weights.to(losses)[batch.timesteps]
         if self.name == "elbo":
-            nats = elbo_terms(prediction, batch.images, batch.timesteps, batch.noise, schedule, self.levels)
-            return nats_to_bits_per_dimension(nats - prior_kl(batch.images, schedule), prediction[0].numel())
+            nats = elbo_terms(prediction, batch.images, batch.timesteps, batch.target, process, self.levels)
+            return nats_to_bits_per_dimension(nats - prior_kl(batch.images, process), prediction[0].numel())
         if self.name == "trajectory_log_prob":
-            assert batch.target is not None
-            noisy = noisy_images(batch.images, batch.timesteps, batch.noise, schedule)
-            nats = reverse_step_log_prob(prediction, noisy, batch.target, batch.timesteps, schedule)
+            assert batch.held_against is not None
+            nats = reverse_step_log_prob(prediction, batch.state, batch.held_against, batch.timesteps, process)
             return nats_to_bits_per_dimension(nats, prediction[0].numel())
         if self.name == "output_probe":
-            assert batch.target is not None
-            return (prediction * batch.target).flatten(1).sum(1)
+            assert batch.held_against is not None
+            return (prediction * batch.held_against).flatten(1).sum(1)
         return _of_output(self.name, prediction.flatten(1))
 
-    def _timestep_weights(self, schedule: NoiseSchedule) -> Float[Tensor, "T"] | None:
+    def _timestep_weights(self, process: Process) -> Float[Tensor, "T"] | None:
         """w_t of each timestep, or None where all are one."""
         if self.name == "simplified_elbo":
-            return elbo_weights(schedule)
+            return elbo_weights(process)
         if self.weights is None:
             return None
-        slices = torch.arange(schedule.timesteps) * len(self.weights) // schedule.timesteps
+        slices = torch.arange(process.timesteps) * len(self.weights) // process.timesteps
         return torch.tensor(self.weights, dtype=torch.float64)[slices]
 
 
@@ -102,9 +101,6 @@ def _of_output(name: ObjectiveName, output: Float[Tensor, "B D"]) -> PerDraw:
     return torch.linalg.vector_norm(output, ord=order, dim=1)
 
 
-def objective_values(
-    model: Network, batch: DrawBatch, objective: Objective, schedule: NoiseSchedule = DEFAULT_SCHEDULE
-) -> PerDraw:
-    """The objective at each draw of a batch, `[B]`; draws are not weighted."""
-    noisy = noisy_images(batch.images, batch.timesteps, batch.noise, schedule)
-    return objective.per_draw(predict_noise(model, noisy, batch.timesteps), batch, schedule)
+def objective_values(model: Denoiser, batch: DrawBatch, objective: Objective = Objective()) -> PerDraw:
+    """The objective, by default the loss, at each draw of a batch, `[B]`; draws are not weighted."""
+    return objective.per_draw(model.predict(batch), batch, model.process)

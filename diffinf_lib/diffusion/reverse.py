@@ -1,7 +1,8 @@
 """Reverse process: the Gaussians by which noise is turned back into an image (Ho et al. 2020, section 2 and 3.2).
 
 Timesteps count from 0, so the step at t leads from x_t to x_{t−1}, and the step at t = 0 to the image itself, for which
-ᾱ_{−1} = 1. The variances β_t are taken from ᾱ_t, by which images are noised: the two then belong to one process exactly.
+s = 1 and n = 0. Between two states x_t = (s_t / s_{t−1}) x_{t−1} + noise, whose variance is taken from the two, by which
+images are noised: steps and states then belong to one process exactly.
 """
 
 import math
@@ -11,84 +12,59 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.diffusion.schedule import DEFAULT_SCHEDULE, NoiseSchedule
+from diffinf_lib.diffusion.process import Process, at_timesteps
 from diffinf_lib.errors import require
 from diffinf_lib.shapes import Images, PerDraw, Timesteps
 
 
+def _before(process: Process) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
+    """s_{t−1} and n_{t−1} of every timestep; before the first there is the image itself."""
+    signal, noise = process.coefficients[:2]
+    return torch.cat([signal.new_ones(1), signal[:-1]]), torch.cat([noise.new_zeros(1), noise[:-1]])
+
+
 @lru_cache
-def posterior_variance(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "T"]:
-    """β̃_t = (1 − ᾱ_{t−1}) / (1 − ᾱ_t) β_t, the variance of x_{t−1} given x_t and the image; `[T]`, float64.
+def added_variances(process: Process = Process()) -> Float[Tensor, "T"]:
+    """n_t² − (s_t / s_{t−1})² n_{t−1}², the variance that the forward process adds at t, β_t in DDPM; `[T]`, float64."""
+    (signal, noise), (signal_before, noise_before) = process.coefficients[:2], _before(process)
+    return noise.square() - (signal / signal_before * noise_before).square()
+
+
+@lru_cache
+def posterior_variance(process: Process = Process()) -> Float[Tensor, "T"]:
+    """β̃_t = β_t n_{t−1}² / n_t², the variance of x_{t−1} given x_t and the image; `[T]`, float64.
 
     Ho et al. 2020, equation 7; diffusers calls it `fixed_small`. At t = 0 it is 0, for the image has no variance given
     itself. A density with variance 0 is infinite or zero, so t = 0 takes the value of t = 1, as Ho et al.'s code does.
 
     Raises:
-        ConfigurationError: the schedule has a single timestep.
+        ConfigurationError: the process has a single timestep.
     """
-    require(schedule.timesteps > 1, f"timesteps={schedule.timesteps}: a reverse process needs at least 2")
-    kept, before = _kept(schedule)
-    variance = (1 - before) / (1 - kept) * betas(schedule)
+    require(process.timesteps > 1, f"timesteps={process.timesteps}: a reverse process needs at least 2")
+    variance = added_variances(process) * (_before(process)[1] / process.coefficients.noise).square()
     variance[0] = variance[1]
     return variance
 
 
-@lru_cache
-def betas(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Float[Tensor, "T"]:
-    """β_t = 1 − ᾱ_t / ᾱ_{t−1}, the variance that the forward process adds at t; `[T]`, float64."""
-    kept, before = _kept(schedule)
-    return (before - kept) / before
-
-
-def _kept(schedule: NoiseSchedule) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
-    """ᾱ_t and ᾱ_{t−1} in float64."""
-    kept = schedule.alphas_cumprod.double()
-    return kept, torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
-
-
-def at_timesteps(values: Float[Tensor, "T"], timesteps: Timesteps, like: Images) -> Float[Tensor, "B 1 1 1"]:
-    """The values of the given timesteps, in dtype, device and rank of `like`."""
-    return values.to(like)[timesteps].view(-1, *[1] * (like.ndim - 1))
-
-
-def posterior_mean(x0: Images, x_t: Images, timesteps: Timesteps, schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Images:
+def posterior_mean(x0: Images, x_t: Images, timesteps: Timesteps, process: Process = Process()) -> Images:
     """μ̃_t(x_t, x_0), the mean of x_{t−1} given x_t and the image x_0 (Ho et al. 2020, equation 7); `[B, C, H, W]`."""
-    kept, before = _kept(schedule)
-    beta = betas(schedule)
-    of_image = at_timesteps(before.sqrt() * beta / (1 - kept), timesteps, x0)
-    of_state = at_timesteps((1 - beta).sqrt() * (1 - before) / (1 - kept), timesteps, x0)
+    (signal, noise), (signal_before, noise_before) = process.coefficients[:2], _before(process)
+    of_image = at_timesteps(signal_before * added_variances(process) / noise.square(), timesteps, x0)
+    of_state = at_timesteps(signal / signal_before * (noise_before / noise).square(), timesteps, x0)
     return of_image * x0 + of_state * x_t
 
 
-def predicted_x0(
-    noisy: Images, prediction: Images, timesteps: Timesteps, schedule: NoiseSchedule = DEFAULT_SCHEDULE
-) -> Images:
-    """The image that a guess of the noise amounts to: (x_t − √(1−ᾱ_t) ε_θ) / √ᾱ_t (equation 4 solved for x_0).
-
-    Args:
-        noisy: x_t, `[B, C, H, W]`.
-        prediction: ε_θ(x_t, t), `[B, C, H, W]`.
-    """
-    kept, _ = _kept(schedule)
-    share, rest = at_timesteps(kept.sqrt(), timesteps, noisy), at_timesteps((1 - kept).sqrt(), timesteps, noisy)
-    return (noisy - rest * prediction) / share
-
-
 def reverse_mean(
-    noisy: Images,
-    prediction: Images,
-    timesteps: Timesteps,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
-    clip: bool = False,
+    noisy: Images, prediction: Images, timesteps: Timesteps, process: Process = Process(), *, clip: bool = False
 ) -> Images:
     """μ_θ(x_t, t), the mean of the model's step from x_t (Ho et al. 2020, equation 11); `[B, C, H, W]`.
 
     Args:
-        clip: cut the guessed image off at ±1, as the DDPM sampler of `NoiseSchedule.scheduler` does. Without it, this is
-            equation 11.
+        prediction: the network's output.
+        clip: cut the guessed image off where the process's DDPM sampler does. Without it, this is equation 11.
     """
-    image = predicted_x0(noisy, prediction, timesteps, schedule)
-    return posterior_mean(image.clamp(-1, 1) if clip else image, noisy, timesteps, schedule)
+    image, bound = process.solved(noisy, prediction, timesteps)[0], process.clip_sample
+    return posterior_mean(image.clamp(-bound, bound) if clip and bound else image, noisy, timesteps, process)
 
 
 def reverse_step_log_prob(
@@ -96,7 +72,7 @@ def reverse_step_log_prob(
     noisy: Images,
     following: Images,
     timesteps: Timesteps,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    process: Process = Process(),
     clip: bool = True,
 ) -> PerDraw:
     """log N(x_{t−1}; μ_θ(x_t, t), σ_t² I), how likely the model makes one step of a trajectory; `[B]`, in nats.
@@ -106,13 +82,13 @@ def reverse_step_log_prob(
     density of its step is infinite; the term here is the density of σ_0² = σ_1², that of the ELBO's last step.
 
     Args:
-        prediction: ε_θ(x_t, t), `[B, C, H, W]`.
+        prediction: the network's output, `[B, C, H, W]`.
         noisy: x_t, a state of the trajectory.
         following: x_{t−1}, the state after it; at t = 0 the sample.
-        clip: whether the sampler cut the guessed image off at ±1, as `NoiseSchedule.scheduler` does for DDPM.
+        clip: whether the sampler cut the guessed image off, as `Process.scheduler` does for DDPM.
     """
-    deviation = following - reverse_mean(noisy, prediction, timesteps, schedule, clip)
-    return normal_log_density(deviation, at_timesteps(posterior_variance(schedule).sqrt(), timesteps, noisy))
+    deviation = following - reverse_mean(noisy, prediction, timesteps, process, clip=clip)
+    return normal_log_density(deviation, at_timesteps(posterior_variance(process).sqrt(), timesteps, noisy))
 
 
 def normal_log_density(deviation: Images, scale: Tensor) -> PerDraw:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
+from diffinf_lib.diffusion import Process
 from diffinf_lib.errors import require
 from diffinf_lib.figures.style import BLUE, GREY, ORANGE, VERMILION, subplots
 
@@ -64,12 +64,11 @@ def image_grid(images: Tensor, *, columns: int = 8, titles: Sequence[str] | None
     return figure
 
 
-def noising_strip(
-    image: Tensor, noise: Tensor, timesteps: Sequence[int], schedule: NoiseSchedule = DEFAULT_SCHEDULE
-) -> Figure:
+def noising_strip(image: Tensor, noise: Tensor, timesteps: Sequence[int], process: Process = Process()) -> Figure:
     """One image `[C, H, W]` at several timesteps of the forward process, with one noise `[C, H, W]`."""
     steps = torch.tensor(list(timesteps))
-    states = noisy_images(image.expand(len(steps), -1, -1, -1), steps, noise.expand(len(steps), -1, -1, -1), schedule)
+    shape = (len(steps), *image.shape)
+    states = process.noisy(image.expand(shape), steps, noise.expand(shape))
     return image_grid(states, columns=len(steps), titles=[f"t = {step}" for step in timesteps], size=0.9)
 
 
@@ -112,9 +111,9 @@ def top_influence(train: ImageSet, queries: ImageSet, scores: Tensor, *, query: 
     return figure
 
 
-def schedule_curves(schedule: NoiseSchedule = DEFAULT_SCHEDULE) -> Figure:
+def schedule_curves(process: Process = Process()) -> Figure:
     """How much image and how much noise x_t holds at each timestep: √ᾱ_t and √(1 − ᾱ_t)."""
-    kept = schedule.alphas_cumprod
+    kept = process.alphas_cumprod
     figure, axes = subplots(figsize=(5.5, 2.4))
     axes.plot(kept.sqrt(), color=BLUE, label="image, √ᾱ")
     axes.plot((1 - kept).sqrt(), color=ORANGE, linestyle="--", label="noise, √(1 − ᾱ)")

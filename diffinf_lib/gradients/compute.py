@@ -17,14 +17,12 @@ from diffinf_lib.curvature.blocks import layers_of
 from diffinf_lib.curvature.layers import Covers, Layers, differentiable, gradient_matrices, layer_parameters
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import (
-    DEFAULT_SCHEDULE,
+    Denoiser,
     DrawBatch,
     DrawConfig,
-    Network,
-    NoiseSchedule,
     Objective,
+    Process,
     check_draws,
-    noisy_images,
     objective_batches,
     objective_values,
 )
@@ -69,13 +67,10 @@ class GradientConfig:
                 "0 <= low < high")  # fmt: skip
 
 
-def _batches(
-    images: ImageSet, config: GradientConfig, schedule: NoiseSchedule, batch_size: int, like: Tensor
-) -> Iterator[DrawBatch]:
+def _batches(model: Denoiser, images: ImageSet, config: GradientConfig, batch_size: int) -> Iterator[DrawBatch]:
     """The draws that the gradients are averaged over; batches that hold none are left out."""
     batches = objective_batches(
-        images, config.draws, config.objective, seed=config.seed, stage=config.stage, schedule=schedule,
-        batch_size=batch_size, like=like,
+        model, images, config.draws, config.objective, seed=config.seed, stage=config.stage, batch_size=batch_size,
     )  # fmt: skip
     for batch in batches:
         if config.timesteps is not None:
@@ -87,12 +82,11 @@ def _batches(
 
 
 def example_gradient(
-    model: Network,
+    model: Denoiser,
     image: ImageSet,
     config: GradientConfig,
     *,
     covers: Covers = None,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 256,
 ) -> dict[str, Float[Tensor, "O I"]]:
     """∇ℓ(θ, x): the gradient of one example's loss averaged over its draws, one matrix a layer, the bias its last column.
@@ -105,17 +99,17 @@ def example_gradient(
     Raises:
         ConfigurationError: the network gives something that is not finite; the message names the image and the timestep.
     """
-    return _mean_gradient(model, curvature_layers(model, covers), image, config, schedule, batch_size)
+    return _mean_gradient(model, curvature_layers(model, covers), image, config, batch_size)
 
 
 def _mean_gradient(
-    model: Network, layers: Layers, image: ImageSet, config: GradientConfig, schedule: NoiseSchedule, batch_size: int
+    model: Denoiser, layers: Layers, image: ImageSet, config: GradientConfig, batch_size: int
 ) -> dict[str, Float[Tensor, "O I"]]:
     parameters = layer_parameters(layers)
     total: list[Tensor] | None = None
-    for batch in _batches(image, config, schedule, batch_size, parameters[0]):
+    for batch in _batches(model, image, config, batch_size):
         with differentiable(model, layers), matrix_precision(config.precision, batch.images.device):
-            losses = objective_values(model, batch, config.objective, schedule) * batch.weights
+            losses = objective_values(model, batch, config.objective) * batch.weights
             check_draws_finite(losses, model, batch, image.ids)
             gradients = torch.autograd.grad(losses.sum() / config.draws.count, parameters)
         total = list(gradients) if total is None else [a.add_(b) for a, b in zip(total, gradients, strict=True)]
@@ -125,12 +119,11 @@ def _mean_gradient(
 
 
 def grouped_gradients(
-    model: Network,
+    model: Denoiser,
     images: ImageSet,
     config: GradientConfig,
     blocks: Mapping[str, Block],
     *,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 256,
 ) -> LayerGradients:
     """The same for several examples that share batches, `[n, d_out, d_in]` a block; worth it where draws are few."""
@@ -138,12 +131,11 @@ def grouped_gradients(
     like = layer_parameters(layers)[0]
     totals = {name: like.new_zeros(len(images), *block.shape) for name, block in blocks.items()}
     examples = max(1, batch_size // config.draws.count)
-    for batch in _batches(images, config, schedule, examples * config.draws.count, like):
-        noisy = noisy_images(batch.images, batch.timesteps, batch.noise, schedule)
+    for batch in _batches(model, images, config, examples * config.draws.count):
         with differentiable(model, layers), matrix_precision(config.precision, like.device):
-            forward = ForwardPass(model, layers, noisy, batch.timesteps)
+            forward = ForwardPass(model, layers, batch)
             check_draws_finite(forward.prediction, model, batch, images.ids)
-            pulled = forward.pull_back(_output_gradient(forward.prediction, batch, config, schedule))
+            pulled = forward.pull_back(_output_gradient(forward.prediction, batch, config, model.process))
             example = batch.example.to(like.device)
             for name, block in blocks.items():
                 gradients = block.output_gradients(pulled[block.layer_name]).transpose(1, 2)
@@ -152,20 +144,19 @@ def grouped_gradients(
     return totals
 
 
-def _output_gradient(prediction: Tensor, batch: DrawBatch, config: GradientConfig, schedule: NoiseSchedule) -> Tensor:
+def _output_gradient(prediction: Tensor, batch: DrawBatch, config: GradientConfig, process: Process) -> Tensor:
     """The gradient in the network's output of each draw's share of its example's objective."""
     output = prediction.detach().requires_grad_()
-    shares = config.objective.per_draw(output, batch, schedule) * batch.weights / config.draws.count
+    shares = config.objective.per_draw(output, batch, process) * batch.weights / config.draws.count
     return torch.autograd.grad(shares.sum(), output)[0]
 
 
 def gradients_in_eigenbasis(
-    model: Network,
+    model: Denoiser,
     curvature: Curvature,
     images: ImageSet,
     config: GradientConfig,
     *,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 256,
 ) -> LayerGradients:
     """Q_Bᵀ ∇ℓ(θ, x_n) Q_A of every image, `[n, d_out, d_in]` a block.
@@ -175,9 +166,9 @@ def gradients_in_eigenbasis(
     """
     blocks = curvature.blocks(model)
     if config.draws.count <= GROUPED_UP_TO:
-        parts = grouped_gradients(model, images, config, blocks, schedule=schedule, batch_size=batch_size)
+        parts = grouped_gradients(model, images, config, blocks, batch_size=batch_size)
     else:
-        parts = separate_gradients(model, images, config, blocks, schedule, batch_size)
+        parts = separate_gradients(model, images, config, blocks, batch_size)
     for name, matrices in parts.items():
         place = first_not_finite(matrices)
         if place is not None:
@@ -188,17 +179,15 @@ def gradients_in_eigenbasis(
 
 
 def separate_gradients(
-    model: Network,
+    model: Denoiser,
     images: ImageSet,
     config: GradientConfig,
     blocks: Mapping[str, Block],
-    schedule: NoiseSchedule,
     batch_size: int,
 ) -> LayerGradients:
     """The gradients of several examples, a batch or more for each, `[n, d_out, d_in]` a block."""
     layers = layers_of(blocks)
     rows = [
-        _mean_gradient(model, layers, images.subset(slice(i, i + 1)), config, schedule, batch_size)
-        for i in range(len(images))
+        _mean_gradient(model, layers, images.subset(slice(i, i + 1)), config, batch_size) for i in range(len(images))
     ]
     return split_into_blocks({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, dict(blocks))

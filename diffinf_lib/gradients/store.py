@@ -13,18 +13,17 @@ from diffinf_lib.artifacts import plain, read_tensor_metadata, read_tensors, sta
 from diffinf_lib.compression import Compression, StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet, Trajectories
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, Network, NoiseSchedule, check_trajectories
+from diffinf_lib.diffusion import Denoiser, check_trajectories, conditions_of, require_denoiser
 from diffinf_lib.errors import ArtifactError, require
 from diffinf_lib.gradients.compute import GradientConfig, LayerGradients, gradients_in_eigenbasis
 
 
 def gradient_shards(
-    model: Network,
+    model: Denoiser,
     curvature: Curvature,
     images: ImageSet,
     config: GradientConfig,
     *,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 256,
     shard_size: int = 25,
     store: Path | str | None = None,
@@ -47,9 +46,9 @@ def gradient_shards(
         ArtifactError: `store` holds gradients of another configuration.
     """
     curvature.blocks(model)  # refuses a curvature of other layers
-    check_trajectories(images, config.objective, schedule)
+    check_trajectories(images, config.objective, require_denoiser(model).process)
     require(shard_size > 0, f"shard_size={shard_size}: give a positive number")
-    device = next(model.parameters()).device
+    device = model.device
     curvature = curvature.to(device)
     form = form or StoreFormat()
     compression = Compression(curvature, form)
@@ -57,16 +56,14 @@ def gradient_shards(
 
     def compute(where: slice) -> LayerGradients:
         return compression.encode(
-            gradients_in_eigenbasis(
-                model, curvature, images.subset(where), config, schedule=schedule, batch_size=batch_size
-            )
+            gradients_in_eigenbasis(model, curvature, images.subset(where), config, batch_size=batch_size)
         )
 
     if store is None:
         for where in tqdm(rows, desc=config.stage, unit="shard", disable=not progress):
             yield where, compression.decode(compute(where))
         return
-    identity = store_identity(model, curvature, images, config, schedule, form) | {"shard_size": shard_size}
+    identity = store_identity(model, curvature, images, config, form) | {"shard_size": shard_size}
     paths = [Path(store) / f"shard-{index:05d}.safetensors" for index in range(len(rows))]
     with stage(store, identity, name="gradients") as needed:
         for where, path in tqdm(
@@ -80,24 +77,22 @@ def gradient_shards(
 
 
 def store_identity(
-    model: Network,
+    model: Denoiser,
     curvature: Curvature,
     images: ImageSet,
     config: GradientConfig,
-    schedule: NoiseSchedule,
     form: StoreFormat,
 ) -> dict[str, Any]:
     """Everything stored gradients depend on, as plain values."""
-    states = (
-        [images.states, images.guesses] if isinstance(images, Trajectories) and config.objective.on_trajectories else []
-    )
+    told = [*(conditions_of(model, images) or {}).values()]
+    if isinstance(images, Trajectories) and config.objective.on_trajectories:
+        told += [images.states, images.guesses]
     return {
         "gradients": plain(config),
         "format": plain(form),
-        "schedule": plain(schedule),
-        "weights": tensor_digest(*model.state_dict().values()),
+        "model": model.identity,
         "curvature": curvature.digest,
-        "images": tensor_digest(images.images, images.ids, *states),
+        "images": tensor_digest(images.images, images.ids, *told),
     }
 
 

@@ -25,7 +25,7 @@ from diffinf_lib.curvature.blocks import Block
 from diffinf_lib.curvature.covariance import input_covariance_sum
 from diffinf_lib.curvature.kfac import output_gradient_factor_sum, second_moment
 from diffinf_lib.curvature.layers import differentiable, layer_parameters
-from diffinf_lib.diffusion import predict_noise
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.models import UNetConfig, count_parameters
 
 Pass = Callable[[int], Any]
@@ -79,7 +79,7 @@ class NetworkCount:
 
     def __init__(self, unet: UNetConfig, curvature: CurvatureConfig):
         with torch.device("meta"):
-            self.model = UNet2DModel(**asdict(unet)).eval()
+            self.model = Denoiser(UNet2DModel(**asdict(unet))).eval()
         self.curvature = curvature
         self.layers = curvature_layers(self.model)
         self.blocks: dict[str, Block] = curvature_blocks(self.model, curvature.bias)
@@ -112,20 +112,20 @@ class NetworkCount:
     def forward_pass(self, draws: int) -> Tensor:
         """The prediction alone, nothing kept for a backward pass: measuring and sampling."""
         with torch.no_grad():
-            return predict_noise(self.model, *self._inputs(draws))
+            return self.model(*self._inputs(draws))
 
     def training_pass(self, draws: int) -> None:
         """The loss and its gradients of all parameters, dropout on."""
         self.model.train()
         try:
-            predict_noise(self.model, *self._inputs(draws)).square().mean().backward()
+            self.model(*self._inputs(draws)).square().mean().backward()
         finally:
             self.model.eval().zero_grad(set_to_none=True)
 
     def gradient_pass(self, draws: int) -> tuple[Tensor, ...]:
         """The loss and its gradients of the layers' weights and biases."""
         with differentiable(self.model, self.layers):
-            loss = predict_noise(self.model, *self._inputs(draws)).square().mean()
+            loss = self.model(*self._inputs(draws)).square().mean()
             return torch.autograd.grad(loss, layer_parameters(self.layers))
 
     def pulled_back_pass(self, draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -142,7 +142,7 @@ class NetworkCount:
         handles = [layer.module.register_forward_hook(hook(name)) for name, layer in self.layers.items()]
         try:
             with differentiable(self.model, self.layers):
-                prediction = predict_noise(self.model, *self._inputs(draws))
+                prediction = self.model(*self._inputs(draws))
         finally:
             for handle in handles:
                 handle.remove()

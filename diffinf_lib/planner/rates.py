@@ -9,8 +9,9 @@ from diffusers.training_utils import EMAModel
 
 from diffinf_lib.curvature import curvature_layers
 from diffinf_lib.curvature.layers import layer_parameters
-from diffinf_lib.diffusion import DrawConfig, iterate_draws, noisy_images, per_draw_loss, predict_noise
-from diffinf_lib.models import build_unet
+from diffinf_lib.data import ImageSet
+from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, objective_batches, objective_values
+from diffinf_lib.models import build_model
 from diffinf_lib.planner.network import NetworkCount
 from diffinf_lib.presets import Preset
 
@@ -61,7 +62,7 @@ def _wait() -> None:
 
 def measured_rates(preset: Preset, count: NetworkCount, device: str) -> Rates:
     """Rates of this machine with the preset's own network, at the batch sizes of its stages."""
-    model = build_unet(preset.unet).to(device)
+    model = build_model(preset.unet, preset.process).to(device)
     calibration = _Calibration(model, count, device)
     batches = {
         "forward": calibration.batch(count.forward, 512),
@@ -83,36 +84,36 @@ def measured_rates(preset: Preset, count: NetworkCount, device: str) -> Rates:
 class _Calibration:
     """The passes of the stages, each as a function of the number of draws that returns what is to be timed."""
 
-    def __init__(self, model: torch.nn.Module, count: NetworkCount, device: str):
+    def __init__(self, model: Denoiser, count: NetworkCount, device: str):
         self.model, self.shape, self.device = model, count.shape, device
 
     def batch(self, flops: float, wanted: int) -> int:
         return max(1, min(wanted, int(MOST_FLOPS / flops)))
 
-    def draws(self, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        images = torch.rand(count, *self.shape, generator=generator).to(self.device)
-        timesteps = torch.randint(1000, (count,), generator=generator).to(self.device)
-        return images, timesteps, torch.randn(count, *self.shape, generator=generator).to(self.device)
+    def draws(self, count: int) -> DrawBatch:
+        """One batch of draws of one image."""
+        image = ImageSet(torch.zeros(1, *self.shape), torch.tensor([0]), torch.tensor([0]))
+        rule = DrawConfig(count, noise="independent")
+        return next(objective_batches(self.model, image, rule, seed=0, stage="calibration", batch_size=count))
 
     def forward(self, count: int) -> Callable[[], object]:
-        images, timesteps, noise = self.draws(count)
+        batch = self.draws(count)
 
         @torch.no_grad()
         def work() -> object:
-            return predict_noise(self.model, noisy_images(images, timesteps, noise), timesteps)
+            return self.model.predict(batch)
 
         return work
 
     def training(self, count: int) -> Callable[[], object]:
-        images, timesteps, noise = self.draws(count)
+        batch = self.draws(count)
         parameters = list(self.model.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
         average = EMAModel(parameters, foreach=True)
 
         def work() -> None:
             optimizer.zero_grad(set_to_none=True)
-            per_draw_loss(self.model, images, timesteps, noise).mean().backward()  # type: ignore[no-untyped-call]
+            objective_values(self.model, batch).mean().backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             average.step(parameters)
@@ -121,13 +122,8 @@ class _Calibration:
 
     def gradient(self, count: int) -> Callable[[], object]:
         parameters = layer_parameters(curvature_layers(self.model))
-        images, _, _ = self.draws(1)
-        rule = DrawConfig(count, noise="independent")
 
         def work() -> None:
-            batches = iterate_draws(images, torch.tensor([0]), rule, seed=0, stage="calibration", batch_size=count)
-            for batch in batches:
-                loss = per_draw_loss(self.model, batch.images, batch.timesteps, batch.noise).mean()
-                torch.autograd.grad(loss, parameters)
+            torch.autograd.grad(objective_values(self.model, self.draws(count)).mean(), parameters)
 
         return work

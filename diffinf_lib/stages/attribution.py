@@ -26,7 +26,6 @@ def curvature_of_run(run: Run) -> Curvature:
         run.data.train,
         preset.curvature,
         seed=run.seed,
-        schedule=preset.schedule,
         out=run.path("curvature"),
         checkpoint_seconds=5.0,
         progress=run.progress,
@@ -78,7 +77,6 @@ def influence_scores(
                 damping=dampings,
                 approximation=approximation,
                 seed=run.seed,
-                schedule=preset.schedule,
                 store=run.path("gradients", "train"),
                 query_store=run.path("gradients", f"queries-{key}"),
                 train_format=preset.store_format,
@@ -91,7 +89,7 @@ def influence_scores(
 
 def _stored(run: Run, images: ImageSet, config: GradientConfig, name: str, form: StoreFormat | None) -> LayerGradients:
     shards = gradient_shards(
-        full_model(run).model, curvature_of_run(run), images, config, schedule=run.preset.schedule,
+        full_model(run).model, curvature_of_run(run), images, config,
         store=run.path("gradients", name), form=form, progress=run.progress,
     )  # fmt: skip
     return all_gradients(shards)

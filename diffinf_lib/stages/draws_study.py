@@ -71,7 +71,7 @@ class DrawsStudy:
         """Scores of every query set, `[Q, N]`, from the training gradients of one cell."""
         preset, images = self.run.preset, self.run.data.train
         config = GradientConfig(cell.draws, seed=cell.seed)
-        shards = gradient_shards(self.model, self.curvature, images, config, schedule=preset.schedule)
+        shards = gradient_shards(self.model, self.curvature, images, config)
         scores = {name: torch.empty(len(truth.query_ids), len(images)).double() for name, truth in self.truths.items()}
         for rows, gradients in together(shards):
             for name, queries in self.query_gradients.items():

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 
 from diffinf_lib.artifacts import json_digest, plain, read_arrays, read_json, stage, write_arrays, write_bundle
 from diffinf_lib.data import ImageSet, Trajectories
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError, require
 from diffinf_lib.measurements import MeasurementConfig, measure_all
-from diffinf_lib.models import build_unet
+from diffinf_lib.models import build_model
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.stages.model import full_model, measured_queries, model_identity
 from diffinf_lib.stages.run import Run
@@ -55,12 +55,12 @@ def _unit(subset: int, seed: int) -> str:
     return f"k{subset:03d}-r{seed}"
 
 
-def retrained_model(run: Run, subset: int, seed: int) -> UNet2DModel:
+def retrained_model(run: Run, subset: int, seed: int) -> Denoiser:
     """The model retrained on one subset with one seed."""
     preset = run.preset
     mask = subset_mask(len(run.data.train), preset.subsets.fraction, subset, seed=run.seed)
     return train(
-        build_unet(preset.unet, seed=seed), run.data.train.subset(mask), preset.retraining(), schedule=preset.schedule,
+        build_model(preset.unet, preset.process, seed=seed), run.data.train.subset(mask), preset.retraining(),
         seed=seed, out=run.path("retrained", _unit(subset, seed)), device=run.device, progress=False,
     ).model  # fmt: skip
 
@@ -92,12 +92,12 @@ def _measured_file(run: Run, subset: int, seed: int) -> Path:
     return run.path("measurements", key, _unit(subset, seed), "values.npz")
 
 
-def measured_by(run: Run, model: UNet2DModel) -> dict[str, np.ndarray]:
+def measured_by(run: Run, model: Denoiser) -> dict[str, np.ndarray]:
     """Everything that the preset measures of the run's queries, by one model; see `retrained_measurements`."""
     found: dict[str, np.ndarray] = {}
     for name, images in measured_queries(run).items():
         configs = [config for config in run.preset.measurements if _applies(config, images)]
-        values = measure_all(model, images, configs, seed=run.seed, schedule=run.preset.schedule)
+        values = measure_all(model, images, configs, seed=run.seed)
         found |= {f"{name}/{config.label}": row.numpy() for config, row in zip(configs, values, strict=True)}
     return found
 

@@ -29,7 +29,8 @@ from diffinf_lib.attribution.trajectory import average_scores, split_draws
 from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import GroundTruth, ceiling, lds, paired_difference
-from diffinf_lib.models import build_unet, load_unet
+from diffinf_lib.loading import load_model
+from diffinf_lib.models import build_model
 from diffinf_lib.stages.model import measured_queries
 from diffinf_lib.stages.run import Run
 from diffinf_lib.stages.tasks import checkpoint, task_of_run
@@ -164,7 +165,7 @@ class LadderStudy:
         )
         config = replace(config, draws=split_draws(config.draws, parts))
         name = f"seed-{cell.model_seed}-step-{cell.step:06d}"
-        model, label = load_unet(weights).to(run.device), f"{config.draws.count}-draws"
+        model, label = load_model(weights, device=run.device), f"{config.draws.count}-draws"
         return checkpoint(run, model, name, config, step=cell.step, curvature=label)
 
     def _training(self, model_seed: int) -> Path:
@@ -172,7 +173,7 @@ class LadderStudy:
         run, preset = self.run, self.run.preset
         folder = run.path("model") if model_seed == run.seed else run.path("ladder-models", f"r{model_seed}")
         train(
-            build_unet(preset.unet, seed=model_seed), run.data.train, preset.training, schedule=preset.schedule,
+            build_model(preset.unet, preset.process, seed=model_seed), run.data.train, preset.training,
             seed=model_seed, out=folder, device=run.device, progress=run.progress,
         )  # fmt: skip
         return folder

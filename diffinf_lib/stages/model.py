@@ -6,7 +6,7 @@ from torch import Tensor
 from diffinf_lib.artifacts import read_json, read_tensors, stage, write_tensors
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.errors import require
-from diffinf_lib.models import build_unet
+from diffinf_lib.models import build_model
 from diffinf_lib.sampling import GENERATED_IDS, sample, sample_trajectories
 from diffinf_lib.stages.run import Run
 from diffinf_lib.training import TrainingResult, train
@@ -18,8 +18,8 @@ def full_model(run: Run) -> TrainingResult:
     """The model trained on all training images."""
     preset = run.preset
     return train(
-        build_unet(preset.unet, seed=run.seed), run.data.train, preset.training, schedule=preset.schedule,
-        seed=run.seed, out=run.path("model"), device=run.device, progress=run.progress,
+        build_model(preset.unet, preset.process, seed=run.seed), run.data.train, preset.training, seed=run.seed,
+        out=run.path("model"), device=run.device, progress=run.progress,
     )  # fmt: skip
 
 
@@ -31,8 +31,8 @@ def generated_queries(run: Run) -> ImageSet:
     with stage(file.parent, identity, name="samples") as needed:
         if needed:
             images = sample(
-                model, _sample_seeds(run), run.data.train.shape, schedule=preset.schedule,
-                method=preset.sampling.method, steps=preset.sampling.steps, progress=run.progress,
+                model, _sample_seeds(run), run.data.train.shape, method=preset.sampling.method,
+                steps=preset.sampling.steps, progress=run.progress,
             )  # fmt: skip
             write_tensors(file, {"images": images})
     return as_queries(read_tensors(file)["images"])
@@ -46,7 +46,7 @@ def _sample_seeds(run: Run) -> list[int]:
 def has_trajectories(run: Run) -> bool:
     """Whether the generated queries come by every step of the reverse process, each with a density."""
     sampling = run.preset.sampling
-    return sampling.method == "ddpm" and sampling.steps == run.preset.schedule.timesteps
+    return sampling.method == "ddpm" and sampling.steps == run.preset.process.timesteps
 
 
 def generated_trajectories(run: Run) -> Trajectories:
@@ -57,14 +57,12 @@ def generated_trajectories(run: Run) -> Trajectories:
     """
     preset, model = run.preset, full_model(run).model
     require(has_trajectories(run), f"sampling={preset.sampling.method}, {preset.sampling.steps} steps: trajectories need ddpm "
-            f"with all {preset.schedule.timesteps} steps")  # fmt: skip
+            f"with all {preset.process.timesteps} steps")  # fmt: skip
     identity = {"sampling": preset.sampling, "model": model_identity(run), "seed": run.seed}
     file = run.path("trajectories", "trajectories.safetensors")
     with stage(file.parent, identity, name="trajectories") as needed:
         if needed:
-            found = sample_trajectories(
-                model, _sample_seeds(run), run.data.train.shape, schedule=preset.schedule, progress=run.progress
-            )
+            found = sample_trajectories(model, _sample_seeds(run), run.data.train.shape, progress=run.progress)
             write_tensors(file, {"states": found.states, "guesses": found.guesses})
     tensors, images = read_tensors(file), generated_queries(run)
     return Trajectories(images.images, images.labels, images.ids, tensors["states"], tensors["guesses"])

@@ -24,7 +24,7 @@ from diffinf_lib.artifacts.manifest import MANIFEST
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import ArtifactError, DataError, require
 from diffinf_lib.measurements import measure
-from diffinf_lib.models import build_unet
+from diffinf_lib.models import build_model
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.stages.attribution import influence_scores
 from diffinf_lib.stages.model import QUERY_SETS, query_sets
@@ -188,9 +188,9 @@ class RemovalStudy:
         run, training = self.run, replace(self.run.preset.training, keep_ema_at=())
         kept = torch.ones(len(run.data.train), dtype=torch.bool)
         kept[list(cell.removed)] = False
-        images, model = run.data.train.subset(kept), build_unet(run.preset.unet, seed=cell.seed)
+        images, model = run.data.train.subset(kept), build_model(run.preset.unet, run.preset.process, seed=cell.seed)
         identity = {
-            "training": training_identity(model, images, training, run.preset.schedule, cell.seed),
+            "training": training_identity(model, images, training, cell.seed),
             "measurement": run.preset.measurement,
             "seed": run.seed,
             "queries": self._query_digest,
@@ -199,8 +199,7 @@ class RemovalStudy:
         with stage(folder, identity, name="removal") as needed:
             if needed:
                 trained = train(
-                    model, images, training, schedule=run.preset.schedule, seed=cell.seed,
-                    out=folder / "model", device=run.device, progress=False,
+                    model, images, training, seed=cell.seed, out=folder / "model", device=run.device, progress=False,
                 ).model  # fmt: skip
                 write_arrays(folder / "values.npz", **self._measured(trained))
                 shutil.rmtree(folder / "model")
@@ -209,7 +208,7 @@ class RemovalStudy:
     def _measured(self, model: Any) -> dict[str, np.ndarray]:
         preset, seed = self.run.preset, self.run.seed
         return {
-            name: measure(model, images, preset.measurement, seed=seed, schedule=preset.schedule).cpu().numpy()
+            name: measure(model, images, preset.measurement, seed=seed).cpu().numpy()
             for name, images in self._query_sets.items()
         }
 

@@ -3,16 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
-from diffusers import UNet2DModel
-
 from diffinf_lib.artifacts import read_json
 from diffinf_lib.attribution.task import AttributionTask, Checkpoint, Cost
 from diffinf_lib.attribution.trajectory import split_draws
 from diffinf_lib.curvature import CurvatureConfig, fit_curvature
 from diffinf_lib.data import ImageSet
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
+from diffinf_lib.loading import load_model
 from diffinf_lib.measurements import MeasurementConfig
-from diffinf_lib.models import build_unet, load_unet
+from diffinf_lib.models import build_model
 from diffinf_lib.stages.attribution import curvature_of_run
 from diffinf_lib.stages.model import full_model
 from diffinf_lib.stages.run import Run
@@ -24,7 +24,7 @@ ENSEMBLE = 4
 
 def checkpoint(
     run: Run,
-    model: UNet2DModel,
+    model: Denoiser,
     name: str,
     config: CurvatureConfig | None = None,
     *,
@@ -41,7 +41,7 @@ def checkpoint(
     name = f"{name}-{curvature}" if curvature else name
     folder = run.path("curvatures", name)
     fitted = fit_curvature(
-        model, run.data.train, config, seed=run.seed, schedule=run.preset.schedule, out=folder, checkpoint_seconds=5.0,
+        model, run.data.train, config, seed=run.seed, out=folder, checkpoint_seconds=5.0,
         progress=run.progress,
     )  # fmt: skip
     return Checkpoint(name, model, fitted, *_price(run, config, folder), _learning_rate(run, step))
@@ -92,7 +92,7 @@ def checkpoints_along(run: Run, steps: tuple[int, ...], *, split: bool = True) -
     config = run.preset.curvature
     if split:
         config = replace(config, draws=split_draws(config.draws, len(steps)))
-    models = [load_unet(run.path("model", "ema", f"step-{step:06d}")).to(run.device) for step in steps]
+    models = [load_model(run.path("model", "ema", f"step-{step:06d}"), device=run.device) for step in steps]
     return [
         checkpoint(run, model, f"step-{step:06d}", config, step=step, curvature=f"{config.draws.count}-draws")
         for step, model in zip(steps, models, strict=True)
@@ -109,8 +109,8 @@ def ensemble_of_run(run: Run, count: int = ENSEMBLE) -> list[Checkpoint]:
     for seed in range(run.seed + 1, run.seed + count):
         folder = run.path("ensemble", f"r{seed}")
         model = train(
-            build_unet(preset.unet, seed=seed), run.data.train, replace(preset.training, keep_ema_at=()),
-            schedule=preset.schedule, seed=seed, out=folder, device=run.device, progress=run.progress,
+            build_model(preset.unet, preset.process, seed=seed), run.data.train, replace(preset.training, keep_ema_at=()),
+            seed=seed, out=folder, device=run.device, progress=run.progress,
         ).model  # fmt: skip
         at = checkpoint(run, model, f"seed-{seed}")
         found.append(replace(at, training_draws=passes, training_seconds=_seconds(folder)))
@@ -134,7 +134,7 @@ def task_of_run(
     preset = run.preset
     return AttributionTask(
         at or final_checkpoint(run), run.data.train, queries, measurement or preset.measurement,
-        preset.gradient_draws, run.seed, preset.schedule,
+        preset.gradient_draws, run.seed,
         along=lambda parts: checkpoints_along(run, checkpoint_steps(run, parts)),
         ensemble=lambda: ensemble_of_run(run), folder=run.path("methods-gradients"), form=preset.store_format,
         clip_source=clip_source,

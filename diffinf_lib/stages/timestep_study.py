@@ -29,7 +29,7 @@ from diffinf_lib.artifacts import (
 from diffinf_lib.artifacts.manifest import MANIFEST
 from diffinf_lib.attribution import influence_by_timestep
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, Network, NoiseSchedule, example_draws
+from diffinf_lib.diffusion import Denoiser, DrawConfig, Process, example_draws
 from diffinf_lib.errors import ArtifactError, require
 from diffinf_lib.evaluation import (
     GroundTruth,
@@ -54,7 +54,7 @@ def timestep_shares(
     *,
     bins: int = 10,
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
+    process: Process = Process(),
 ) -> Float[Tensor, "B Q"]:
     """The share of each query's draws that falls into each equal range of t, by weight: `[B, Q]`, float64.
 
@@ -66,13 +66,13 @@ def timestep_shares(
     Raises:
         ConfigurationError: the ranges are not equal, or one holds no draw of some query.
     """
-    equal = bins > 0 and schedule.timesteps % bins == 0
-    require(equal, f"bins={bins}: give a divisor of the {schedule.timesteps} timesteps, for ranges of one length")
+    equal = bins > 0 and process.timesteps % bins == 0
+    require(equal, f"bins={bins}: give a divisor of the {process.timesteps} timesteps, for ranges of one length")
     shares = torch.zeros(bins, len(images), dtype=torch.float64)
     for query, example in enumerate(images.ids.tolist()):
         # timesteps are drawn before noise, so those of an image of one pixel are those of any image
-        drawn = example_draws(example, (1, 1, 1), draws, seed=seed, stage=MEASUREMENT_STAGE, schedule=schedule)
-        shares[:, query].index_add_(0, drawn.timesteps * bins // schedule.timesteps, drawn.weights.double())
+        drawn = example_draws(example, (1, 1, 1), draws, seed=seed, stage=MEASUREMENT_STAGE, process=process)
+        shares[:, query].index_add_(0, drawn.timesteps * bins // process.timesteps, drawn.weights.double())
     empty = (shares == 0).any(1).nonzero().flatten().tolist()
     require(not empty, f"bins={bins} with {draws.count} draws: range {empty[:1]} holds no draw of some query; give fewer bins "
             "or more draws")  # fmt: skip
@@ -80,13 +80,12 @@ def timestep_shares(
 
 
 def losses_by_timestep(
-    model: Network,
+    model: Denoiser,
     images: ImageSet,
     draws: DrawConfig,
     *,
     bins: int = 10,
     seed: int = 0,
-    schedule: NoiseSchedule = DEFAULT_SCHEDULE,
     batch_size: int = 512,
 ) -> Float[Tensor, "B Q"]:
     """The loss of every query within each equal range of t, `[B, Q]`, float64, on the CPU, from one pass over the draws.
@@ -101,9 +100,9 @@ def losses_by_timestep(
     Raises:
         ConfigurationError: the ranges are not equal, or one holds no draw of some query.
     """
-    shares = timestep_shares(images, draws, bins=bins, seed=seed, schedule=schedule)
+    shares = timestep_shares(images, draws, bins=bins, seed=seed, process=model.process)
     parts = [MeasurementConfig("weighted_loss", draws, weights=tuple(row)) for row in np.eye(bins).tolist()]
-    return measure_all(model, images, parts, seed=seed, schedule=schedule, batch_size=batch_size) / shares
+    return measure_all(model, images, parts, seed=seed, batch_size=batch_size) / shares
 
 
 def lds_by_timestep(scores: Float[Tensor, "B Q N"], truths: list[GroundTruth]) -> Float[np.ndarray, "B C Q"]:
@@ -158,15 +157,13 @@ class TimestepStudy:
     def _shares(self, images: ImageSet) -> Float[Tensor, "B Q"]:
         preset = self.run.preset
         return timestep_shares(
-            images, preset.measurement.draws, bins=self.bins, seed=self.run.seed, schedule=preset.schedule
+            images, preset.measurement.draws, bins=self.bins, seed=self.run.seed, process=preset.process
         )
 
-    def _measured_by(self, model: Network) -> dict[str, np.ndarray]:
+    def _measured_by(self, model: Denoiser) -> dict[str, np.ndarray]:
         preset, seed = self.run.preset, self.run.seed
         return {
-            name: losses_by_timestep(
-                model, images, preset.measurement.draws, bins=self.bins, seed=seed, schedule=preset.schedule
-            ).numpy()
+            name: losses_by_timestep(model, images, preset.measurement.draws, bins=self.bins, seed=seed).numpy()
             for name, images in self.queries.items()
         }
 
@@ -230,7 +227,7 @@ class TimestepStudy:
             if needed:
                 parts = influence_by_timestep(
                     model, curvature, train_gradients(self.run), images, count=len(self.run.data.train), bins=self.bins,
-                    measurement=preset.measurement, seed=self.run.seed, schedule=preset.schedule, **options,
+                    measurement=preset.measurement, seed=self.run.seed, **options,
                 )  # fmt: skip
                 within = parts / self._shares(images)[:, :, None]
                 write_arrays(folder / "scores.npz", scores=within.numpy())
@@ -264,7 +261,7 @@ class TimestepStudy:
         Raises:
             ArtifactError: some models have not measured yet.
         """
-        edges = np.linspace(0, self.run.preset.schedule.timesteps, self.bins + 1).astype(np.int64)
+        edges = np.linspace(0, self.run.preset.process.timesteps, self.bins + 1).astype(np.int64)
         arrays, sets = {"edges": edges}, {}
         for queries in QUERY_SETS:
             found, sets[queries] = self._evaluated(queries)

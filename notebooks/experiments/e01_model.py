@@ -41,5 +41,5 @@ di.figures.image_grid(samples.images, columns=16)
 
 # %%
 for name, queries in di.query_sets(opened).items():
-    measured = di.measure(result.model, queries, opened.preset.measurement, seed=seed, schedule=opened.preset.schedule)
+    measured = di.measure(result.model, queries, opened.preset.measurement, seed=seed)
     print(f"{name}: mean {opened.preset.measurement.name} {measured.mean():.4f} over {len(queries)} queries")

@@ -18,7 +18,8 @@ from diffinf_lib.artifacts import (
     write_tensors,
 )
 from diffinf_lib.errors import ArtifactError, ConfigurationError
-from diffinf_lib.models import UNetConfig, build_unet, save_unet
+from diffinf_lib.loading import save_model
+from diffinf_lib.models import UNetConfig, build_model
 
 
 def test_tensors_and_metadata_come_back(tmp_path):
@@ -31,7 +32,7 @@ def test_tensors_and_metadata_come_back(tmp_path):
 
 def test_those_who_may_read_other_files_may_read_tensors(tmp_path):
     write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)})
-    save_unet(build_unet(UNetConfig()), tmp_path / "unet")
+    save_model(build_model(UNetConfig()), tmp_path)
     (tmp_path / "plain").touch()
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len({path.stat().st_mode for path in files}) == 1, files

@@ -9,7 +9,7 @@ from diffinf_lib.attribution.trak import Trak
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.curvature.exact import dense_ggn
 from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
-from diffinf_lib.diffusion import DrawConfig, noisy_images, predict_noise
+from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
 
@@ -23,7 +23,7 @@ def jacobians(model, data, draws=2):
     layers = curvature_layers(model)
     rows = []
     batch = draw_batch(data, DrawConfig(draws), stage="probes")
-    output = predict_noise(model, noisy_images(batch.images, batch.timesteps, batch.noise), batch.timesteps)
+    output = model.predict(batch)
     for value in output.flatten():
         gradients = torch.autograd.grad(value, layer_parameters(layers), retain_graph=True)
         rows.append(torch.cat([m.flatten() for m in gradient_matrices(layers, gradients).values()]))

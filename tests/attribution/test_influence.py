@@ -71,14 +71,13 @@ def test_scores_predict_leaving_one_out_with_their_sign():
     def optimum(data):
         model = linear_denoiser()
         batch = draw_batch(data, draws, stage="train-gradients")
-        from diffinf_lib.diffusion import noisy_images
 
-        flat = noisy_images(batch.images, batch.timesteps, batch.noise).flatten(1)
+        flat = batch.state.flatten(1)
         joint = torch.cat([flat, torch.ones(len(flat), 1, dtype=torch.float64)], dim=1)
         solution = torch.linalg.lstsq(joint, batch.noise.flatten(1)).solution.T
         with torch.no_grad():
-            model.layers[0].weight.copy_(solution[:, :-1])
-            model.layers[0].bias.copy_(solution[:, -1])
+            model.network.layers[0].weight.copy_(solution[:, :-1])
+            model.network.layers[0].bias.copy_(solution[:, -1])
         return model
 
     model = optimum(train)
@@ -222,7 +221,7 @@ def test_gradients_that_are_not_finite_are_named():
     model, train = conv_denoiser(), images(2, 4)
     curvature = fit_curvature(model, train, CONFIG)
     with torch.no_grad():
-        model.middle.weight[0, 0, 1, 1] = float("nan")
+        model.network.middle.weight[0, 0, 1, 1] = float("nan")
     with pytest.raises(ConfigurationError, match=r"middle.weight: some of the model's weights"):
         di.influence(
             model, curvature, train, train, measurement=MeasurementConfig(draws=DrawConfig(10)), draws=DrawConfig(10)

@@ -9,19 +9,17 @@ from diffinf_lib.artifacts import project_root
 from diffinf_lib.attribution.methods import Method
 from diffinf_lib.errors import ConfigurationError
 
-SCHEDULE = di.NoiseSchedule(timesteps=16, beta_end=0.3)
+SCHEDULE = di.Process(timesteps=16, beta_end=0.3)
 CURVATURE = di.CurvatureConfig(draws=di.DrawConfig(4))
 
 
 @pytest.fixture
 def task(tmp_path):
     model, train, queries = conv_denoiser(), images(6, 4), images(3, 4, seed=1)
-    curvature = di.fit_curvature(model, train, CURVATURE, schedule=SCHEDULE)
+    curvature = di.fit_curvature(model, train, CURVATURE)
     at = di.Checkpoint("final", model, curvature, curvature_draws=36, curvature_seconds=2.0)
     measurement = di.MeasurementConfig(draws=di.DrawConfig(8))
-    return di.AttributionTask(
-        at, train, queries, measurement, di.DrawConfig(12), schedule=SCHEDULE, folder=tmp_path / "g"
-    )
+    return di.AttributionTask(at, train, queries, measurement, di.DrawConfig(12), folder=tmp_path / "g")
 
 
 def test_rows_name_each_method_once_and_cite_what_the_book_lists():
@@ -38,7 +36,7 @@ def test_rows_name_each_method_once_and_cite_what_the_book_lists():
 def test_a_task_s_influence_is_influence(task):
     expected = di.influence(
         task.final.model, task.final.curvature, task.train, task.queries, measurement=task.measurement, draws=task.draws,
-        damping=[1e-6, 1e-3], schedule=SCHEDULE,
+        damping=[1e-6, 1e-3],
     )  # fmt: skip
     torch.testing.assert_close(di.get_method("ekfac")(task, [1e-6, 1e-3]), expected, rtol=1e-9, atol=0)
 

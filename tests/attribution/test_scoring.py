@@ -8,7 +8,7 @@ import diffinf_lib as di
 from diffinf_lib.attribution.influence import QUERY_STAGE, together
 from diffinf_lib.attribution.scoring import Inverses, KeptQueries
 from diffinf_lib.curvature import CurvatureConfig, fit_curvature
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig
+from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientConfig, all_gradients, compute, gradient_shards, grouped_gradients
 from diffinf_lib.gradients.compute import gradients_in_eigenbasis
@@ -102,7 +102,7 @@ def test_examples_that_share_a_batch_get_the_same_gradients(count):
     curvature = fit_curvature(model, data, CurvatureConfig("identity", DrawConfig(2)))
     blocks = curvature.blocks(model)
     grouped = grouped_gradients(model, data, config, blocks, batch_size=4)
-    single = compute.separate_gradients(model, data, config, blocks, DEFAULT_SCHEDULE, 256)
+    single = compute.separate_gradients(model, data, config, blocks, 256)
     for name, expected in single.items():
         torch.testing.assert_close(grouped[name], expected, rtol=1e-9, atol=1e-13)
 

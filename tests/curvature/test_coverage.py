@@ -28,7 +28,7 @@ from diffinf_lib.curvature import (
     to_dense,
 )
 from diffinf_lib.curvature.exact import dense_blocks, dense_ggn, dense_hessian
-from diffinf_lib.diffusion import DrawConfig, noisy_images, per_draw_loss
+from diffinf_lib.diffusion import Denoiser, DrawConfig, per_draw_loss
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientConfig, gradient_shards
 from diffinf_lib.measurements import MeasurementConfig
@@ -42,7 +42,7 @@ def trainable(model):
     kinds = (nn.Conv2d, nn.Linear)
     return {
         f"{name}.{part}": getattr(module, part)
-        for name, module in model.named_modules()
+        for name, module in model.network.named_modules()
         if isinstance(module, kinds)
         for part in ("weight", "bias")
         if part in dict(module.named_parameters(recurse=False)) and getattr(module, part).requires_grad
@@ -71,16 +71,15 @@ def brute_gradients(model, data, draws, stage):
 
 def brute_ggn(model, batch):
     """(2/C) E[JᵀJ] over what is trainable, by forward and backward mode of torch.func."""
-    noisy, wanted = noisy_images(batch.images, batch.timesteps, batch.noise), trainable(model)
+    wanted, state = trainable(model), batch.state
 
-    def network(parameters):
-        return functional_call(model, parameters, (noisy, batch.timesteps))
+    def outputs(parameters):
+        found = functional_call(model.network, parameters, (state, batch.timesteps))
+        return (found if isinstance(found, torch.Tensor) else found.sample).flatten()
 
-    jacobian = jacrev(
-        lambda p: (lambda out: out if isinstance(out, torch.Tensor) else out.sample)(network(p)).flatten()
-    )(dict(wanted))
-    stacked = torch.stack([as_rows({n: jacobian[n][row] for n in wanted}) for row in range(noisy.numel())])
-    return stacked.T @ stacked * 2 / noisy[0].numel() / len(noisy)
+    jacobian = jacrev(outputs)(wanted)
+    stacked = torch.stack([as_rows({n: jacobian[n][row] for n in wanted}) for row in range(state.numel())])
+    return stacked.T @ stacked * 2 / state[0].numel() / len(state)
 
 
 def half_frozen_unet():
@@ -97,7 +96,7 @@ def lora_unet():
     model = tiny_unet(attention=True)
     config = peft.LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "conv1"], init_lora_weights=False)
     torch.manual_seed(0)
-    return peft.inject_adapter_in_model(config, model).double().eval()
+    return Denoiser(peft.inject_adapter_in_model(config, model.network)).double().eval()
 
 
 CASES = [(half_frozen_unet, 4), (lora_unet, 4)]
@@ -165,7 +164,7 @@ def test_one_part_of_a_linear_layer_has_its_exact_curvature(part, approximation,
 def test_dense_matrices_and_operators_are_over_the_trainable_parameters(make, side):
     model, batch = make(), draw_batch(images(1, side), DrawConfig(2), stage="x")
     if make is conv_denoiser:
-        model.down.weight.requires_grad_(False)
+        model.network.down.weight.requires_grad_(False)
     expected = brute_ggn(model, batch)
     torch.testing.assert_close(dense_ggn(model, batch), expected, rtol=1e-9, atol=1e-13)
     torch.testing.assert_close(to_dense(ggn_operator(model, batch)), expected, rtol=1e-8, atol=1e-12)
@@ -247,7 +246,7 @@ def test_what_is_covered_is_kept_in_the_file_and_followed(tmp_path):
 def test_another_fit_of_other_parameters_is_another_configuration(tmp_path):
     model, data = conv_denoiser(), images(2, 4)
     fit_curvature(model, data, CurvatureConfig(draws=DRAWS), out=tmp_path)
-    model.down.requires_grad_(False)
+    model.network.down.requires_grad_(False)
     with pytest.raises(di.errors.ArtifactError, match="covered"):
         fit_curvature(model, data, CurvatureConfig(draws=DRAWS), out=tmp_path)
 
@@ -282,7 +281,7 @@ class WithClasses(nn.Module):
 
 
 def test_an_embedding_is_left_out_and_named_once(recwarn):
-    model, train = WithClasses().double(), images(3, 4)
+    model, train = Denoiser(WithClasses()).double(), images(3, 4)
     curvature = fit_curvature(model, train, CurvatureConfig(draws=DRAWS))
     di.influence(model, curvature, train, train, measurement=MEASUREMENT, draws=DRAWS, damping=1e-3)
     said = [str(warning.message) for warning in recwarn if "embeddings are left out" in str(warning.message)]
@@ -312,9 +311,10 @@ def test_nothing_trainable_is_refused_with_the_way_out():
 
 
 def test_a_weight_shared_with_what_is_not_covered_is_refused():
-    model = WithClasses()
-    model.conv = nn.Linear(16, 3)
-    model.classes.weight = model.conv.weight
+    network = WithClasses()
+    network.conv = nn.Linear(16, 3)
+    network.classes.weight = network.conv.weight
+    model = Denoiser(network)
     with pytest.raises(ConfigurationError, match=r"layer (conv|classes): shares a parameter with layer (conv|classes)"):
         curvature_layers(model)
 
@@ -357,14 +357,14 @@ class PadsItself(nn.Conv2d):
 @pytest.mark.parametrize("fit", [fit_curvature, fit_with_curvlinops])
 def test_a_weight_that_acts_otherwise_than_hooks_see_is_refused(layer, function, fit):
     with pytest.raises(ConfigurationError, match="layer layer: its weight is used elsewhere too, or not as a plain"):
-        fit(Uses(layer, function).double(), images(2, 4), CurvatureConfig(draws=DRAWS))
+        fit(Denoiser(Uses(layer, function)).double(), images(2, 4), CurvatureConfig(draws=DRAWS))
 
 
 def test_a_gradient_that_is_zero_but_for_rounding_is_not_taken_for_another_use():
     """A bias before a normalisation of each channel has no gradient; float32 leaves rounding of it."""
     layer = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.GroupNorm(2, 2), nn.Conv2d(2, 1, 1))
-    model = Uses(layer, lambda layer, x: layer(x))
-    model.layer[0].weight.requires_grad_(False)
+    model = Denoiser(Uses(layer, lambda layer, x: layer(x)))
+    model.network.layer[0].weight.requires_grad_(False)
     fit_curvature(model, images(2, 4), CurvatureConfig(draws=DRAWS))
 
 
@@ -372,13 +372,12 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_not_taken_for_another_use()
 def test_reparametrised_layers_are_refused_until_frozen(wrap):
     """Frozen, they are part of the network like any other; their plain bias may still be covered."""
     torch.manual_seed(0)
-    model = Uses(
-        nn.Sequential(wrap(nn.Conv2d(1, 2, 3, padding=1)), nn.Conv2d(2, 1, 1)).double(), lambda layer, x: layer(x)
-    )
+    layers = nn.Sequential(wrap(nn.Conv2d(1, 2, 3, padding=1)), nn.Conv2d(2, 1, 1)).double()
+    model = Denoiser(Uses(layers, lambda layer, x: layer(x)))
     with pytest.raises(ConfigurationError, match=r"layer layer.0.*has trainable parameters \((original|weight_g)"):
         curvature_layers(model)
     train, queries = images(3, 4), images(2, 4, seed=1)
-    first = model.layer[0]
+    first = model.network.layer[0]
     for name, parameter in first.named_parameters():
         parameter.requires_grad_(name == "bias")
     curvature = fit_curvature(model, train, CurvatureConfig(draws=DRAWS))

@@ -8,7 +8,7 @@ from torch import nn
 from diffinf_lib.curvature import CurvatureConfig, fit_curvature
 from diffinf_lib.curvature.curvlinops_backend import fit_with_curvlinops
 from diffinf_lib.curvature.exact import dense_empirical_fisher, dense_ggn, layer_slices
-from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.diffusion import Denoiser, DrawConfig
 from diffinf_lib.errors import ConfigurationError
 
 DRAWS = DrawConfig(4)
@@ -107,6 +107,8 @@ class OneConvolution(nn.Module):
         ({"approximation": "diagonal"}, "approximation='diagonal': curvlinops fits"),
         ({"approximation": "identity"}, "approximation='identity': curvlinops fits"),
         ({"partition": "loss_per_example"}, "partition='loss_per_example': curvlinops"),
+        ({"draws": DrawConfig(4, "signal")}, "timesteps='signal': curvlinops"),
+        ({"draws": DrawConfig(4, "elbo")}, "timesteps='elbo': curvlinops"),
         ({"draws": DrawConfig(4, "importance", proposal=(1.0, 2.0))}, "timesteps='importance': curvlinops"),
     ],
 )
@@ -126,7 +128,7 @@ def test_layers_that_it_would_get_wrong_are_refused_by_name(options, message):
     model = OneConvolution(padding=1)
     model.conv = nn.Conv2d(1, 1, **({"kernel_size": 3} | options))
     with pytest.raises(ConfigurationError, match=message):
-        fit_with_curvlinops(model.double(), images(2, 4), by_definition(DRAWS))
+        fit_with_curvlinops(Denoiser(model.double()), images(2, 4), by_definition(DRAWS))
 
 
 def test_groups_are_refused_by_name():

@@ -11,7 +11,7 @@ from diffinf_lib.curvature.exact import dense_blocks, dense_empirical_fisher, de
 from diffinf_lib.curvature.kfac import input_factor_sum, output_gradient_factor_sum
 from diffinf_lib.curvature.labels import exact_vectors
 from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
-from diffinf_lib.diffusion import DrawConfig, noisy_images, per_draw_loss
+from diffinf_lib.diffusion import DrawConfig, per_draw_loss
 from diffinf_lib.errors import ConfigurationError
 
 
@@ -32,7 +32,7 @@ CASES = [(linear_denoiser, 2), (conv_denoiser, 4)]
 @pytest.mark.parametrize(("make", "side"), CASES)
 def test_the_scale_is_two_over_c_times_jacobian_squared(make, side):
     model, batch = make(), draw_batch(images(2, side), DrawConfig(4), stage="x")
-    noisy = noisy_images(batch.images, batch.timesteps, batch.noise)
+    noisy = batch.state
     layers = curvature_layers(model)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
@@ -53,7 +53,7 @@ def test_the_scale_is_two_over_c_times_jacobian_squared(make, side):
 def test_curvlinops_gives_the_same_matrix(make, side):
     """curvlinops' GGN of MSELoss(mean) is the GGN of the mean over draws and dimensions: the same scale."""
     model, batch = make(), draw_batch(images(2, side), DrawConfig(4), stage="x")
-    noisy = noisy_images(batch.images, batch.timesteps, batch.noise)
+    noisy = batch.state
 
     layers = curvature_layers(model)
     operator = curvlinops.GGNLinearOperator(
@@ -78,7 +78,7 @@ def _shaped(places, layers):
 def test_curvlinops_gives_the_same_kronecker_factored_blocks(make, side):
     """Its K-FAC ("expand", all output dimensions, joint bias) agrees as B ⊗ A; how it splits the scale is its own."""
     model, batch = make(), draw_batch(images(2, side), DrawConfig(4), stage="x")
-    noisy = noisy_images(batch.images, batch.timesteps, batch.noise)
+    noisy = batch.state
     layers = curvature_layers(model)
     operator = curvlinops.KFACLinearOperator(
         OneInput(model), torch.nn.MSELoss(reduction="mean"), layer_parameters(layers), [(noisy, batch.noise.flatten(1))],
@@ -86,7 +86,7 @@ def test_curvlinops_gives_the_same_kronecker_factored_blocks(make, side):
     )  # fmt: skip
     dense = operator @ torch.eye(operator.shape[1], dtype=torch.float64)
     places = torch.arange(len(dense)).split([parameter.numel() for parameter in layer_parameters(layers)])
-    forward = ForwardPass(model, layers, noisy, batch.timesteps)
+    forward = ForwardPass(model, layers, batch)
     vectors = exact_vectors(noisy)
     pulled = [forward.pull_back(vector, last=False) for vector in vectors]
     for name, order in gradient_matrices(layers, _shaped(places, layers)).items():
@@ -114,7 +114,7 @@ def weighted_losses(model, batch):
     numbers = torch.arange(sum(shape.numel() for shape in shapes)).split([shape.numel() for shape in shapes])
     numbered = tuple(number.view(shape) for number, shape in zip(numbers, shapes, strict=True))
     order = torch.cat([m.flatten() for m in gradient_matrices(layers, numbered).values()])
-    noisy = noisy_images(batch.images, batch.timesteps, batch.noise)
+    noisy = batch.state
 
     def losses(flat):
         plain = torch.zeros_like(flat).index_copy(0, order, flat).split([shape.numel() for shape in shapes])

@@ -5,7 +5,7 @@ from torch import nn
 
 from diffinf_lib.curvature import ForwardPass, curvature_layers
 from diffinf_lib.curvature.layers import gradient_matrices, layer_parameters
-from diffinf_lib.diffusion import DrawConfig, noisy_images
+from diffinf_lib.diffusion import Denoiser, DrawConfig
 from diffinf_lib.errors import ConfigurationError
 
 
@@ -17,9 +17,9 @@ from diffinf_lib.errors import ConfigurationError
 def test_inputs_and_output_gradients_make_up_the_gradient(make, side):
     """Σ_p g_p a_pᵀ is the gradient that autograd gives, for every layer."""
     model, batch = make(), draw_batch(images(2, side), DrawConfig(2), stage="x")
-    noisy = noisy_images(batch.images, batch.timesteps, batch.noise)
+    noisy = batch.state
     layers = curvature_layers(model)
-    forward = ForwardPass(model, layers, noisy, batch.timesteps)
+    forward = ForwardPass(model, layers, batch)
     vectors = torch.randn_like(noisy)
     expected = torch.autograd.grad(forward.prediction, layer_parameters(layers), vectors, retain_graph=True)
     pulled = forward.pull_back(vectors)
@@ -46,10 +46,10 @@ class Wrapper(nn.Module):
         return self.function(self.layer, noisy)
 
 
-def refused(model, message):
-    batch = draw_batch(images(1, 4), DrawConfig(2), stage="x")
+def refused(network, message):
+    model, batch = Denoiser(network), draw_batch(images(1, 4), DrawConfig(2), stage="x")
     with pytest.raises(ConfigurationError, match=message):
-        ForwardPass(model, curvature_layers(model), batch.images, batch.timesteps).pull_back(batch.noise)
+        ForwardPass(model, curvature_layers(model), batch).pull_back(batch.noise)
 
 
 def test_unsupported_layers_are_named():
@@ -68,13 +68,13 @@ def test_unsupported_layers_are_named():
 def test_gradients_that_are_not_finite_are_named():
     model = conv_denoiser()
     with torch.no_grad():
-        model.middle.weight[0, 0, 1, 1] = float("nan")
+        model.network.middle.weight[0, 0, 1, 1] = float("nan")
     batch = draw_batch(images(1, 4), DrawConfig(2), stage="x")
     with pytest.raises(ConfigurationError, match="layer down: its gradients are not finite"):
-        ForwardPass(model, curvature_layers(model), batch.images, batch.timesteps).pull_back(batch.noise)
+        ForwardPass(model, curvature_layers(model), batch).pull_back(batch.noise)
 
 
 def test_a_frozen_layer_of_another_kind_is_left_out():
     model = Wrapper(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1)), lambda layer, x: layer(x))
     model.layer[1].requires_grad_(False)
-    assert list(curvature_layers(model)) == ["layer.0"]
+    assert list(curvature_layers(Denoiser(model))) == ["layer.0"]

@@ -38,7 +38,7 @@ from diffinf_lib.curvature.operators import (
     to_dense,
 )
 from diffinf_lib.curvature.spectra import eigenvalue_density, extreme_eigenvalues, trace
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, DrawConfig, noisy_images
+from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError
 
 DRAWS = DrawConfig(4)
@@ -98,7 +98,7 @@ def test_ours_agrees_with_curvlinops_own_hessian():
     model, batch = conv_denoiser(), draw_batch(images(2, 4), DRAWS, stage="x")
     layers = curvature_layers(model)
     theirs = curvlinops.HessianLinearOperator(
-        FlatDenoiser(model), torch.nn.MSELoss(), layer_parameters(layers), [packed(batch, DEFAULT_SCHEDULE)],
+        FlatDenoiser(model), torch.nn.MSELoss(), layer_parameters(layers), [packed(batch)],
         check_deterministic=False, batch_size_fn=batch_size_of,
     )  # fmt: skip
     ours = hessian_operator(model, batch)
@@ -314,12 +314,12 @@ def test_systems_without_a_solution_are_refused(monkeypatch):
 def optimum(batch):
     """The linear denoiser that minimises the mean loss of some draws: least squares."""
     model = linear_denoiser()
-    flat = noisy_images(batch.images, batch.timesteps, batch.noise).flatten(1)
+    flat = batch.state.flatten(1)
     joint = torch.cat([flat, torch.ones(len(flat), 1, dtype=torch.float64)], dim=1)
     solution = torch.linalg.lstsq(joint, batch.noise.flatten(1)).solution.T
     with torch.no_grad():
-        model.layers[0].weight.copy_(solution[:, :-1])
-        model.layers[0].bias.copy_(solution[:, -1])
+        model.network.layers[0].weight.copy_(solution[:, :-1])
+        model.network.layers[0].bias.copy_(solution[:, -1])
     return model
 
 

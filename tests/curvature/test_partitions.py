@@ -20,7 +20,7 @@ from diffinf_lib.curvature import CurvatureConfig, curvature_blocks, fit, fit_cu
 from diffinf_lib.curvature.exact import dense_ggn, layer_slices
 from diffinf_lib.curvature.labels import KeyedRandomness
 from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
-from diffinf_lib.diffusion import DrawConfig, per_draw_loss
+from diffinf_lib.diffusion import Denoiser, DrawConfig, per_draw_loss
 from diffinf_lib.errors import ConfigurationError
 
 DRAWS = DrawConfig(4)
@@ -42,7 +42,7 @@ class GroupedDenoiser(nn.Module):
 
 def grouped_denoiser():
     torch.manual_seed(0)
-    return GroupedDenoiser().double()
+    return Denoiser(GroupedDenoiser()).double()
 
 
 def draw_gradients(model, data, draws):
@@ -190,7 +190,7 @@ def test_sampled_positions_agree_with_all_in_expectation(monkeypatch):
     config = by_definition(DRAWS, approximation="kfac")
 
     def factors(**options):
-        return fit._Fit(model, data, replace(config, **options), 0, fit.DEFAULT_SCHEDULE, 64, False).factors(None, None)
+        return fit._Fit(model, data, replace(config, **options), 0, fit.Process(), 64, False).factors(None, None)
 
     samples = []
     for seed in range(200):
@@ -267,7 +267,7 @@ def test_no_images_and_no_batch_are_refused():
 def test_weights_that_are_not_finite_are_named(approximation, correction):
     model = conv_denoiser()
     with torch.no_grad():
-        model.middle.weight[0, 0, 1, 1] = float("inf")
+        model.network.middle.weight[0, 0, 1, 1] = float("inf")
     config = CurvatureConfig(approximation, DRAWS, correction=correction)
     with pytest.raises(ConfigurationError, match=r"middle.weight: some of the model's weights"):
         fit_curvature(model, images(2, 4), config)
@@ -277,7 +277,7 @@ def test_a_layer_that_nothing_reaches_has_no_curvature_and_no_score():
     """A weight of zero behind a layer cuts its gradients off: eigenvalues are zero, and scores stay finite without damping."""
     model, data = conv_denoiser(), images(3, 4)
     with torch.no_grad():
-        model.middle.weight.zero_()
+        model.network.middle.weight.zero_()
     curvature = fit_curvature(model, data, CurvatureConfig(draws=DRAWS))
     assert float(curvature.layers["down"].corrected_eigenvalues.max()) == 0
     whole = influence(model, curvature, data, data, draws=DRAWS, damping=[0.0, 1e-8])

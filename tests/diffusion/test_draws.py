@@ -4,12 +4,10 @@ import pytest
 import torch
 
 from diffinf_lib.diffusion import (
-    DEFAULT_SCHEDULE,
     DrawConfig,
-    NoiseSchedule,
+    Process,
     example_draws,
     iterate_draws,
-    per_draw_loss,
     timestep_probabilities,
 )
 from diffinf_lib.errors import ConfigurationError
@@ -92,7 +90,7 @@ def test_timesteps_and_noise_of_the_shipped_ground_truth_never_change():
 def test_timestep_probabilities_are_the_integral_of_the_density(slices, total):
     heights = torch.linspace(1, 3, slices, dtype=torch.float64).tolist()
     found = timestep_probabilities(
-        DrawConfig(timesteps="importance", proposal=tuple(heights)), NoiseSchedule(timesteps=total)
+        DrawConfig(timesteps="importance", proposal=tuple(heights)), Process(timesteps=total)
     )
     # Midpoint rule on a grid that both the slices and the timesteps divide
     fine = torch.tensor(heights, dtype=torch.float64).repeat_interleave(total)
@@ -141,11 +139,11 @@ def test_importance_has_less_variance_than_stratified_for_its_integrand():
 
 @pytest.mark.parametrize("total", [10, 1000])
 def test_signal_draws_timesteps_where_something_is_left_of_the_image(total):
-    schedule, config = NoiseSchedule(timesteps=total), DrawConfig(timesteps="signal")
-    found = timestep_probabilities(config, schedule)
-    left = schedule.alphas_cumprod.double()
+    process, config = Process(timesteps=total), DrawConfig(timesteps="signal")
+    found = timestep_probabilities(config, process)
+    left = process.alphas_cumprod.double()
     torch.testing.assert_close(found, 0.9 * left / left.sum() + 0.1 / total)
-    draws = [example_draws(i, (1, 1, 1), config, seed=0, stage="a", schedule=schedule) for i in range(100)]
+    draws = [example_draws(i, (1, 1, 1), config, seed=0, stage="a", process=process) for i in range(100)]
     steps, weights = torch.cat([d.timesteps for d in draws]), torch.cat([d.weights for d in draws])
     torch.testing.assert_close(weights.double(), 1 / (total * found[steps]), rtol=1e-6, atol=0)
     assert weights.max() <= 10
@@ -162,7 +160,7 @@ def test_a_flat_proposal_is_stratified_sampling():
 
 
 def test_importance_follows_the_length_of_the_schedule():
-    draws = example_draws(0, SHAPE, IMPORTANCE, seed=0, stage="a", schedule=NoiseSchedule(timesteps=10))
+    draws = example_draws(0, SHAPE, IMPORTANCE, seed=0, stage="a", process=Process(timesteps=10))
     assert draws.timesteps.max() <= 9
     assert draws.weights[draws.timesteps < 2].unique().item() == pytest.approx(16 / 5 / 8)
 
@@ -185,8 +183,8 @@ def test_shared_draws_keep_what_examples_have_in_common_out_of_their_differences
 
     def losses(config, seed):
         ids = torch.tensor([0, 1])
-        (batch,) = iterate_draws(pixels, ids, config, seed=seed, stage="a", schedule=DEFAULT_SCHEDULE, batch_size=16)
-        each = per_draw_loss(lambda noisy, t: noisy, batch.images, batch.timesteps, batch.noise)
+        (batch,) = iterate_draws(pixels, ids, config, seed=seed, stage="a", batch_size=16)
+        each = (batch.target - batch.state).square().flatten(1).mean(1)
         return torch.zeros(2, dtype=torch.float64).index_add(0, batch.example, each) / config.count
 
     own, shared = (torch.stack([losses(DrawConfig(8, shared=s), seed) for seed in range(1500)]) for s in (False, True))

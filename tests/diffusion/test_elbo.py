@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch.distributions import Independent, Normal, kl_divergence
 
-from diffinf_lib.diffusion import DEFAULT_SCHEDULE, NoiseSchedule, noisy_images
+from diffinf_lib.diffusion import Denoiser, Process
 from diffinf_lib.diffusion.elbo import (
     elbo_terms,
     kl_weights,
@@ -18,10 +18,9 @@ from diffinf_lib.diffusion.elbo import (
     prior_kl,
 )
 from diffinf_lib.diffusion.reverse import (
-    betas,
+    added_variances,
     posterior_mean,
     posterior_variance,
-    predicted_x0,
     reverse_mean,
     reverse_step_log_prob,
 )
@@ -37,7 +36,7 @@ def batch(timesteps=TIMES, seed=0, levels=17):
     images = torch.randint(levels, shape, generator=generator).double() * 2 / (levels - 1) - 1
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
     prediction = noise + 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    return images, noise, prediction, noisy_images(images, timesteps, noise)
+    return images, noise, prediction, Process().noisy(images, timesteps, noise)
 
 
 def gaussian(mean, variance):
@@ -49,8 +48,8 @@ def gaussian(mean, variance):
 
 def test_the_posterior_is_bayes_rule():
     images, _, _, noisy = batch(TIMES[1:])
-    kept = DEFAULT_SCHEDULE.alphas_cumprod.double()
-    before, beta = kept[TIMES[1:] - 1].view(-1, 1, 1, 1), betas()[TIMES[1:]].view(-1, 1, 1, 1)
+    kept = Process().alphas_cumprod.double()
+    before, beta = kept[TIMES[1:] - 1].view(-1, 1, 1, 1), added_variances()[TIMES[1:]].view(-1, 1, 1, 1)
     # x_{t−1} | x_0 ~ N(√ᾱ_{t−1} x_0, 1 − ᾱ_{t−1}), seen through x_t = √(1−β) x_{t−1} + √β ε
     precision = 1 / (1 - before) + (1 - beta) / beta
     mean = (before.sqrt() * images / (1 - before) + (1 - beta).sqrt() * noisy / beta) / precision
@@ -59,33 +58,33 @@ def test_the_posterior_is_bayes_rule():
 
 
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("schedule", [DEFAULT_SCHEDULE, NoiseSchedule(0.00085, 0.012, "scaled_linear", 50)])
-def test_a_step_is_that_of_diffusers(clip, schedule):
-    timesteps = torch.arange(schedule.timesteps)
+@pytest.mark.parametrize("process", [Process(), Process(0.00085, 0.012, "scaled_linear", 50)])
+def test_a_step_is_that_of_diffusers(clip, process):
+    timesteps = torch.arange(process.timesteps)
     _, _, prediction, noisy = batch(timesteps)
-    scheduler = schedule.scheduler()
+    scheduler = process.scheduler()
     scheduler.register_to_config(clip_sample=clip)
-    mean = reverse_mean(noisy, prediction, timesteps, schedule, clip)
-    for t in timesteps[:: schedule.timesteps // 25].tolist():
+    mean = reverse_mean(noisy, prediction, timesteps, process, clip=clip)
+    for t in timesteps[:: process.timesteps // 25].tolist():
         # Generators that make no noise visible: the same seed on both sides, whatever the variance
         made, drawn = (torch.Generator().manual_seed(t) for _ in range(2))
         step = scheduler.step(prediction[t : t + 1], t, noisy[t : t + 1], generator=made)
         noise = torch.randn(1, 2, 3, 3, generator=drawn, dtype=torch.float64)
-        expected = mean[t : t + 1] + (noise * posterior_variance(schedule)[t].sqrt() if t else 0)
+        expected = mean[t : t + 1] + (noise * posterior_variance(process)[t].sqrt() if t else 0)
         # diffusers' coefficients are float32: 1 − ᾱ_t keeps three digits near t = 0
         torch.testing.assert_close(step.prev_sample, expected, rtol=2e-4, atol=2e-4)
-        image = predicted_x0(noisy, prediction, timesteps, schedule)[t]
+        image = process.solved(noisy, prediction, timesteps)[0][t]
         expected_image = step.pred_original_sample[0]
         torch.testing.assert_close(image.clamp(-1, 1) if clip else image, expected_image, rtol=1e-4, atol=1e-4)
         if t:
-            assert float(scheduler._get_variance(t)) == pytest.approx(float(posterior_variance(schedule)[t]), rel=2e-3)
-    assert posterior_variance(schedule)[0] == posterior_variance(schedule)[1]
+            assert float(scheduler._get_variance(t)) == pytest.approx(float(posterior_variance(process)[t]), rel=2e-3)
+    assert posterior_variance(process)[0] == posterior_variance(process)[1]
 
 
 def test_the_mean_without_clipping_is_equation_11():
     _, _, prediction, noisy = batch()
-    beta = betas()[TIMES].view(-1, 1, 1, 1)
-    rest = (1 - DEFAULT_SCHEDULE.alphas_cumprod.double()[TIMES]).view(-1, 1, 1, 1)
+    beta = added_variances()[TIMES].view(-1, 1, 1, 1)
+    rest = (1 - Process().alphas_cumprod.double()[TIMES]).view(-1, 1, 1, 1)
     expected = (noisy - beta / rest.sqrt() * prediction) / (1 - beta).sqrt()
     torch.testing.assert_close(reverse_mean(noisy, prediction, TIMES), expected, rtol=1e-8, atol=1e-8)
 
@@ -112,14 +111,15 @@ class Slanted(torch.nn.Module):
 
 
 def test_a_sampled_trajectory_has_standard_normal_residuals():
-    model, schedule = Slanted(), NoiseSchedule(timesteps=50)
-    states = sample_states(model, 40, (1, 6, 6), schedule=schedule, steps=50)
+    process = Process(timesteps=50)
+    model = Denoiser(Slanted(), process)
+    states = sample_states(model, 40, (1, 6, 6), steps=50)
     total, unclipped, dimensions = 0.0, 0.0, 36
     for done, t in enumerate(range(49, 0, -1)):
         timesteps = torch.full((40,), t)
         prediction = model(states[:, done], timesteps).detach()
-        args = (prediction, states[:, done], states[:, done + 1], timesteps, schedule)
-        constant = 0.5 * dimensions * float((2 * math.pi * posterior_variance(schedule)[t]).log())
+        args = (prediction, states[:, done], states[:, done + 1], timesteps, process)
+        constant = 0.5 * dimensions * float((2 * math.pi * posterior_variance(process)[t]).log())
         # Of a standard normal residual, what is left of −log p is half a chi-squared variable
         residuals = -2 * (reverse_step_log_prob(*args) + constant)
         assert residuals.mean().item() == pytest.approx(dimensions, abs=6 * (2 * dimensions / 40) ** 0.5)
@@ -129,15 +129,15 @@ def test_a_sampled_trajectory_has_standard_normal_residuals():
     assert unclipped > total + 10
     last = reverse_step_log_prob(
         model(states[:, 49], torch.zeros(40, dtype=torch.long)), states[:, 49], states[:, 50],
-        torch.zeros(40, dtype=torch.long), schedule,
+        torch.zeros(40, dtype=torch.long), process,
     )  # fmt: skip
-    best = -0.5 * dimensions * float((2 * math.pi * posterior_variance(schedule)[0]).log())
+    best = -0.5 * dimensions * float((2 * math.pi * posterior_variance(process)[0]).log())
     torch.testing.assert_close(last, torch.full((40,), best), rtol=1e-4, atol=1e-2)
 
 
 def test_one_timestep_is_refused():
     with pytest.raises(ConfigurationError, match="timesteps=1"):
-        posterior_variance(NoiseSchedule(timesteps=1))
+        posterior_variance(Process(timesteps=1))
 
 
 # The ELBO
@@ -153,21 +153,21 @@ def test_terms_are_the_kls_of_the_two_gaussians():
     torch.testing.assert_close(elbo_terms(prediction, images, timesteps, noise), expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", [DEFAULT_SCHEDULE, NoiseSchedule(0.00085, 0.012, "scaled_linear", 100)])
-def test_the_simplified_weight_is_the_kl_s_with_the_variance_beta(schedule):
-    beta, kept = betas(schedule), schedule.alphas_cumprod.double()
+@pytest.mark.parametrize("process", [Process(), Process(0.00085, 0.012, "scaled_linear", 100)])
+def test_the_simplified_weight_is_the_kl_s_with_the_variance_beta(process):
+    beta, kept = added_variances(process), process.alphas_cumprod.double()
     simplified = beta / (2 * (1 - beta) * (1 - kept))
     # β²/(2σ²α(1−ᾱ)) is the simplified weight at σ² = β; at σ² = β̃ it is larger by β/β̃ = (1−ᾱ_t)/(1−ᾱ_{t−1})
     expected = (simplified[1:] * (1 - kept[1:]) / (1 - kept[:-1])).tolist()
-    assert kl_weights(schedule)[1:].tolist() == pytest.approx(expected, rel=1e-12)
-    assert kl_weights(schedule)[0] == 0
+    assert kl_weights(process)[1:].tolist() == pytest.approx(expected, rel=1e-12)
+    assert kl_weights(process)[0] == 0
 
 
 @pytest.mark.parametrize("levels", [17, 256, None])
 def test_the_term_at_zero_is_scipy_s_mass_or_density(levels):
     timesteps = torch.zeros(40, dtype=torch.long)
     images, noise, prediction, noisy = batch(timesteps, levels=levels or 17)
-    mean = predicted_x0(noisy, prediction, timesteps).numpy()
+    mean = Process().solved(noisy, prediction, timesteps)[0].numpy()
     scale, half = float(posterior_variance()[0].sqrt()), 1 / ((levels or 2) - 1)
     lower = np.where(images == -1, -np.inf, images - half)
     upper = np.where(images == 1, np.inf, images + half)
@@ -238,7 +238,7 @@ def test_float32_agrees_with_float64():
 
 def test_prior_kl_is_that_of_torch():
     images, *_ = batch()
-    kept = DEFAULT_SCHEDULE.alphas_cumprod.double()[-1]
+    kept = Process().alphas_cumprod.double()[-1]
     noised = gaussian(kept.sqrt() * images, (1 - kept).expand(len(images)))
     standard = gaussian(torch.zeros_like(images), torch.ones(len(images), dtype=torch.float64))
     torch.testing.assert_close(prior_kl(images), kl_divergence(noised, standard), rtol=1e-8, atol=1e-12)

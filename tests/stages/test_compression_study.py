@@ -37,8 +37,7 @@ def test_packed_training_gradients_score_as_influence_does_with_the_format(study
     for name, truth in study.truths.items():
         scores = di.influence(
             di.full_model(study.run).model, study.curvature, study.run.data.train, truth.queries,
-            measurement=preset.measurement, draws=preset.gradient_draws, damping=preset.damping,
-            schedule=preset.schedule, train_format=study.form(label),
+            measurement=preset.measurement, draws=preset.gradient_draws, damping=preset.damping, train_format=study.form(label),
         )  # fmt: skip
         torch.testing.assert_close(found[name], scores, rtol=1e-4, atol=1e-5 * float(scores.abs().max()))
 

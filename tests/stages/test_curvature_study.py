@@ -18,10 +18,10 @@ def test_the_curvature_study_reads_both_approximations_from_each_fit(run, tmp_pa
     rows = {(row["queries"], row["partition"], row["approximation"]): row for row in made.metrics["results"]}
     assert len(rows) == 8 and "difference" not in rows["held-out", "model", "ekfac"]
     reduce = replace(run.preset.curvature, sharing="reduce")
-    curvature = di.fit_curvature(di.full_model(run).model, run.data.train, reduce, schedule=run.preset.schedule)
+    curvature = di.fit_curvature(di.full_model(run).model, run.data.train, reduce)
     expected = di.influence(
         di.full_model(run).model, curvature, run.data.train, run.data.queries, measurement=run.preset.measurement,
-        draws=run.preset.gradient_draws, approximation="kfac", damping=1e-4, schedule=run.preset.schedule,
+        draws=run.preset.gradient_draws, approximation="kfac", damping=1e-4,
     )  # fmt: skip
     found = study.scores(choices[0], "held-out")[1, DAMPINGS.index(1e-4)]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))

@@ -25,7 +25,7 @@ def test_a_cell_is_the_lds_of_influence_with_its_draws(study):
     truth, preset = study.truths["held-out"], study.run.preset
     scores = di.influence(
         study.model, study.curvature, study.run.data.train, truth.queries, measurement=preset.measurement,
-        draws=di.DrawConfig(4, timesteps="signal", shared=True), damping=preset.damping, schedule=preset.schedule,
+        draws=di.DrawConfig(4, timesteps="signal", shared=True), damping=preset.damping,
     )  # fmt: skip
     torch.testing.assert_close(study.scores(cell)["held-out"], scores, rtol=1e-5, atol=1e-6 * float(scores.abs().max()))
     np.testing.assert_allclose(study.lds(cell)["held-out"], di.lds(scores, truth).per_query, atol=1e-12)

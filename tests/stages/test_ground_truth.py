@@ -57,7 +57,7 @@ def test_measuring_something_else_retrains_nothing(tmp_path, monkeypatch):
     before = retrained_measurements(run, 0, 0)
     other = replace(PRESET, further_measurements=(di.MeasurementConfig("square_norm", draws=di.DrawConfig(8)),))
     monkeypatch.setattr(ground_truth, "train", lambda *_, **__: pytest.fail("retrained"))
-    stored = di.load_unet(tmp_path / "run" / "retrained" / "k000-r0" / "unet")
+    stored = di.load_model(tmp_path / "run" / "retrained" / "k000-r0")
     monkeypatch.setattr(ground_truth, "retrained_model", lambda *_: stored)
     after = retrained_measurements(replace(run, preset=other), 0, 0)
     assert after.keys() == {f"{name}/{label}" for name in QUERY_SETS for label in ("loss", "square_norm")}
@@ -70,7 +70,7 @@ def test_a_retrained_model_saw_its_subset_only(tmp_path):
     measured = retrained_measurements(run, 1, 1)["held-out/loss"]
     kept = run.data.train.subset(subset_mask(24, 0.5, 1))
     config = replace(PRESET.training, steps=PRESET.subsets.steps)
-    model = di.train(di.build_unet(PRESET.unet, seed=1), kept, config, seed=1, progress=False).model
+    model = di.train(di.build_model(PRESET.unet, seed=1), kept, config, seed=1, progress=False).model
     torch.testing.assert_close(di.measure(model, run.data.queries, PRESET.measurement), measured, rtol=0, atol=0)
 
 
@@ -110,7 +110,7 @@ def test_a_refused_network_is_not_written(tmp_path):
         di.open_run(replace(PRESET, unet=five), tmp_path)
     assert not (tmp_path / "config.json").exists()
     run = di.open_run(replace(PRESET, unet=four), tmp_path)
-    image, network = run.data.train.images[:1], di.build_unet(four)
+    image, network = run.data.train.images[:1], di.build_model(four)
     assert network(image, torch.zeros(1)).sample.shape == image.shape
     with pytest.raises(RuntimeError):
-        di.build_unet(five)(image, torch.zeros(1))
+        di.build_model(five)(image, torch.zeros(1))

@@ -25,10 +25,10 @@ def test_the_ladder_climbs_from_checkpoints_of_two_models(run, tmp_path):
     first, second = (study.scores(rungs[0], "held-out", seed)[0] for seed in (0, 1))
     assert not torch.allclose(first, second)
     half = study.scores(rungs[1], "held-out")[0]
-    model = di.load_unet(run.path("model", "ema", "step-000010"))
-    curvature = di.fit_curvature(model, run.data.train, run.preset.curvature, schedule=run.preset.schedule)
+    model = di.load_model(run.path("model", "ema", "step-000010"))
+    curvature = di.fit_curvature(model, run.data.train, run.preset.curvature)
     expected = di.influence(
         model, curvature, run.data.train, run.data.queries, measurement=run.preset.measurement, draws=di.DrawConfig(4),
-        approximation="kfac", damping=run.preset.damping, schedule=run.preset.schedule,
+        approximation="kfac", damping=run.preset.damping,
     )  # fmt: skip
     torch.testing.assert_close(half, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))

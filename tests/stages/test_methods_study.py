@@ -53,7 +53,7 @@ def test_influence_of_the_table_is_influence(study, run):
     grid = get_method("ekfac").grid
     expected = di.influence(
         di.full_model(run).model, study.task(cell).final.curvature, run.data.train, study.queries["held-out"],
-        measurement=run.preset.measurement, draws=run.preset.gradient_draws, damping=grid, schedule=run.preset.schedule,
+        measurement=run.preset.measurement, draws=run.preset.gradient_draws, damping=grid,
     )  # fmt: skip
     torch.testing.assert_close(study.scores(cell).scores, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
 

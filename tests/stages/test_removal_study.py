@@ -117,10 +117,10 @@ def test_a_model_is_the_full_training_without_the_removed_images(finished):
     assert len(removed) == 6
     kept = study.run.data.train.subset([n for n in range(24) if n not in removed])
     config = replace(PRESET.training, keep_ema_at=())
-    model = di.train(di.build_unet(PRESET.unet, seed=1), kept, config, seed=1, progress=False).model
+    model = di.train(di.build_model(PRESET.unet, seed=1), kept, config, seed=1, progress=False).model
     values = study.measurements(RemovalCell(removed, 1))
     for name, images in (("held-out", study.run.data.queries), ("generated", di.generated_queries(study.run))):
-        expected = di.measure(model, images, PRESET.measurement, schedule=PRESET.schedule)
+        expected = di.measure(model, images, PRESET.measurement)
         np.testing.assert_array_equal(values[name], expected)
 
 

@@ -1,0 +1,138 @@
+"""Denoiser: a network together with the process that gives its output a meaning.
+
+A network alone does not say whether it predicts the noise, the image or a velocity, nor in which states; nothing here runs
+on one whose meaning was not read. `load_model` reads both from a folder or a hub.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffinf_lib.artifacts.files import tensor_digest
+from diffinf_lib.diffusion.draws import DrawBatch
+from diffinf_lib.diffusion.process import Process
+from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.precision import in_full_precision
+from diffinf_lib.shapes import Images, PerDraw, Timesteps
+
+Conditions = Mapping[str, Tensor]
+"""What a network is told besides state and time, one row a draw: `class_labels`."""
+
+
+class Denoiser(nn.Module):
+    """A network and its process; called as `model(noisy, timesteps, **conditions)`, it gives the output `[B, C, H, W]`.
+
+    Args:
+        network: a diffusers `UNet2DModel`, or any module called as `network(x_t, time)` that returns a tensor, or an object
+            with the tensor as `.sample`; in half precision, a copy in float32 is taken (see `in_full_precision`). If it
+            returns twice the channels, a variance is predicted beside the target (Nichol & Dhariwal 2021): the first half is
+            the output, the other is left alone.
+        process: a `Process`, or the diffusers scheduler that describes it.
+        classes: number of classes that a network of one's own is told apart by (`class_labels`); diffusers' say it themselves.
+    """
+
+    def __init__(self, network: nn.Module, process: Process | Any = Process(), *, classes: int | None = None):
+        super().__init__()
+        require(isinstance(network, nn.Module), f"network: {type(network).__name__} is no torch module; give a network, or a "
+                "folder or hub id to di.load_model")  # fmt: skip
+        require(
+            not isinstance(network, Denoiser),
+            "network: it is a Denoiser already; give its .network, or take it as it is",
+        )
+        self.network, self.process = in_full_precision(network), Process.of(process)
+        self.classes = _classes(network) if classes is None else classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the conditions that the network must be told."""
+        return () if self.classes == 0 else ("class_labels",)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that what is computed with this model depends on of it, as plain values."""
+        config = dict(getattr(self.network, "config", {}))
+        return {
+            "network": type(self.network).__name__,
+            "structure": str(self.network),
+            "config": json.loads(json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, default=str)),
+            "process": json.loads(json.dumps(asdict(self.process))),
+            "weights": tensor_digest(*self.network.state_dict().values()),
+        }
+
+    def forward(self, noisy: Images, timesteps: Timesteps, **conditions: Tensor) -> Images:
+        """The output in states `noisy` at timesteps 0..T−1."""
+        times = self.process.times
+        return self.at_times(noisy, timesteps if times is None else times.to(noisy)[timesteps], **conditions)
+
+    def at_times(self, noisy: Images, times: Tensor, **conditions: Tensor) -> Images:
+        """The output in states `noisy`, the time as the network knows it, between timesteps as well.
+
+        Raises:
+            ConfigurationError: a condition is missing, or the output is not shaped as the states.
+        """
+        for name in self.needs:
+            require(name in conditions, f"{name}: the network is told the class of each image; give images with labels")
+        found = self.network(noisy, times, **{name: conditions[name] for name in self.needs})
+        output = found if isinstance(found, Tensor) else found.sample
+        channels = noisy.shape[1]
+        fits = (output.shape[0], *output.shape[2:]) == (noisy.shape[0], *noisy.shape[2:])
+        require(fits and output.shape[1] in (channels, 2 * channels), f"{type(self.network).__name__}: its output is "
+                f"{tuple(output.shape)} for states {tuple(noisy.shape)}; it needs as many channels, or twice as many with a "
+                "learned variance")  # fmt: skip
+        return output[:, :channels]
+
+    def predict(self, batch: DrawBatch) -> Images:
+        """The output at each draw of a batch."""
+        return self(batch.state, batch.timesteps, **(batch.conditions or {}))
+
+
+def _classes(network: nn.Module) -> int:
+    """Number of classes that a diffusers network is told apart by; 0 where it has none."""
+    config = getattr(network, "config", {})
+    counts = (config.get(name) for name in ("num_class_embeds", "num_embeds_ada_norm"))
+    return next((int(count) for count in counts if count is not None), 0)
+
+
+def require_denoiser(model: Any) -> Denoiser:
+    """Refuse a network whose process is not known.
+
+    Raises:
+        ConfigurationError: it is no `Denoiser`.
+    """
+    if isinstance(model, Denoiser):
+        return model
+    raise ConfigurationError(
+        f"model: {type(model).__name__} does not say what it predicts and in which states; give di.Denoiser(network, "
+        "scheduler), or di.load_model(folder) for both"
+    )
+
+
+def per_draw_loss(
+    model: Denoiser, images: Images, timesteps: Timesteps, noise: Images, **conditions: Tensor
+) -> PerDraw:
+    """‖y − y_θ(x_t, t)‖² of each draw, as the mean over the C·H·W output dimensions; `[B]` (Ho et al. 2020, equation 14).
+
+    y is the process's own target: the noise, the image, or a velocity. Dividing by the dimension is the convention of the
+    authors' code; curvature and gradients here follow it, and (2/C) I is the curvature in the output for every target.
+
+    Args:
+        images: x, `[B, C, H, W]`.
+        noise: ε, `[B, C, H, W]`.
+    """
+    process = model.process
+    output = model(process.noisy(images, timesteps, noise), timesteps, **conditions)
+    return (process.target_of(images, timesteps, noise) - output).square().flatten(1).mean(1)

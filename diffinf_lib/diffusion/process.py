@@ -1,0 +1,266 @@
+"""Process: how an image becomes noise, and what a network is asked to say on the way back.
+
+States and targets are linear in the image x and the noise ε,
+
+    x_t = s_t x + n_t ε,      y_t = a_t x + b_t ε,
+
+so every kind of diffusion model is a row of one table:
+
+| target | y_t | known as |
+|---|---|---|
+| `noise` | ε | epsilon (Ho et al. 2020) |
+| `image` | x | sample, x_0 |
+| `v` | s_t ε − n_t x | v prediction (Salimans & Ho 2022) |
+| `velocity` | ε − x, with s_t = 1 − σ_t, n_t = σ_t | flow matching (Lipman et al. 2023) |
+
+Image and noise come back from a state and a target by solving the two equations: with D_t = s_t b_t − n_t a_t,
+x = (b_t x_t − n_t y_t) / D_t and ε = (s_t y_t − a_t x_t) / D_t.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from jaxtyping import Float
+from torch import Tensor
+
+from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.shapes import Images, Timesteps
+
+Target = Literal["noise", "image", "v", "velocity"]
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
+SamplerName = Literal["ddpm", "ddim", "euler"]
+
+PREDICTION_TYPES = {"noise": "epsilon", "image": "sample", "v": "v_prediction", "velocity": "flow_prediction"}
+"""What diffusers calls the targets."""
+
+SCHEDULER_CONFIG = "scheduler_config.json"
+
+
+class Coefficients(NamedTuple):
+    """s, n, a and b of every timestep, `[T]`, float64, or of some draws, `[B, 1, 1, 1]`."""
+
+    signal: Tensor
+    noise: Tensor
+    target_signal: Tensor
+    target_noise: Tensor
+
+    @property
+    def determinant(self) -> Tensor:
+        """D = s b − n a, by which an error of the target becomes one of the image or the noise."""
+        return self.signal * self.target_noise - self.noise * self.target_signal
+
+
+@dataclass(frozen=True)
+class Process:
+    """A forward process with what the network predicts; timesteps count from 0 to `timesteps` − 1, as diffusers does.
+
+    The default is that of Ho et al. 2020, which the paper uses for images; Stable Diffusion's latents take
+    `scaled_linear` from 0.00085 to 0.012 and `clip_sample=None`.
+
+    Attributes:
+        target: what the network's output is held against.
+        beta_start, beta_end, beta_schedule: variances β_t that the process adds; not of `velocity`.
+        trained_betas: the variances themselves, in place of a rule.
+        zero_terminal_snr: the variances are rescaled so that nothing of the image is left in the last state (Lin et al. 2024).
+        clip_sample: bound at which the DDPM sampler cuts the guessed image off; None for latents.
+        flow_shift: of `velocity`: σ_t = f u / (1 + (f − 1) u) with u = (t + 1) / T (Esser et al. 2024).
+    """
+
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: BetaSchedule = "linear"
+    timesteps: int = 1000
+    target: Target = "noise"
+    trained_betas: tuple[float, ...] | None = None
+    zero_terminal_snr: bool = False
+    clip_sample: float | None = 1.0
+    flow_shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.timesteps > 0, f"timesteps={self.timesteps}: give a positive number")
+        require(0 < self.beta_start <= self.beta_end < 1, f"beta_start={self.beta_start}, beta_end={self.beta_end}: "
+                "give 0 < beta_start <= beta_end < 1")  # fmt: skip
+        for name, choices in (("beta_schedule", get_args(BetaSchedule)), ("target", get_args(Target))):
+            value = getattr(self, name)
+            require(value in choices, f"{name}={value!r}: give {', '.join(choices[:-1])} or {choices[-1]}")
+        require(self.flow_shift > 0, f"flow_shift={self.flow_shift}: give a positive number")
+        clip = self.clip_sample
+        require(clip is None or clip > 0, f"clip_sample={clip}: give a positive bound, or None not to clip")
+        betas = self.trained_betas
+        require(betas is None or (len(betas) == self.timesteps and all(0 < beta <= 1 for beta in betas)),
+                f"trained_betas: give one number in (0, 1] for each of the {self.timesteps} timesteps")  # fmt: skip
+
+    @staticmethod
+    def of(scheduler: Any) -> "Process":
+        """The process that a diffusers scheduler steps through, whatever its way of stepping.
+
+        Raises:
+            ConfigurationError: its process or its prediction type is none of the table; the message names it.
+        """
+        if isinstance(scheduler, Process):
+            return scheduler
+        name, config = type(scheduler).__name__, dict(getattr(scheduler, "config", {}))
+        kind = config.get("prediction_type", "epsilon")
+        if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
+            return _flow(name, config)
+        require(hasattr(scheduler, "alphas_cumprod"), f"{name}: its process is not understood here; give a scheduler with "
+                "alphas_cumprod (DDPM, DDIM, DPM-Solver, …), or FlowMatchEulerDiscreteScheduler")  # fmt: skip
+        targets = {theirs: ours for ours, theirs in PREDICTION_TYPES.items() if ours != "velocity"}
+        require(kind in targets, f"{name}: prediction_type={kind!r} is not understood; known are {', '.join(targets)}")
+        clip = float(config.get("clip_sample_range") or 1.0) if config.get("clip_sample", False) else None
+        return _with_variances(targets[kind], scheduler.alphas_cumprod, config, clip)  # type: ignore[arg-type]
+
+    @staticmethod
+    def read(folder: Path | str) -> "Process":
+        """The process of a saved scheduler, from the folder of its `scheduler_config.json`."""
+        import diffusers
+
+        config = json.loads((Path(folder) / SCHEDULER_CONFIG).read_text())
+        name = config.get("_class_name", "DDPMScheduler")
+        kind = getattr(diffusers, name, None)
+        require(
+            kind is not None, f"{folder}: its scheduler {name!r} is none of diffusers; give process=di.Process(...)"
+        )
+        assert kind is not None
+        return Process.of(kind.from_config({key: value for key, value in config.items() if not key.startswith("_")}))
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether states move along straight lines from image to noise."""
+        return self.target == "velocity"
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """s_t, n_t, a_t, b_t of every timestep, `[T]`, float64."""
+        return _coefficients(self)
+
+    @property
+    def alphas_cumprod(self) -> Float[Tensor, "T"]:
+        """ᾱ_t = s_t² / (s_t² + n_t²), the share of a state's variance that the image has left; float64."""
+        signal, noise = self.coefficients[:2]
+        return signal.square() / (signal.square() + noise.square())
+
+    @property
+    def times(self) -> Float[Tensor, "T"] | None:
+        """What the network is given for each timestep, where that is not the timestep itself."""
+        return self.timesteps * self.coefficients.noise if self.is_flow else None
+
+    def at(self, timesteps: Timesteps, like: Images) -> Coefficients:
+        """The coefficients of some draws, `[B, 1, 1, 1]`, in the type and on the device of `like`."""
+        return Coefficients(*(at_timesteps(values, timesteps, like) for values in self.coefficients))
+
+    def noisy(self, images: Images, timesteps: Timesteps, noise: Images) -> Images:
+        """x_t = s_t x + n_t ε (Ho et al. 2020, equation 4); `[B, C, H, W]`."""
+        here = self.at(timesteps, images)
+        return here.signal * images + here.noise * noise
+
+    def target_of(self, images: Images, timesteps: Timesteps, noise: Images) -> Images:
+        """y_t = a_t x + b_t ε, what the network should say; `[B, C, H, W]`."""
+        if self.target == "noise":
+            return noise
+        here = self.at(timesteps, images)
+        return here.target_signal * images + here.target_noise * noise
+
+    def solved(self, noisy: Images, prediction: Images, timesteps: Timesteps) -> tuple[Images, Images]:
+        """The image and the noise that a prediction in a state amounts to, each `[B, C, H, W]`.
+
+        Raises:
+            ConfigurationError: they cannot be told: noise is predicted where nothing of the image is left.
+        """
+        self.check_solvable()
+        here = self.at(timesteps, noisy)
+        image = (here.target_noise * noisy - here.noise * prediction) / here.determinant
+        return image, (here.signal * prediction - here.target_signal * noisy) / here.determinant
+
+    def check_solvable(self) -> None:
+        """Refuse a process in which the prediction says nothing of the image at some timestep."""
+        solvable = bool((self.coefficients.determinant != 0).all())
+        require(solvable, "target='noise' with zero_terminal_snr: in the last state no image is left, and noise says nothing "
+                "of it; such a model is trained with target='v'")  # fmt: skip
+
+    def scheduler(self, method: SamplerName | None = None) -> Any:
+        """The diffusers scheduler that steps backwards along this process; default DDPM, or Euler for a flow.
+
+        `fixed_small` is the posterior variance β̃_t (Ho et al. 2020, equation 7).
+        """
+        method = method or ("euler" if self.is_flow else "ddpm")
+        allowed = ("euler",) if self.is_flow else ("ddpm", "ddim")
+        require(
+            method in allowed,
+            f"method={method!r}: a process with target={self.target!r} is sampled by {' or '.join(allowed)}",
+        )
+        if self.is_flow:
+            return FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.timesteps, shift=self.flow_shift)
+        shared = {
+            "num_train_timesteps": self.timesteps,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+            "beta_schedule": self.beta_schedule,
+            "trained_betas": None if self.trained_betas is None else list(self.trained_betas),
+            "rescale_betas_zero_snr": self.zero_terminal_snr,
+            "prediction_type": PREDICTION_TYPES[self.target],
+            "clip_sample": self.clip_sample is not None,
+            "clip_sample_range": self.clip_sample or 1.0,
+            "timestep_spacing": "trailing" if self.zero_terminal_snr else "leading",
+        }
+        if method == "ddpm":
+            return DDPMScheduler(variance_type="fixed_small", **shared)
+        # Clipping the guessed image but not the guessed noise would leave the deterministic path that DDIM follows
+        return DDIMScheduler(**shared | {"clip_sample": False})
+
+
+def at_timesteps(values: Float[Tensor, "T"], timesteps: Timesteps, like: Images) -> Float[Tensor, "B 1 1 1"]:
+    """The values of the given timesteps, in dtype, device and rank of `like`."""
+    return values.to(like)[timesteps].view(-1, *[1] * (like.ndim - 1))
+
+
+def _flow(name: str, config: dict[str, Any]) -> Process:
+    """Flow matching, as FlowMatch… schedulers and multistep ones with `use_flow_sigmas` describe it."""
+    kind = config.get("prediction_type", "flow_prediction")
+    require(kind == "flow_prediction", f"{name}: prediction_type={kind!r} with flow sigmas is not understood")
+    # With dynamic shifting the sampler moves its own steps, by the size of the image; the network knows σ all the same
+    shift = 1.0 if config.get("use_dynamic_shifting") else float(config.get("shift", config.get("flow_shift")) or 1.0)
+    steps = int(config.get("num_train_timesteps", 1000))
+    return Process(timesteps=steps, target="velocity", clip_sample=None, flow_shift=shift)
+
+
+def _with_variances(target: Target, alphas_cumprod: Tensor, config: dict[str, Any], clip: float | None) -> Process:
+    """The process by its options where these give the scheduler's own ᾱ_t, and by its variances otherwise."""
+    options: dict[str, Any] = {"timesteps": len(alphas_cumprod), "target": target, "clip_sample": clip}
+    trained = config.get("trained_betas")
+    named: dict[str, Any] = {
+        "beta_start": config.get("beta_start"), "beta_end": config.get("beta_end"),
+        "beta_schedule": config.get("beta_schedule"),
+        "trained_betas": None if trained is None else tuple(float(beta) for beta in trained),
+    }  # fmt: skip
+    named = {key: value for key, value in named.items() if value is not None}
+    zero_snr = bool(config.get("rescale_betas_zero_snr", False))
+    try:
+        process = Process(**options, **named, zero_terminal_snr=zero_snr)
+        found = process.scheduler().alphas_cumprod
+        known = slice(None, -1) if zero_snr else slice(None)  # some schedulers step around a zero with a small number
+        if found.shape == alphas_cumprod.shape and torch.equal(found[known], alphas_cumprod.to(found)[known]):
+            return process
+    except (ConfigurationError, NotImplementedError):
+        pass
+    left = alphas_cumprod.double()
+    before = torch.cat([left.new_ones(1), left[:-1]])
+    return Process(**options, trained_betas=tuple((1 - left / before).tolist()))
+
+
+@lru_cache
+def _coefficients(process: Process) -> Coefficients:
+    if process.is_flow:
+        share = torch.arange(1, process.timesteps + 1, dtype=torch.float64) / process.timesteps
+        noise = process.flow_shift * share / (1 + (process.flow_shift - 1) * share)
+        return Coefficients(1 - noise, noise, torch.full_like(noise, -1.0), torch.ones_like(noise))
+    left = process.scheduler("ddpm").alphas_cumprod.double()
+    signal, noise = left.sqrt(), (1 - left).sqrt()
+    one, nothing = torch.ones_like(left), torch.zeros_like(left)
+    of_target = {"noise": (nothing, one), "image": (one, nothing), "v": (-noise, signal)}[process.target]
+    return Coefficients(signal, noise, *of_target)

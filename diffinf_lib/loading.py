@@ -1,0 +1,212 @@
+"""Loading: a network and the process it was trained on, from whatever a diffusers training leaves. Pickle is never loaded.
+
+Read are pipeline folders (`model_index.json`, a network and a `scheduler` below), network folders with a scheduler inside
+or beside them, and hub ids of either. A model whose meaning is not all there is refused: tensors that are missing or left
+over, inputs that nothing here gives, a scheduler of an unknown process.
+"""
+
+import inspect
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from diffinf_lib.artifacts.files import ensure_writable, read_json, read_tensors
+from diffinf_lib.diffusion import Denoiser, Process
+from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+PIPELINE = "model_index.json"
+NETWORKS = ("unet", "transformer")
+"""What a pipeline calls the network that it denoises with."""
+AUTOENCODERS = ("vae", "vqvae")
+GIVEN = ("class_labels",)
+"""Inputs of a network, besides state and time, that are given from the images' labels."""
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before the names of a network's tensors."""
+
+
+def load_model(
+    source: Path | str, process: Process | Any | None = None, *, device: torch.device | str | None = None
+) -> Denoiser:
+    """Read a network and its process from a folder of diffusers' layout or a hub id; eval mode.
+
+    Args:
+        source: a pipeline folder, the folder of its network (the scheduler is looked for beside it), or a hub id.
+        process: a `Process` or a diffusers scheduler, for networks that come without one or in place of their own.
+
+    Raises:
+        ArtifactError: nothing usable is there, weights are damaged, missing or of another network, or stored as pickle.
+        ConfigurationError: the network wants inputs that nothing here gives, or its process is not understood or not told.
+    """
+    folder = _local(source)
+    network_folder = _network_folder(folder, source)
+    process = Process.of(process) if process is not None else _process_beside(network_folder, folder, source)
+    model = Denoiser(load_network(network_folder), process).eval()
+    latent = [name for name in AUTOENCODERS if (folder / name / "config.json").exists()]
+    if latent:
+        warnings.warn(f"model={source}: a latent model, it denoises what its {latent[0]} makes of images; give encoded images",
+                      stacklevel=2)  # fmt: skip
+    return model if device is None else model.to(device)
+
+
+def load_network(folder: Path | str) -> Any:
+    """Read a network of diffusers from its folder, without its process; eval mode, float32 whatever the weights were stored in.
+
+    Raises:
+        ArtifactError: see `load_model`.
+        ConfigurationError: the network wants inputs that nothing here gives.
+    """
+    folder = Path(folder)
+    kind = _network_class(folder)
+    variant, names = _weights(folder)
+    network, notes = _read(kind, folder, variant)
+    for problem, what in (("missing_keys", "misses"), ("unexpected_keys", "holds, beside what it needs,")):
+        _refuse_strange(folder, what, list(notes[problem]), names)
+    strange = [f"{name} is {tuple(stored)}, not {tuple(wanted)}" for name, stored, wanted in notes["mismatched_keys"]]
+    require(not strange, f"{folder}: the weights are of another width than its config.json: {first_few(strange, 1)}; "
+            "give the config.json that belongs to the weights", ArtifactError)  # fmt: skip
+    return network.eval()
+
+
+def save_model(model: Denoiser, folder: Path | str) -> None:
+    """Write network and process as a pipeline folder: what `load_model` and diffusers' `DDPMPipeline` read."""
+    folder = ensure_writable(folder)
+    scheduler = model.process.scheduler()
+    network: Any = model.network
+    network.save_pretrained(folder / "unet", safe_serialization=True)
+    shutil.copymode(folder / "unet" / "config.json", folder / "unet" / WEIGHTS)  # safetensors lets only the owner read
+    scheduler.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "DDPMPipeline", "_diffusers_version": diffusers.__version__,
+        "scheduler": ["diffusers", type(scheduler).__name__], "unet": ["diffusers", type(network).__name__],
+    }  # fmt: skip
+    (folder / PIPELINE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _local(source: Path | str) -> Path:
+    """The folder itself, or a hub's repository brought here; what can be neither is told at once."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    require(not folder.exists(), f"model={source}: that is a file; give the folder that holds config.json or {PIPELINE}",
+            ArtifactError)  # fmt: skip
+    name = str(source)
+    require(bool(HUB_ID.fullmatch(name)) and not name.startswith("."), f"model={source}: there is no such folder; give a "
+            "pipeline folder, the folder of a network, or a hub id such as google/ddpm-cifar10-32", ArtifactError)  # fmt: skip
+    require(os.environ.get("DIFFINF_OFFLINE", "0") == "0", f"model={source}: there is no such folder, and DIFFINF_OFFLINE "
+            "forbids asking a hub for it; give the folder of a model", ArtifactError)  # fmt: skip
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub
+    import requests
+
+    patterns = ["*.json", "*.safetensors", "*/config.json", "*/scheduler_config.json"]
+    patterns += [f"{part}/*.safetensors*" for part in NETWORKS]
+    try:
+        url = f"{huggingface_hub.constants.ENDPOINT}/api/models/{name}"
+        answer = requests.head(url, timeout=10, allow_redirects=True)  # the hub's own client tries five times
+        require(answer.status_code < 400, f"model={name}: there is no such folder, and the hub has none of that name either "
+                f"(it answers {answer.status_code})", ArtifactError)  # fmt: skip
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except (requests.RequestException, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise ArtifactError(f"model={name}: there is no such folder, and the hub cannot be asked ({reason})") from None
+
+
+def _network_folder(folder: Path, source: Path | str) -> Path:
+    """Where the network's config.json is: the folder itself, or the part of a pipeline that denoises."""
+    if (folder / "config.json").exists():
+        return folder
+    found = [folder / name for name in NETWORKS if (folder / name / "config.json").exists()]
+    require(bool(found), f"model={source}: neither config.json nor {' nor '.join(f'{name}/config.json' for name in NETWORKS)} "
+            "is there; give the folder that save_pretrained wrote", ArtifactError)  # fmt: skip
+    return found[0]
+
+
+def _process_beside(network: Path, folder: Path, source: Path | str) -> Process:
+    """The process of the scheduler that was saved with the network."""
+    for place in (folder / "scheduler", network, network.parent / "scheduler", network.parent):
+        if (place / "scheduler_config.json").exists():
+            return Process.read(place)
+    raise ConfigurationError(
+        f"model={source}: no scheduler_config.json in it or beside it, so what the network predicts is not known; put the "
+        "scheduler's folder beside the network's, or give process=, such as diffusers.DDPMScheduler()"
+    )
+
+
+def _network_class(folder: Path) -> Any:
+    """The diffusers class that config.json names, if all its inputs can be given."""
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name", "UNet2DModel")
+    kind = getattr(diffusers, str(name), None)
+    known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
+    require(known, f"{folder}: its config.json is of {name!r}, which is no network of diffusers; give a UNet2DModel's folder, "
+            "or build the network and give di.Denoiser(network, scheduler)", ConfigurationError)  # fmt: skip
+    assert kind is not None
+    _, *parameters = inspect.signature(kind.forward).parameters.values()
+    denoises = len(parameters) > 1 and parameters[1].name.startswith("timestep")
+    require(denoises, f"{folder}: a {name} takes no timestep, so it is no network that denoises; give the folder of the one "
+            "that does", ConfigurationError)  # fmt: skip
+    wanted = [
+        p.name for p in parameters[2:] if p.default is inspect.Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+    missing = [name for name in wanted if name not in GIVEN]
+    require(not missing, f"{folder}: a {name} must be told {', '.join(missing)}, which images do not carry here; give a model "
+            "that is unconditional or conditioned on classes", ConfigurationError)  # fmt: skip
+    return kind
+
+
+def _weights(folder: Path) -> tuple[str | None, list[str]]:
+    """The variant of the stored weights (None is the plain one), and the names of all tensors, after reading them once."""
+    stem = WEIGHTS.removesuffix(".safetensors")
+    files = sorted(folder.glob(f"{stem}*.safetensors"))
+    if not files:
+        pickled = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".ckpt", ".pth"))
+        way_out = f"it needs {WEIGHTS}"
+        if pickled:
+            way_out = (f"{first_few(pickled, 1)} is pickle, which may run code and is never loaded: open it where you trust "
+                       "it and save it with save_pretrained(..., safe_serialization=True)")  # fmt: skip
+        raise ArtifactError(f"{folder}: no safetensors weights there; {way_out}")
+    variants = {_variant(path.name, stem): None for path in files}
+    variant = None if None in variants else next(iter(variants))
+    chosen = [path for path in files if _variant(path.name, stem) == variant]
+    return variant, [name for path in chosen for name in read_tensors(path)]  # refuses a damaged file
+
+
+def _variant(name: str, stem: str) -> str | None:
+    """`fp16` of `….fp16.safetensors`; None of the plain file and of its shards."""
+    middle = re.sub(r"-\d+-of-\d+", "", name.removeprefix(stem).removesuffix("safetensors")).strip(".")
+    return middle or None
+
+
+def _read(kind: Any, folder: Path, variant: str | None) -> tuple[Any, dict[str, Any]]:
+    try:
+        return kind.from_pretrained(  # type: ignore[no-any-return]
+            str(folder), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, variant=variant,
+            local_files_only=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(
+            f"{folder}: diffusers cannot read the network ({reason}); save it again with save_pretrained"
+        ) from None
+
+
+def _refuse_strange(folder: Path, what: str, strange: list[str], stored: list[str]) -> None:
+    """Refuse tensors that the file lacks or has too many of, and say where the names have a wrapper's prefix."""
+    prefix = next((prefix for prefix in WRAPPERS if stored and all(name.startswith(prefix) for name in stored)), None)
+    hint = "the weights and the config.json beside them do not belong together"
+    if prefix:
+        hint = f"its names begin with {prefix!r}, a wrapper's: save the network inside it (model.{prefix.strip('.')})"
+    require(not strange, f"{folder}: the weights file {what} {len(strange)} tensor(s), such as {first_few(strange, 1)}; {hint}",
+            ArtifactError)  # fmt: skip
