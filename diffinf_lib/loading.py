@@ -34,13 +34,18 @@ WRAPPERS = ("module.", "_orig_mod.")
 
 
 def load_model(
-    source: Path | str, process: Process | Any | None = None, *, device: torch.device | str | None = None
+    source: Path | str,
+    process: Process | Any | None = None,
+    *,
+    no_class: int | None = None,
+    device: torch.device | str | None = None,
 ) -> Denoiser:
     """Read a network and its process from a folder of diffusers' layout or a hub id; eval mode.
 
     Args:
         source: a pipeline folder, the folder of its network (the scheduler is looked for beside it), or a hub id.
         process: a `Process` or a diffusers scheduler, for networks that come without one or in place of their own.
+        no_class: see `Denoiser`; diffusers' files do not say it.
 
     Raises:
         ArtifactError: nothing usable is there, weights are damaged, missing or of another network, or stored as pickle.
@@ -49,7 +54,7 @@ def load_model(
     folder = _local(source)
     network_folder = _network_folder(folder, source)
     process = Process.of(process) if process is not None else _process_beside(network_folder, folder, source)
-    model = Denoiser(load_network(network_folder), process).eval()
+    model = Denoiser(load_network(network_folder), process, no_class=no_class).eval()
     latent = [name for name in AUTOENCODERS if (folder / name / "config.json").exists()]
     if latent:
         warnings.warn(f"model={source}: a latent model, it denoises what its {latent[0]} makes of images; give encoded images",

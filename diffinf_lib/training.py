@@ -52,6 +52,7 @@ class TrainingConfig:
         checkpoint_every: steps between checkpoints from which a killed run goes on.
         keep_ema_at: steps whose averaged weights are kept beside the final ones, for attribution along the run; a shorter run
             never comes to those beyond its end.
+        drop_condition: chance that an image's class is left out of a step, for a model with `no_class`.
         precision: `float32`; `tf32` (float32 with TF32 matrix products, on a GPU); or `bfloat16` autocast (matrix
             products in bfloat16, weights in float32).
         compile: run the network through `torch.compile`.
@@ -69,6 +70,7 @@ class TrainingConfig:
     horizontal_flip: bool = True
     checkpoint_every: int = 1_000
     keep_ema_at: tuple[int, ...] = field(default=())
+    drop_condition: float = 0.0
     precision: Precision = "float32"
     compile: bool = False
 
@@ -82,6 +84,7 @@ class TrainingConfig:
         )
         require(self.precision in ("float32", "tf32", "bfloat16"), f"precision={self.precision!r}: give float32, tf32 "
                 "or bfloat16")  # fmt: skip
+        require(0 <= self.drop_condition <= 1, f"drop_condition={self.drop_condition}: give a chance from 0 to 1")
         require(self.weight_decay >= 0, f"weight_decay={self.weight_decay}: give a number >= 0")
         for step in self.keep_ema_at:
             require(step > 0, f"keep_ema_at={step}: give positive numbers of steps")
@@ -148,6 +151,9 @@ class _Trainer:
         if config.horizontal_flip:
             flip = (torch.rand(len(batch), generator=generator) < 0.5).to(self.device)
             batch = torch.where(flip.view(-1, 1, 1, 1), batch.flip(-1), batch)
+        if config.drop_condition:
+            dropped = (torch.rand(len(batch), generator=generator) < config.drop_condition).to(self.device)
+            told["class_labels"] = torch.where(dropped, self.model.no_class or 0, told["class_labels"])
         torch.manual_seed(keyed_seed("dropout", self.seed, step))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             loss = per_draw_loss(self.network, batch, timesteps, noise, **told).mean()
@@ -232,6 +238,8 @@ def train(
     """
     require_denoiser(model)
     require(len(images) > 0, "training needs at least one image; the set given is empty")
+    require(config.drop_condition == 0 or model.no_class is not None, f"drop_condition={config.drop_condition}: this network "
+            "has no label for no class; give di.Denoiser(network, process, no_class=...)")  # fmt: skip
     identity = training_identity(model, images, config, seed)
     if out is None:
         with _deterministic(config.precision):
@@ -240,12 +248,16 @@ def train(
     with stage(folder, identity, name="model", force=force) as needed, _deterministic(config.precision):
         if needed:
             _run(model, images, config, seed, folder, identity, device, progress)
-    return load_training(folder, device)
+    return load_training(folder, device, model.no_class)
 
 
-def load_training(folder: Path | str, device: torch.device | str | None = None) -> TrainingResult:
+def load_training(
+    folder: Path | str, device: torch.device | str | None = None, no_class: int | None = None
+) -> TrainingResult:
     """Read what `train` left in a folder."""
-    return TrainingResult(load_model(folder, device=device or "cpu"), read_arrays(Path(folder) / LOSSES)["losses"])
+    return TrainingResult(
+        load_model(folder, device=device or "cpu", no_class=no_class), read_arrays(Path(folder) / LOSSES)["losses"]
+    )
 
 
 @contextmanager

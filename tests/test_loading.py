@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from diffinf_lib.attribution import influence
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, Process, example_draws
+from diffinf_lib.diffusion import Denoiser, DrawConfig, Process, example_draws, objective_batches
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DiffinfError
 from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
 from diffinf_lib.loading import load_model, save_model
@@ -296,6 +297,41 @@ def test_labels_that_a_network_does_not_know_are_refused():
         sample(model, 2, (3, 8, 8), steps=2)
     with pytest.raises(ConfigurationError, match="labels: this network is not told classes"):
         sample(Denoiser(network(BUTTERFLIES)), 2, (3, 8, 8), steps=2, labels=[0, 1])
+
+
+def test_dropped_conditions_are_part_of_a_draw():
+    made = network(BUTTERFLIES | {"num_class_embeds": 5}).double().eval()
+    model, data = Denoiser(made, DDPMScheduler(), no_class=4), images(3, classes=4)
+    draws = DrawConfig(40, drop_condition=0.3, noise="independent")
+    (batch,) = objective_batches(model, data, draws, seed=0, stage="x", batch_size=120)
+    (told,) = objective_batches(model, data, replace(draws, drop_condition=0.0), seed=0, stage="x", batch_size=120)
+    assert torch.equal(batch.state, told.state) and torch.equal(batch.timesteps, told.timesteps)
+    dropped = batch.conditions["class_labels"] == 4
+    assert 20 < int(dropped.sum()) < 55
+    assert torch.equal(batch.conditions["class_labels"][~dropped], told.conditions["class_labels"][~dropped])
+    measured = measure(model, data, MeasurementConfig(draws=draws))
+    parts = list(objective_batches(model, data, draws, seed=0, stage=MEASUREMENT_STAGE, batch_size=40))
+    for value, part in zip(measured, parts, strict=True):
+        labels = part.conditions["class_labels"]
+        expected = (part.noise - made(part.state, part.timesteps, labels).sample).square().mean().detach()
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
+    with pytest.raises(ConfigurationError, match=r"drop_condition=0.3: this network has no label for no class"):
+        measure(Denoiser(made, DDPMScheduler()), data, MeasurementConfig(draws=draws))
+    with pytest.raises(ConfigurationError, match="no_class=5: give a label from 0 to 4"):
+        Denoiser(made, DDPMScheduler(), no_class=5)
+
+
+def test_training_can_drop_conditions(tmp_path):
+    config = TrainingConfig(steps=3, batch_size=4, warmup_fraction=0, horizontal_flip=False, drop_condition=0.5)
+    start = {"num_class_embeds": 5} | BUTTERFLIES
+    made = Denoiser(network(start | {"num_class_embeds": 5}), DDPMScheduler(), no_class=4)
+    trained = train(made, images(4, classes=4), config, out=tmp_path, progress=False).model
+    assert trained.no_class == 4
+    before = network(start | {"num_class_embeds": 5}).class_embedding.weight
+    moved = (made.network.class_embedding.weight - before).abs().sum(1) > 1e-6
+    assert bool(moved[4])  # the label for no class was seen
+    with pytest.raises(ConfigurationError, match="no label for no class"):
+        train(Denoiser(network(BUTTERFLIES)), images(2), config)
 
 
 def test_what_a_model_is_names_more_than_its_weights():

@@ -34,8 +34,9 @@ def objective_batches(
     check_trajectories(images, objective, process)
     pixels, told = images.images.to(model.device, model.dtype), conditions_of(model, images)
     batches = iterate_draws(
-        pixels, images.ids, draws, seed=seed, stage=stage, process=process, batch_size=batch_size, conditions=told
-    )
+        pixels, images.ids, draws, seed=seed, stage=stage, process=process, batch_size=batch_size, conditions=told,
+        no_class=model.no_class,
+    )  # fmt: skip
     for batch in batches:
         if objective.on_trajectories:
             assert isinstance(images, Trajectories)

@@ -33,9 +33,18 @@ class Denoiser(nn.Module):
             the output, the other is left alone.
         process: a `Process`, or the diffusers scheduler that describes it.
         classes: number of classes that a network of one's own is told apart by (`class_labels`); diffusers' say it themselves.
+        no_class: the label that stands for no class, where the network was trained to do without (classifier-free guidance,
+            Ho & Salimans 2022); draws with `drop_condition` tell it so.
     """
 
-    def __init__(self, network: nn.Module, process: Process | Any = Process(), *, classes: int | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process | Any = Process(),
+        *,
+        classes: int | None = None,
+        no_class: int | None = None,
+    ):
         super().__init__()
         require(isinstance(network, nn.Module), f"network: {type(network).__name__} is no torch module; give a network, or a "
                 "folder or hub id to di.load_model")  # fmt: skip
@@ -45,6 +54,9 @@ class Denoiser(nn.Module):
         )
         self.network, self.process = in_full_precision(network), Process.of(process)
         self.classes = _classes(network) if classes is None else classes
+        self.no_class = no_class
+        require(no_class is None or 0 <= no_class < self.classes, f"no_class={no_class}: give a label from 0 to "
+                f"{self.classes - 1}, one of the network's {self.classes} classes")  # fmt: skip
 
     @property
     def device(self) -> torch.device:
@@ -70,6 +82,7 @@ class Denoiser(nn.Module):
             "structure": str(self.network),
             "config": json.loads(json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, default=str)),
             "process": json.loads(json.dumps(asdict(self.process))),
+            "classes": [self.classes, self.no_class],
             "weights": tensor_digest(*self.network.state_dict().values()),
         }
 

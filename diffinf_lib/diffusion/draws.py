@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from diffinf_lib.diffusion.process import Process
@@ -34,11 +34,15 @@ Hesterberg 1995)."""
 
 
 class Draws(NamedTuple):
-    """The draws of one example; the mean of weights · value over them estimates an expectation."""
+    """The draws of one example; the mean of weights · value over them estimates an expectation.
+
+    In `dropped` draws the network is not told its conditions.
+    """
 
     timesteps: Int[Tensor, "S"]
     noise: Float[Tensor, "S C H W"]
     weights: Float[Tensor, "S"]
+    dropped: Bool[Tensor, "S"]
 
 
 class DrawBatch(NamedTuple):
@@ -98,6 +102,7 @@ class DrawConfig:
             drops out of comparisons between examples, and these are what a ranking or an LDS is made of: the variance of a
             difference loses what the two have in common. A single example's gradient is no more exact than without, and a
             mean over examples less: for curvature leave it off.
+        drop_condition: chance that a draw leaves the network's condition out, as its training did (Ho & Salimans 2022).
     """
 
     count: int = 250
@@ -106,6 +111,7 @@ class DrawConfig:
     proposal: tuple[float, ...] | None = None
     shared: bool = False
     timestep: int | None = None
+    drop_condition: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.count > 0, f"draws={self.count}: give a positive number")
@@ -122,6 +128,7 @@ class DrawConfig:
         else:
             require(self.proposal is None, f"proposal with timesteps={self.timesteps!r}: only 'importance' has one; leave "
                     "it out")  # fmt: skip
+        require(0 <= self.drop_condition <= 1, f"drop_condition={self.drop_condition}: give a chance from 0 to 1")
         require((self.timesteps == "single") == (self.timestep is not None), f"timestep={self.timestep} with timesteps="
                 f"{self.timesteps!r}: 'single' needs one, and nothing else has one")  # fmt: skip
 
@@ -176,7 +183,9 @@ def example_draws(
         timesteps = timesteps.repeat_interleave(2)
         noise = torch.stack([noise, -noise], dim=1).flatten(0, 1)
     weights = 1 / (process.timesteps * probabilities[timesteps]) if whole else torch.ones(len(timesteps))
-    return Draws(timesteps, noise, weights.float())
+    # Drawn last, so that timesteps and noise are the same whether or not conditions are dropped; a pair stays one
+    dropped = torch.rand(distinct, generator=generator).repeat_interleave(pairs) < config.drop_condition
+    return Draws(timesteps, noise, weights.float(), dropped)
 
 
 def _timesteps(
@@ -233,6 +242,7 @@ def iterate_draws(
     process: Process = Process(),
     batch_size: int = 512,
     conditions: Mapping[str, Tensor] | None = None,
+    no_class: int | None = None,
 ) -> Iterator[DrawBatch]:
     """All draws of all examples, in the order of the examples, cut into batches of `batch_size` draws.
 
@@ -240,7 +250,13 @@ def iterate_draws(
 
     Args:
         conditions: what the network is told of each image, `[N, ...]` by name.
+        no_class: what it is told as `class_labels` in draws that drop their condition.
+
+    Raises:
+        ConfigurationError: conditions are to be dropped, and there is no label that stands for none.
     """
+    require(config.drop_condition == 0 or no_class is not None, f"drop_condition={config.drop_condition}: this network has no "
+            "label for no class; give di.Denoiser(network, process, no_class=...), or draws that drop nothing")  # fmt: skip
     require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
     shape = (images.shape[1], images.shape[2], images.shape[3])
     total = len(ids) * config.count
@@ -258,7 +274,7 @@ def iterate_draws(
             parts.append(Draws(*(value[low:high] for value in made[1])))
         rows = torch.arange(start, min(start + batch_size, total))
         drawn = Draws(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-        yield _batch(images, drawn, rows // config.count, rows % config.count, process, conditions)
+        yield _batch(images, drawn, rows // config.count, rows % config.count, process, conditions, no_class)
 
 
 def _batch(
@@ -268,6 +284,7 @@ def _batch(
     draw: Int[Tensor, "B"],
     process: Process,
     conditions: Mapping[str, Tensor] | None,
+    no_class: int | None,
 ) -> DrawBatch:
     """Draws with their images, states and targets, on the images' device and in their type."""
     pixels, timesteps, noise = (
@@ -276,6 +293,8 @@ def _batch(
         drawn.noise.to(images),
     )
     told = None if conditions is None else {n: v[example.to(v.device)].to(images.device) for n, v in conditions.items()}
+    if told is not None and no_class is not None:
+        told["class_labels"] = told["class_labels"].masked_fill(drawn.dropped.to(images.device), no_class)
     return DrawBatch(
         pixels, timesteps, noise, example, draw, drawn.weights.to(images), process.noisy(pixels, timesteps, noise),
         process.target_of(pixels, timesteps, noise), told,

@@ -132,6 +132,6 @@ def test_layers_that_it_would_get_wrong_are_refused_by_name(options, message):
 
 
 def test_groups_are_refused_by_name():
-    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1, groups=2))
+    model = Denoiser(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1, groups=2)))
     with pytest.raises(ConfigurationError, match="layer 1: groups=2, which curvlinops averages over"):
         fit_with_curvlinops(model, images(2, 4), by_definition(DRAWS))

@@ -190,7 +190,7 @@ def test_sampled_positions_agree_with_all_in_expectation(monkeypatch):
     config = by_definition(DRAWS, approximation="kfac")
 
     def factors(**options):
-        return fit._Fit(model, data, replace(config, **options), 0, fit.Process(), 64, False).factors(None, None)
+        return fit._Fit(model, data, replace(config, **options), 0, 64, False).factors(None, None)
 
     samples = []
     for seed in range(200):

@@ -1,5 +1,18 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import (
@@ -9,6 +22,7 @@ from diffinf_lib.diffusion import (
     example_draws,
     per_draw_loss,
 )
+from diffinf_lib.diffusion.process import PREDICTION_TYPES
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, measure
 
@@ -34,6 +48,99 @@ def test_noising_agrees_with_diffusers():
     images, noise, steps = torch.randn(5, 1, 4, 4), torch.randn(5, 1, 4, 4), torch.tensor([0, 1, 500, 998, 999])
     expected = Process().scheduler().add_noise(images, noise, steps)
     torch.testing.assert_close(Process().noisy(images, steps, noise), expected)
+
+
+FLOWS = [
+    FlowMatchEulerDiscreteScheduler(),
+    FlowMatchEulerDiscreteScheduler(shift=3.0),
+    FlowMatchHeunDiscreteScheduler(),
+]
+ZERO = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+SCHEDULERS = [
+    DDPMScheduler(), DDPMScheduler(beta_schedule="squaredcos_cap_v2"), DDPMScheduler(beta_schedule="laplace"),
+    DDPMScheduler(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3), DDPMScheduler(prediction_type="sample"),
+    DDIMScheduler(**ZERO), DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+    PNDMScheduler(prediction_type="v_prediction"), DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2"),
+    UniPCMultistepScheduler(), EulerDiscreteScheduler(), LMSDiscreteScheduler(beta_schedule="scaled_linear"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda s: type(s).__name__)
+def test_any_scheduler_s_process_is_read(scheduler):
+    process = Process.of(scheduler)
+    expected = scheduler.alphas_cumprod.double()
+    torch.testing.assert_close(process.alphas_cumprod, expected, rtol=1e-4, atol=1e-6)
+    assert PREDICTION_TYPES[process.target] == scheduler.config.prediction_type
+    assert process.timesteps == len(expected)
+    assert Process.of(process.scheduler()) == process  # what is written is read again
+    steps = torch.tensor([0, 1, process.timesteps - 1])
+    images, noise = torch.randn(3, 1, 4, 4).double(), torch.randn(3, 1, 4, 4).double()
+    if isinstance(scheduler, (DDPMScheduler, DDIMScheduler)):
+        torch.testing.assert_close(
+            process.noisy(images, steps, noise), scheduler.add_noise(images, noise, steps), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_a_zero_that_a_scheduler_steps_around_is_still_a_zero():
+    process = Process.of(EulerDiscreteScheduler(**ZERO))
+    assert process == replace(Process.of(DDIMScheduler(**ZERO)), clip_sample=process.clip_sample)
+    assert process.coefficients.signal[-1] == 0
+
+
+@pytest.mark.parametrize("scheduler", FLOWS, ids=lambda s: f"{type(s).__name__}-{s.config.shift}")
+def test_a_flow_s_states_are_those_that_its_training_draws(scheduler):
+    process = Process.of(scheduler)
+    ours = process.coefficients.noise
+    torch.testing.assert_close(ours.float(), scheduler.sigmas.flip(0), rtol=1e-5, atol=1e-6)
+    images, noise, steps = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4), torch.tensor([10, 999])
+    sigma = ours.float()[steps].view(-1, 1, 1, 1)
+    torch.testing.assert_close(process.noisy(images, steps, noise), (1 - sigma) * images + sigma * noise)
+    torch.testing.assert_close(process.target_of(images, steps, noise), noise - images)
+    torch.testing.assert_close(process.times[steps], 1000 * ours[steps])  # the network is told T σ
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"target": "image"}, {"target": "v"}, {"target": "v", "zero_terminal_snr": True}, {"target": "velocity"},
+])  # fmt: skip
+def test_image_and_noise_come_back_from_state_and_target(options):
+    process, steps = Process(**options), torch.tensor([0, 400, 999])
+    images, noise = torch.randn(3, 1, 4, 4).double(), torch.randn(3, 1, 4, 4).double()
+    noisy, target = process.noisy(images, steps, noise), process.target_of(images, steps, noise)
+    image, found = process.solved(noisy, target, steps)
+    torch.testing.assert_close(image, images, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found, noise, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["v", "image"])
+def test_targets_are_those_of_diffusers(kind):
+    scheduler = DDPMScheduler(prediction_type=PREDICTION_TYPES[kind])
+    process, steps = Process.of(scheduler), torch.tensor([3, 700])
+    images, noise = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
+    expected = scheduler.get_velocity(images, noise, steps) if kind == "v" else images
+    torch.testing.assert_close(process.target_of(images, steps, noise), expected)
+
+
+def test_noise_that_says_nothing_of_the_image_is_refused():
+    process = Process(zero_terminal_snr=True)
+    state = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ConfigurationError, match="such a model is trained with target='v'"):
+        process.solved(state, state, torch.tensor([999]))
+
+
+def test_an_output_of_another_shape_is_refused():
+    images = ImageSet(torch.zeros(1, 3, 2, 2), torch.zeros(1).long(), torch.zeros(1).long())
+    for channels in (1, 2, 4, 9):
+        network = torch.nn.Conv2d(3, channels, 1)
+        network.forward = lambda noisy, timesteps, of=network: torch.nn.Conv2d.forward(of, noisy)
+        with pytest.raises(ConfigurationError, match=rf"Conv2d: its output is .*{channels}, 2, 2\) for states"):
+            measure(Denoiser(network), images)
+
+
+def test_of_a_learned_variance_the_mean_is_the_output():
+    network = torch.nn.Conv2d(3, 6, 1)
+    network.forward = lambda noisy, timesteps: torch.nn.Conv2d.forward(network, noisy)
+    noisy = torch.randn(2, 3, 2, 2)
+    assert torch.equal(Denoiser(network)(noisy, torch.tensor([0, 1])), network(noisy, None)[:, :3])
 
 
 def test_scaled_linear_is_linear_in_the_square_root():
