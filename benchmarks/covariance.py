@@ -15,6 +15,7 @@ from benchmarks import harness
 from diffinf_lib.curvature.blocks import layer_blocks
 from diffinf_lib.curvature.covariance import row_patch_covariance, sampled_inputs
 from diffinf_lib.curvature.kfac import input_factor_sum
+from diffinf_lib.curvature.layers import Layer
 
 SHAPES = [(1, 8), (4, 8), (8, 8), (16, 8), (32, 8), (32, 4), (64, 4), (32, 32), (64, 32), (96, 16), (128, 32), (256, 8)]
 """(channels, side of the image)."""
@@ -23,7 +24,7 @@ SHAPES = [(1, 8), (4, 8), (8, 8), (16, 8), (32, 8), (32, 4), (64, 4), (32, 32), 
 def ways(channels: int, side: int, draws: int, device: str) -> dict[str, Any]:
     """The three computations on one layer and one batch of inputs."""
     layer = nn.Conv2d(channels, channels, 3, padding=1).to(device)
-    (block,) = layer_blocks({"layer": layer}).values()
+    (block,) = layer_blocks({"layer": Layer(layer)}).values()
     raw, places = torch.randn(draws, channels, side, side, device=device), torch.rand(draws, 4, device=device)
     return {
         "unfold": lambda: input_factor_sum(block.inputs(raw)),

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.curvature import Curvature, curvature_layers, split_into_blocks
-from diffinf_lib.curvature.layers import differentiable, gradient_matrices, layer_parameters
+from diffinf_lib.curvature.layers import Layers, differentiable, gradient_matrices, layer_parameters
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, objective_batches, objective_values
 from diffinf_lib.errors import require
@@ -70,13 +70,14 @@ def timestep_proposal(
     require(slices > 0 and draws.timesteps == "stratified" and distinct % slices == 0,
             f"draws={draws}, slices={slices}: give stratified draws, as many in each slice")  # fmt: skip
     require(0 < damping < math.inf, f"damping={damping}: whitening divides by its root; give a number > 0")
+    layers = curvature_layers(model, None if curvature is None else curvature.covers)
     if curvature is not None:
         curvature.blocks(model)
         curvature = curvature.to(model.device)
     variances = torch.zeros(slices, dtype=torch.float64)
     units = _pilot_units(model, images, draws, seed)
     for index, (batch, weights) in enumerate(units):
-        gradient = _weighted_gradient(model, batch, weights, batch_size)
+        gradient = _weighted_gradient(model, layers, batch, weights, batch_size)
         variances[index * slices // distinct] += _squared_norm(model, gradient, curvature, damping)
     spread = variances.sqrt()
     require(bool(torch.isfinite(spread).all()) and bool((spread > 0).any()),
@@ -105,10 +106,9 @@ def _pilot_units(
 
 
 def _weighted_gradient(
-    model: Denoiser, batch: DrawBatch, weights: Float[Tensor, "B"], batch_size: int
+    model: Denoiser, layers: Layers, batch: DrawBatch, weights: Float[Tensor, "B"], batch_size: int
 ) -> dict[str, Float[Tensor, "O I"]]:
     """Σ over draws of weight · ∇ℓ, one matrix a layer."""
-    layers = curvature_layers(model)
     parameters = layer_parameters(layers)
     total = [torch.zeros_like(parameter) for parameter in parameters]
     for start in range(0, len(weights), batch_size):

@@ -23,7 +23,9 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, Process, conditions_of, require_denoiser
 from diffinf_lib.diffusion.elbo import nats_to_bits_per_dimension, nearest_levels
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.finite import first_not_finite, not_finite_at
 from diffinf_lib.options import Options, PositiveFloat, PositiveInt
+from diffinf_lib.precision import require_full_precision
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, ImageShape, PerExample
@@ -90,10 +92,12 @@ def log_likelihood(
         seed: of the spreads and the probes, not of the model.
 
     Raises:
-        ConfigurationError: torchdiffeq is not installed, or options that do not fit together.
+        ConfigurationError: torchdiffeq is not installed, options that do not fit together, or a value that is not finite;
+            the message names the image.
     """
     config = config or LikelihoodConfig()
     require_denoiser(model).process.check_solvable()
+    require_full_precision(model)
     require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
     require(levels is not None or not dequantised, "dequantised with levels=None: give the number of levels")
     spread_levels = None if dequantised else levels
@@ -127,7 +131,7 @@ class _Probes:
     """The z whose zᵀ J z sum to an estimate of the trace of J; every image draws its own from its own generator."""
 
     def __init__(self, ids: Int[Tensor, "B"], draw: int, shape: ImageShape, config: LikelihoodConfig, seed: int):
-        self.shape, self.count = shape, config.probes
+        self.ids, self.shape, self.count = ids, shape, config.probes
         self.generators = [keyed_generator("probes", seed, int(example_id), draw) for example_id in ids]
         self.fixed: Tensor | None = None
         if config.divergence == "exact":
@@ -150,10 +154,15 @@ def _log_density(
 ) -> PerExample:
     """log p(x) of each image at t = 0, in nats; `[B]`, float64, on the CPU."""
     state = images.to(model.device, torch.float64)
-    flow = _Flow(model, probes, {name: values.to(model.device) for name, values in told.items()})
+    flow = _Flow(model, probes, {name: values.to(model.device) for name, values in told.items()}, images)
     final, gain = _solve(flow, (state, state.new_zeros(len(state))), config)
     prior = -0.5 * (final.square() + math.log(2 * math.pi)).flatten(1).sum(1)
-    return (prior + gain).cpu()
+    density = (prior + gain).cpu()
+    place = first_not_finite(density)
+    if place is not None:
+        raise ConfigurationError(f"image {int(probes.ids[place[0]])}: its log-likelihood is not finite; give more steps, "
+                                 "or look at the network's output along the way")  # fmt: skip
+    return density
 
 
 class _Flow(NamedTuple):
@@ -162,6 +171,7 @@ class _Flow(NamedTuple):
     model: Denoiser
     probes: _Probes
     told: dict[str, Tensor]
+    pixels: Images
 
     def __call__(self, angle: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         turned, process = state[0], self.model.process
@@ -179,6 +189,10 @@ class _Flow(NamedTuple):
         """The output and an estimate of the trace of its Jacobian, float64; the network works in its own precision."""
         given = noisy.detach().to(self.model.dtype).requires_grad_()
         prediction = self.model.at_times(given, timestep.to(given).expand(len(given)), **self.told)
+        place = first_not_finite(prediction.detach())
+        if place is not None:
+            image = int(self.probes.ids[place[0]])
+            raise not_finite_at(self.model, image, self.pixels[place[0]], given.detach()[place[0]], float(timestep))
         probes, trace = self.probes().to(given), noisy.new_zeros(len(noisy))
         for index, probe in enumerate(probes):
             last = index == len(probes) - 1

@@ -15,8 +15,10 @@ from torch import Tensor
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawConfig, Objective, objective_batches, require_denoiser
 from diffinf_lib.errors import require
+from diffinf_lib.finite import check_draws_finite
 from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
 from diffinf_lib.options import Options
+from diffinf_lib.precision import require_full_precision
 from diffinf_lib.settings import own_settings
 
 MEASUREMENT_STAGE = "measurement"
@@ -142,6 +144,9 @@ def measure(
     Args:
         images: the queries; `Trajectories` for `trajectory_log_prob`.
         seed: of the draws, not of the model.
+
+    Raises:
+        ConfigurationError: a value is not finite; the message names the query and the timestep.
     """
     return measure_all(model, images, [as_measurement(config)], seed=seed, batch_size=batch_size)[0]
 
@@ -157,7 +162,7 @@ def measure_all(
     batch_size: int = 512,
 ) -> Float[Tensor, "m Q"]:
     """Several measurements `[m, Q]`, float64, on the CPU; those that take the same draws share the network's passes."""
-    require_denoiser(model)
+    require_full_precision(require_denoiser(model))
     values = torch.zeros(len(configs), len(images), dtype=torch.float64)
     together: dict[tuple[DrawConfig, bool], list[int]] = {}
     for place, config in enumerate(configs):
@@ -191,5 +196,6 @@ def _means(
         prediction = model.predict(batch)
         for total, objective in zip(totals, objectives, strict=True):
             shares = batch.weights.double() * objective.per_draw(prediction, batch, model.process).double()
+            check_draws_finite(shares, model, batch, images.ids)
             total.index_add_(0, batch.example, shares.cpu())
     return totals / draws.count

@@ -1,4 +1,4 @@
-"""Precision: how matrix products are rounded, on the devices that have a choice.
+"""Precision: how matrix products are rounded, on the devices that have a choice; weights are never in half precision.
 
 | name | products | sums |
 |---|---|---|
@@ -7,11 +7,16 @@
 | `bfloat16` | 7 bits of mantissa; weights stay in float32 | float32 |
 """
 
+import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
+
+from diffinf_lib.errors import require
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
@@ -28,3 +33,45 @@ def matrix_precision(precision: Precision, device: torch.device | str) -> Iterat
     finally:
         torch.set_float32_matmul_precision(before)
         torch.backends.cudnn.allow_tf32 = allowed
+
+
+def is_half(tensor: Tensor) -> bool:
+    """Whether numbers are kept in fewer than 32 bits: float16, bfloat16 or less."""
+    return tensor.is_floating_point() and tensor.element_size() < 4
+
+
+def require_full_precision(model: nn.Module) -> None:
+    """Refuse a model that keeps numbers in half precision.
+
+    Raises:
+        ConfigurationError: the message names the first.
+    """
+    for name, tensor in _tensors(model):
+        require(not is_half(tensor), f"{name} is {_kind(tensor)}: gradients, curvature and measurements would be lost in "
+                "rounding; give model.float()")  # fmt: skip
+
+
+def in_full_precision(model: nn.Module) -> nn.Module:
+    """The model itself; where it holds half-precision numbers, a copy with these in float32, said in a warning.
+
+    Dampings of 1e-8 and products of small gradients are zero in half precision, and positions rounded to it are others.
+    Curvature, gradients and scores of the rounded weights are right in float32.
+    """
+    kinds = sorted({_kind(tensor) for _, tensor in _tensors(model) if is_half(tensor)})
+    if not kinds:
+        return model
+    warnings.warn(
+        f"{type(model).__name__}: weights in {' and '.join(kinds)} are too coarse for curvature and scores; a copy in float32 "
+        "is used",
+        stacklevel=3,
+    )
+    return copy.deepcopy(model)._apply(lambda tensor: tensor.float() if is_half(tensor) else tensor)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -58,16 +58,16 @@ def test_a_killed_store_goes_on_and_computes_only_what_is_missing(tmp_path, monk
     curvature = fit_curvature(model, data, CURVATURE)
     stored(model, curvature, data, tmp_path / "whole")
     calls = []
-    original = compute.example_gradient
+    original = compute._mean_gradient
 
-    def watched(model, image, *arguments, **options):
+    def watched(model, layers, image, *arguments):
         if len(calls) == 3:
             calls.append("killed")
             raise KeyboardInterrupt
         calls.append(int(image.ids))
-        return original(model, image, *arguments, **options)
+        return original(model, layers, image, *arguments)
 
-    monkeypatch.setattr(compute, "example_gradient", watched)
+    monkeypatch.setattr(compute, "_mean_gradient", watched)
     with pytest.raises(KeyboardInterrupt):
         stored(model, curvature, data, tmp_path / "part")
     stored(model, curvature, data, tmp_path / "part")
@@ -116,5 +116,7 @@ def test_a_curvature_read_from_its_file_opens_the_same_store(tmp_path):
 def test_a_curvature_of_other_layers_is_refused():
     data = images(2, 4)
     curvature = fit_curvature(tiny_unet(), data, CURVATURE)
-    with pytest.raises(ConfigurationError, match=r"layer down: None in the curvature, \(3, 10\) in the model"):
+    with pytest.raises(
+        ConfigurationError, match=r"conv_in.weight, conv_in.bias, .*in the curvature, but not in the model"
+    ):
         next(gradient_shards(conv_denoiser(), curvature, data, CONFIG))

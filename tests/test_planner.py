@@ -33,7 +33,7 @@ def test_the_paper_s_network_costs_what_the_paper_s_network_costs():
 
 def test_flops_of_a_convolution_by_hand():
     count = NetworkCount(SMOKE.unet, SMOKE.curvature)
-    first = count.layers["conv_in"]
+    first = count.layers["conv_in"].module
     assert isinstance(first, nn.Conv2d)
     image = torch.empty(8, 1, 8, 8, device="meta")
     assert count.flops(lambda _: first(image)) == 2 * 64 * first.weight.numel()

@@ -29,6 +29,7 @@ from diffinf_lib.attribution.scoring import DampingKind, Inverses, KeptQueries, 
 from diffinf_lib.attribution.trak import GradientSource, Trak, checked_shards
 from diffinf_lib.curvature import Approximation, Curvature
 from diffinf_lib.errors import require
+from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import LayerGradients
 from diffinf_lib.settings import own_settings
 
@@ -74,7 +75,9 @@ def das_scores(
         check_blocks(gradients, curvature, "train")
         squares = [_mean_squares(part.scores(gradients) / count, probes_per_query) for part in kept]
         columns.append(torch.stack(squares).mean(0))
-    return torch.cat(columns, dim=-1)
+    scores = torch.cat(columns, dim=-1)
+    check_scores(scores, query=None, training_image=None)
+    return scores
 
 
 @own_settings

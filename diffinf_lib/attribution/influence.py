@@ -16,6 +16,7 @@ from diffinf_lib.curvature import Approximation, Curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawConfig, require_denoiser
 from diffinf_lib.errors import require
+from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, MeasurementName, as_measurement
 from diffinf_lib.settings import own_settings
@@ -185,6 +186,7 @@ def influence(
     scores = torch.empty(len(inverses), len(queries), len(train), dtype=torch.float64)
     for rows, gradients in together(shards):
         scores[:, :, rows] = kept.scores(gradients) / len(train)
+    check_scores(scores, query=queries.ids, training_image=train.ids)
     scores = scores.view(len(approximations), len(inverses.dampings), len(queries), len(train))
     scores = scores[:, 0] if isinstance(damping, Real) else scores
     return scores[0] if isinstance(approximation, str) else scores
@@ -258,4 +260,6 @@ def self_influence(
             for index, factor in enumerate(inverses.factors(curvature, name)):
                 total[index] += (squares @ factor.flatten()).double().cpu()
         parts.append(total)
-    return torch.cat(parts, dim=1) / count
+    scores = torch.cat(parts, dim=1) / count
+    check_scores(scores, training_image=None)
+    return scores

@@ -34,9 +34,11 @@ from diffinf_lib.curvature import (
     split_layers,
 )
 from diffinf_lib.curvature.blocks import joined_from_blocks
+from diffinf_lib.curvature.layers import Covers
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawConfig, check_draws, objective_batches
 from diffinf_lib.errors import require
+from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, MeasurementName, as_measurement
 from diffinf_lib.options import checked
@@ -112,7 +114,7 @@ def iterative_influence(
     curvature = curvature.to(next(model.parameters()).device)
     config = GradientConfig(measured.measured_draws, MEASUREMENT_STAGE, seed, objective=measured.objective)
     gradients = all_gradients(gradient_shards(model, curvature, queries, config, store=query_store, **shared))
-    ggn = training_ggn(model, train, ggn_draws, seed=seed, batch_size=ggn_batch_size)
+    ggn = training_ggn(model, train, ggn_draws, seed=seed, batch_size=ggn_batch_size, covers=curvature.covers)
     solutions = [
         solved_queries(
             model, curvature, ggn, gradients, damping=value, method=method, max_iterations=max_iterations,
@@ -125,6 +127,7 @@ def iterative_influence(
     for rows, part in together(gradient_shards(model, curvature, train, config, store=store, **shared)):
         for index, solution in enumerate(solutions):
             scores[index, :, rows] = solved_scores(solution, part, count=len(train))
+    check_scores(scores, query=queries.ids, training_image=train.ids)
     return scores[0] if isinstance(damping, Real) else scores
 
 
@@ -136,15 +139,17 @@ def training_ggn(
     *,
     seed: int = 0,
     batch_size: int = 25,
+    covers: Covers = None,
 ) -> Operator:
     """GGN^model of the mean loss over some draws of every training image, as a linear operator.
 
     Args:
         draws: of each training image; the operator keeps them, N · S noisy images.
         batch_size: draws a pass of a product.
+        covers: which parameters; `curvature.covers` for those of a fitted curvature.
     """
     batches = objective_batches(model, train, draws, seed=seed, stage=GGN_STAGE, batch_size=batch_size)
-    return ggn_operator(model, list(batches))
+    return ggn_operator(model, list(batches), covers=covers)
 
 
 @own_settings
@@ -186,7 +191,7 @@ def solved_queries(
             solution = conjugate_gradient_inverse(operator, damping, right, **options)
         else:
             solution = neumann_inverse(operator, damping, right, scale=scale, **options)
-    parts = split_into_blocks(split_layers(model, solution.vectors), blocks)
+    parts = split_into_blocks(split_layers(model, solution.vectors, curvature.covers), blocks)
     return {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}, solution
 
 
@@ -209,7 +214,7 @@ def solution_path(
         preconditioner=curvature_preconditioner(model, curvature, damping, approximation),
     )  # fmt: skip
     for vectors in path:
-        parts = split_into_blocks(split_layers(model, vectors), blocks)
+        parts = split_into_blocks(split_layers(model, vectors, curvature.covers), blocks)
         yield {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}
 
 

@@ -25,6 +25,7 @@ from diffinf_lib.attribution.influence import together
 from diffinf_lib.attribution.scoring import DampingKind, Inverses, check_dampings
 from diffinf_lib.compression import PROJECTION, projected
 from diffinf_lib.errors import require
+from diffinf_lib.finite import check_scores, first_not_finite
 from diffinf_lib.gradients import LayerGradients
 from diffinf_lib.settings import own_settings
 
@@ -159,7 +160,9 @@ class Trak:
         self, queries: GradientSource, damping: float | Sequence[float], *, damping_kind: DampingKind = "absolute"
     ) -> Float[Tensor, "D Q N"]:
         """φ_q (ΦᵀΦ + λI)⁻¹ φ_n of given queries (see `trak_scores`)."""
-        return self.kernel.scores(self.features(queries), damping, damping_kind=damping_kind)
+        scores = self.kernel.scores(self.features(queries), damping, damping_kind=damping_kind)
+        check_scores(scores, query=None, training_image=None)
+        return scores
 
     def _projected(self, source: GradientSource, name: str) -> Float[Tensor, "n k"]:
         assert self.dimension is not None
@@ -262,9 +265,9 @@ def _check_gradients(where: slice, gradients: LayerGradients, name: str) -> None
     require(PROJECTION not in gradients, f"{name}: a projected store has forgotten the blocks; give another store format, "
             "and dimension=k for a projection")  # fmt: skip
     for block, gradient in gradients.items():
-        finite = torch.isfinite(gradient).flatten(1).all(1)
-        require(bool(finite.all()), f"{name}: layer {block}: the gradient of row {where.start + int(finite.int().argmin())} is "
-                "not finite; check the weights")  # fmt: skip
+        place = first_not_finite(gradient)
+        require(place is None, f"{name}: layer {block}: the gradient of row {where.start + place[0] if place else ''} is not "
+                "finite; compute it anew")  # fmt: skip
 
 
 def _require_same(expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:

@@ -20,7 +20,13 @@ from .inverses import (
     scores_with_inverse as scores_with_inverse,
 )
 from .kfac import KroneckerFactors as KroneckerFactors
-from .layers import ForwardPass as ForwardPass, curvature_layers as curvature_layers
+from .layers import (
+    Coverage as Coverage,
+    Covers as Covers,
+    ForwardPass as ForwardPass,
+    coverage as coverage,
+    curvature_layers as curvature_layers,
+)
 from .operators import (
     empirical_fisher_operator as empirical_fisher_operator,
     example_gradients as example_gradients,

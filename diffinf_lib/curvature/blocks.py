@@ -1,10 +1,12 @@
 """Blocks: the pieces of a layer's gradient matrix that get a curvature of their own.
 
 Curvature between blocks is set to zero. Mostly a block is a whole layer, its bias as the last column ("joint"). With
-separate biases, weight and bias are two blocks; a grouped convolution has one block a group, because a group's outputs
-see only that group's inputs. A block is always a rectangle of the layer's `[d_out, d_in]` gradient matrix.
+separate biases, weight and bias are two blocks; where only one of them is covered, it is the only one. A grouped
+convolution has one block a group, because a group's outputs see only that group's inputs. A block is always a rectangle
+of the layer's `[d_out, d_in]` gradient matrix.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffinf_lib.curvature.layers import Layers, curvature_layers, layer_inputs, layer_shape
+from diffinf_lib.curvature.layers import Covers, Layer, Layers, curvature_layers, layer_inputs, layer_shape
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.options import checked
 
@@ -25,14 +27,20 @@ class Block:
 
     Attributes:
         layer_name: the layer's name in the model.
+        covered: the layer, with what of it is covered.
         group: which group of a grouped convolution.
         part: `joint` (weight and bias), `weight` or `bias`.
     """
 
     layer_name: str
-    layer: nn.Module
+    covered: Layer
     group: int = 0
     part: Literal["joint", "weight", "bias"] = "joint"
+
+    @property
+    def layer(self) -> nn.Module:
+        """The layer itself."""
+        return self.covered.module
 
     @property
     def groups(self) -> int:
@@ -42,25 +50,25 @@ class Block:
     @property
     def rows(self) -> slice:
         """The block's rows in the layer's gradient matrix, and its channels among the layer's outputs."""
-        size = layer_shape(self.layer)[0] // self.groups
+        size = layer_shape(self.covered)[0] // self.groups
         return slice(self.group * size, (self.group + 1) * size)
 
     @property
     def columns(self) -> slice:
         """The block's columns in the layer's gradient matrix."""
-        inputs = layer_shape(self.layer)[1]
-        weights = inputs - (self.layer.bias is not None)
+        inputs = layer_shape(self.covered)[1]
+        weights = inputs - (self.covered.bias is not None)
         return {"joint": slice(0, inputs), "weight": slice(0, weights), "bias": slice(weights, None)}[self.part]
 
     @property
     def has_bias(self) -> bool:
         """Whether the bias is one of the block's columns."""
-        return self.part != "weight" and self.layer.bias is not None
+        return self.part != "weight" and self.covered.bias is not None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in) of the block."""
-        outputs, inputs = layer_shape(self.layer)
+        outputs, inputs = layer_shape(self.covered)
         return outputs // self.groups, len(range(inputs)[self.columns])
 
     def of(self, matrix: Float[Tensor, "... O I"]) -> Float[Tensor, "... o i"]:
@@ -71,7 +79,7 @@ class Block:
         """The block's inputs a at each position, from what the layer was called with."""
         if self.part == "bias":
             return layer_positions(self.layer, raw)
-        return layer_inputs(self.layer, raw, self.group)[..., self.columns]
+        return layer_inputs(self.covered, raw, self.group)[..., self.columns]
 
     def output_gradients(self, gradients: Float[Tensor, "B P O"]) -> Float[Tensor, "B P o"]:
         """The block's output gradients g out of the layer's."""
@@ -112,21 +120,27 @@ def layer_blocks(layers: Layers, bias: BiasRule = "joint") -> dict[str, Block]:
     checked("bias", bias, BiasRule)
     blocks = {}
     for name, layer in layers.items():
-        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        groups = layer.module.groups if isinstance(layer.module, nn.Conv2d) else 1
         for group in range(groups):
             base = name if groups == 1 else f"{name}.group{group}"
             if bias == "joint":
-                blocks[base] = Block(name, layer, group)
+                blocks[base] = Block(name, layer, group, "bias" if layer.weight is None else "joint")
                 continue
-            blocks[f"{base}.weight"] = Block(name, layer, group, "weight")
+            if layer.weight is not None:
+                blocks[f"{base}.weight"] = Block(name, layer, group, "weight")
             if layer.bias is not None:
                 blocks[f"{base}.bias"] = Block(name, layer, group, "bias")
     return blocks
 
 
-def curvature_blocks(model: Denoiser, bias: BiasRule = "joint") -> dict[str, Block]:
-    """The blocks of a model by name (see `layer_blocks` and `curvature_layers`)."""
-    return layer_blocks(curvature_layers(model), bias)
+def curvature_blocks(model: Denoiser, bias: BiasRule = "joint", covers: Covers = None) -> dict[str, Block]:
+    """The blocks of a model by name (see `layer_blocks` and `coverage`)."""
+    return layer_blocks(curvature_layers(model, covers), bias)
+
+
+def layers_of(blocks: Mapping[str, Block]) -> dict[str, Layer]:
+    """The layers that some blocks are pieces of, in order."""
+    return {block.layer_name: block.covered for block in blocks.values()}
 
 
 def split_into_blocks(matrices: dict[str, Tensor], blocks: dict[str, Block]) -> dict[str, Tensor]:
@@ -141,7 +155,7 @@ def joined_from_blocks(parts: dict[str, Tensor], blocks: dict[str, Block]) -> di
         part = parts[name]
         if block.layer_name not in matrices:
             matrices[block.layer_name] = torch.zeros(
-                *part.shape[:-2], *layer_shape(block.layer), dtype=part.dtype, device=part.device
+                *part.shape[:-2], *layer_shape(block.covered), dtype=part.dtype, device=part.device
             )
         block.of(matrices[block.layer_name]).copy_(part)
     return matrices

@@ -35,7 +35,9 @@ def input_covariance_sum(
         weights: of the draws; None for ones.
     """
     if block.part == "bias":
-        total = raw.new_tensor(float(len(raw))) if weights is None else weights.sum()
+        total = (
+            torch.tensor(float(len(raw)), dtype=torch.float64, device=raw.device) if weights is None else weights.sum()
+        )
         return total.view(1, 1)
     sampled = places is not None and position_count(block.layer, raw) > places.shape[1]
     if weights is not None or not isinstance(block.layer, nn.Conv2d):

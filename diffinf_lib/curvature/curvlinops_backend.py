@@ -4,7 +4,7 @@ It serves as an oracle for our own fit, and as a second opinion to whoever wants
 has no counterpart for is refused by name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,15 +12,25 @@ import torch
 from curvlinops import EKFACLinearOperator, KFACLinearOperator
 from torch import Tensor, nn
 
-from diffinf_lib.curvature.blocks import curvature_blocks
+from diffinf_lib.curvature.blocks import layer_blocks
 from diffinf_lib.curvature.config import CurvatureConfig
 from diffinf_lib.curvature.ekfac import LayerCurvature
 from diffinf_lib.curvature.fitted import Curvature
-from diffinf_lib.curvature.layers import ForwardPass, Layers, curvature_layers, differentiable, layer_parameters
+from diffinf_lib.curvature.layers import (
+    GRADIENTS_NOT_FINITE,
+    Coverage,
+    Covers,
+    Layers,
+    coverage,
+    differentiable,
+    layer_parameters,
+)
 from diffinf_lib.curvature.operators import FlatDenoiser, batch_size_of, packed
+from diffinf_lib.curvature.passes import check_products
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, objective_batches
-from diffinf_lib.errors import require
+from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.finite import all_finite, check_draws_finite
 from diffinf_lib.randomness import keyed_seed
 from diffinf_lib.settings import own_settings
 
@@ -45,6 +55,16 @@ class _Draws:
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         return map(packed, self.batches())
 
+    def check_finite(self, found: Iterable[Any]) -> None:
+        """Refuse what is not finite and was made of these draws; they are gone through again for the one to blame."""
+        tensors = [value for values in found for value in (values.values() if isinstance(values, dict) else [values])]
+        if all(all_finite(tensor) for tensor in tensors):
+            return
+        for batch in self.batches():
+            with torch.no_grad():
+                check_draws_finite(self.model.predict(batch), self.model, batch, self.images.ids)
+        raise ConfigurationError(f"curvlinops, {self.pass_name}: {GRADIENTS_NOT_FINITE}")
+
     @property
     def count(self) -> int:
         """N·S."""
@@ -58,6 +78,7 @@ def fit_with_curvlinops(
     config: CurvatureConfig | None = None,
     *,
     seed: int = 0,
+    covers: Covers = None,
     batch_size: int = 64,
 ) -> Curvature:
     """Fit K-FAC or EK-FAC through curvlinops, on the very draws that `fit_curvature` takes.
@@ -66,6 +87,7 @@ def fit_with_curvlinops(
     curvlinops' own. It always takes all positions and corrects per draw, whatever `config` says.
 
     Args:
+        covers: as for `fit_curvature`.
         config: as for `fit_curvature`; its `correction`, `group`, `input_positions` and `precision` are not read.
 
     Raises:
@@ -73,7 +95,9 @@ def fit_with_curvlinops(
     """
     config = config or CurvatureConfig()
     _check_supported(config)
-    layers = curvature_layers(model)
+    covered = coverage(model, covers)
+    covered.warn_of_embeddings()
+    layers = covered.layers
     _check_layers(layers)
 
     def draws(pass_name: str, count: DrawConfig) -> _Draws:
@@ -84,13 +108,16 @@ def fit_with_curvlinops(
         _check_forward(model, layers, data)
         factors = _operator(KFACLinearOperator, model, layers, data, config, seed)
         factors.compute_kronecker_factors()
+        data.check_finite([factors._input_covariances, factors._gradient_covariances])
         if config.approximation == "kfac":
-            return _as_curvature(model, config, factors, None)
-        corrected = _operator(EKFACLinearOperator, model, layers, draws("corrections", config.draws), config, seed)
+            return _as_curvature(covered, config, factors, None)
+        data = draws("corrections", config.draws)
+        corrected = _operator(EKFACLinearOperator, model, layers, data, config, seed)
         corrected._input_covariances = dict(factors._input_covariances)
         corrected._gradient_covariances = dict(factors._gradient_covariances)
         corrected.compute_eigenvalue_correction()
-    return _as_curvature(model, config, factors, corrected)
+        data.check_finite(corrected._corrected_eigenvalues.values())
+    return _as_curvature(covered, config, factors, corrected)
 
 
 def _check_supported(config: CurvatureConfig) -> None:
@@ -104,7 +131,7 @@ def _check_supported(config: CurvatureConfig) -> None:
 
 
 def _check_layers(layers: Layers) -> None:
-    for name, layer in layers.items():
+    for name, layer in ((name, layer.module) for name, layer in layers.items()):
         if isinstance(layer, nn.Conv2d):
             left, right, top, bottom = layer._reversed_padding_repeated_twice
             require(layer.groups == 1, f"layer {name}: groups={layer.groups}, which curvlinops averages over; "
@@ -116,8 +143,8 @@ def _check_layers(layers: Layers) -> None:
 
 
 def _check_forward(model: Denoiser, layers: Layers, data: _Draws) -> None:
-    """Refuse layers that are used twice or not at all: curvlinops would add the uses up, or miss the layer."""
-    ForwardPass(model, layers, next(data.batches()).rows(slice(0, 1)))
+    """Refuse layers that are used twice, otherwise or not at all: curvlinops would add the uses up, or miss the layer."""
+    check_products(model, layers, next(data.batches()).rows(slice(0, 1)))
 
 
 def _operator(kind: Any, model: Denoiser, layers: Layers, data: _Draws, config: CurvatureConfig, seed: int) -> Any:
@@ -125,19 +152,19 @@ def _operator(kind: Any, model: Denoiser, layers: Layers, data: _Draws, config: 
     sampled = config.partition == "model" and not config.exact_labels
     fisher = "mc" if sampled else "type-2" if config.partition == "model" else "empirical"
     return kind(
-        FlatDenoiser(model, second_order=False), nn.MSELoss(reduction="mean"), layer_parameters(layers), data,
+        FlatDenoiser(model, layers, second_order=False), nn.MSELoss(reduction="mean"), layer_parameters(layers), data,
         fisher_type=fisher, mc_samples=config.labels, kfac_approx=config.sharing,
         separate_weight_and_bias=config.bias == "separate", seed=keyed_seed("curvlinops", seed, data.pass_name),
         check_deterministic=False, num_data=data.count, num_per_example_loss_terms=1, batch_size_fn=batch_size_of,
     )  # fmt: skip
 
 
-def _as_curvature(model: Denoiser, config: CurvatureConfig, factors: Any, corrected: Any) -> Curvature:
+def _as_curvature(covered: Coverage, config: CurvatureConfig, factors: Any, corrected: Any) -> Curvature:
     """Its factors and corrected eigenvalues by block, in our scale."""
     found = {}
     # its empirical Fisher of MSELoss(mean) is C times the outer product of the mean-dim loss's gradient
     scale = 1.0 if config.partition == "model" else 1 / factors._data.images.images[0].numel()
-    for name, block in curvature_blocks(model, config.bias).items():
+    for name, block in layer_blocks(covered.layers, config.bias).items():
         module = f"model.network.{block.layer_name}"
         output_factor = factors._gradient_covariances[module]
         # a bias of its own has the constant input 1
@@ -145,7 +172,7 @@ def _as_curvature(model: Denoiser, config: CurvatureConfig, factors: Any, correc
         basis = _in_eigenbasis(input_factor, output_factor, scale)
         values = None if corrected is None else scale * _corrected(corrected, module, block.part)
         found[name] = replace(basis, corrected_eigenvalues=values)
-    return Curvature(found, config.bias)
+    return Curvature(found, config.bias, covered.names, tuple(covered.left_out))
 
 
 def _corrected(operator: Any, module: str, part: str) -> Tensor:

@@ -26,7 +26,8 @@ from diffinf_lib.curvature.ekfac import LayerCurvature, eigenbasis
 from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.curvature.kfac import KroneckerFactors
 from diffinf_lib.curvature.labels import KeyedRandomness
-from diffinf_lib.curvature.passes import AddGroup, Passes, Sums
+from diffinf_lib.curvature.layers import GRADIENTS_NOT_FINITE, Covers, check_finite
+from diffinf_lib.curvature.passes import AddGroup, Passes, Sums, check_products
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawConfig, conditions_of, objective_batches
 from diffinf_lib.errors import require
@@ -70,18 +71,21 @@ class _Fit:
         seed: int,
         batch_size: int,
         progress: bool,
+        covers: Covers = None,
     ):
         require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
         require(len(images) > 0, "curvature: there are no images to fit it to; give at least one")
         self.model, self.config, self.seed, self.progress = model, config, seed, progress
         self.images = images.subset(torch.argsort(images.ids).tolist())  # groups of draws must not depend on the order
-        self.passes = Passes(model, config, batch_size)
+        self.passes = Passes(model, config, batch_size, covers)
+        self.passes.coverage.warn_of_embeddings()
         self.device, self.kind = model.device, model.dtype
         self._check_layers()
 
     def _check_layers(self) -> None:
-        """A forward pass of one draw refuses layers that are used twice, or not at all, before any work."""
-        self.passes.forward(next(self.draws(DrawConfig(1, noise="independent"), "check", 1)))
+        """One draw refuses layers that are used twice, not at all, or in another way than hooks see, before any work."""
+        draw = next(self.draws(DrawConfig(1, noise="independent"), "check", 1))
+        check_products(self.passes.model, self.passes.layers, draw)
 
     def draws(self, draws: DrawConfig, pass_name: str, group: int) -> Any:
         """All draws of a pass, a group at a time."""
@@ -103,6 +107,8 @@ class _Fit:
             if keep and index + 1 < count:
                 keep.save(pass_name, index + 1, sums)
         bar.close()
+        for name, value in sums.items():
+            check_finite({name.partition("/")[0]: value}, GRADIENTS_NOT_FINITE)
         return {name: value / total for name, value in sums.items()}
 
     def factors(self, folder: Path | None, keep: _Partial | None) -> dict[str, Tensor]:
@@ -132,13 +138,17 @@ class _Fit:
         config = self.config
         bases = self.bases(folder, keep)
         if not config.needs_corrections:
-            return Curvature(bases, config.bias)
+            return self._curvature(bases)
         group = self.passes.group_size(config.draws.count, batched=config.correction == "batched")
         corrected = self.means("corrections", config.draws, group, self.passes.corrections(bases), keep)
         layers = {
             name: replace(basis, corrected_eigenvalues=corrected[name].to(self.kind)) for name, basis in bases.items()
         }
-        return Curvature(layers, config.bias)
+        return self._curvature(layers)
+
+    def _curvature(self, layers: dict[str, LayerCurvature]) -> Curvature:
+        covered = self.passes.coverage
+        return Curvature(layers, self.config.bias, covered.names, tuple(covered.left_out))
 
 
 @own_settings
@@ -148,6 +158,7 @@ def fit_curvature(
     config: CurvatureConfig | None = None,
     *,
     seed: int = 0,
+    covers: Covers = None,
     batch_size: int = 100,
     out: Path | str | None = None,
     checkpoint_seconds: float = 30.0,
@@ -159,19 +170,23 @@ def fit_curvature(
         model: taken in eval mode; its parameters, flags and gradients are left as they were. It may be compiled
             (`model.compile()`), or its weights in channels-last memory.
         images: the training images.
+        covers: which parameters; by default the trainable weights and biases of every `Conv2d` and `Linear`. Names of
+            parameters, or a rule `(name, parameter) -> bool`. The curvature remembers them, and gradients and scores follow it.
         batch_size: draws a forward pass; the result depends on it by rounding only, the memory in proportion.
         out: folder of this stage; with it a killed fit goes on from partial sums and ends with the same bits. Partial
             sums are counted in groups of draws, so a killed fit goes on with its own `batch_size` only.
         checkpoint_seconds: how often partial sums are written.
 
     Raises:
-        ConfigurationError: an unsupported layer, one used twice or not at all, or gradients that are not finite.
+        ConfigurationError: nothing or an unsupported layer is covered, one is used twice or not at all, or gradients are not
+            finite.
         ArtifactError: `out` holds the curvature of another configuration.
     """
-    fit = _Fit(model, images, config or CurvatureConfig(), seed, batch_size, progress)
+    fit = _Fit(model, images, config or CurvatureConfig(), seed, batch_size, progress, covers)
     if out is None:
         return fit.run(None, None)
-    folder, identity = ensure_writable(out), curvature_identity(model, images, fit.config, seed)
+    identity = curvature_identity(model, images, fit.config, seed, fit.passes.coverage.names)
+    folder = ensure_writable(out)
     with stage(folder, identity, name="curvature") as needed:
         if needed:
             keep = _Partial(folder / PARTIAL, plain(identity) | {"batch_size": batch_size}, checkpoint_seconds)
@@ -181,11 +196,14 @@ def fit_curvature(
     return Curvature.load(folder / CURVATURE_FILE)
 
 
-def curvature_identity(model: Denoiser, images: ImageSet, config: CurvatureConfig, seed: int) -> dict[str, Any]:
+def curvature_identity(
+    model: Denoiser, images: ImageSet, config: CurvatureConfig, seed: int, covered: tuple[str, ...]
+) -> dict[str, Any]:
     """Everything a curvature depends on, as plain values."""
     return {
         "curvature": config,
         "seed": seed,
+        "covered": covered,
         "model": model.identity,
         "images": tensor_digest(images.images, images.ids, *(conditions_of(model, images) or {}).values()),
     }

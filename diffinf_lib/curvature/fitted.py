@@ -1,7 +1,7 @@
 """Fitted curvature: the eigenbases and eigenvalues of all blocks of a model, on disk and in memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,46 @@ from diffinf_lib.artifacts import read_tensor_metadata, read_tensors, tensor_dig
 from diffinf_lib.curvature.blocks import BiasRule, Block, curvature_blocks
 from diffinf_lib.curvature.config import Approximation
 from diffinf_lib.curvature.ekfac import LayerCurvature
-from diffinf_lib.diffusion import Denoiser
-from diffinf_lib.errors import ArtifactError, require
+from diffinf_lib.curvature.layers import Covers
+from diffinf_lib.diffusion import Denoiser, require_denoiser
+from diffinf_lib.errors import ArtifactError, first_few, require
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curvature:
     """The curvature of a model, a block at a time, in eigenbases.
 
     Attributes:
         layers: curvature by block; a block is a layer unless the layer has groups or a bias of its own (see `Block`).
         bias: how the blocks were cut.
+        covered: names of the parameters that it is the curvature of; None for the trainable ones of whatever model it meets.
+        left_out: names of the model's other trainable parameters.
     """
 
     layers: dict[str, LayerCurvature]
     bias: BiasRule = "joint"
+    covered: tuple[str, ...] | None = None
+    left_out: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        tensors = [value for layer in self.layers.values() for value in vars(layer).values() if value is not None]
+        kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+        entries = sum(o * i for o, i in (layer.shape for layer in self.layers.values()))
+        best = sorted({layer.best for layer in self.layers.values()})
+        lines = [
+            f"Curvature: {', '.join(best)} of {len(self.layers)} blocks, bias {self.bias}, {', '.join(kinds)}, "
+            f"{sum(tensor.nbytes for tensor in tensors) / 1e6:,.1f} MB",
+            f"  covers {entries:,} weights in {_parameters(self.covered)}",
+        ]
+        return "\n".join([*lines, *([f"  leaves out {_parameters(self.left_out)}"] if self.left_out else [])])
 
     def save(self, path: Path | str) -> None:
         """Write to one safetensors file, atomically."""
         tensors: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             tensors |= {f"{name}/{field}": value for field, value in vars(layer).items() if value is not None}
-        write_tensors(path, tensors, metadata={"bias": self.bias})
+        names = {"covered": self.covered, "left_out": self.left_out}
+        write_tensors(path, tensors, metadata={"bias": self.bias} | names)
 
     @staticmethod
     def load(path: Path | str) -> "Curvature":
@@ -49,8 +67,15 @@ class Curvature:
             found.setdefault(name, {})[field] = tensor
         if not all(name and parts.keys() <= known for name, parts in found.items()):
             raise ArtifactError(f"{path}: not a curvature file; give one that fit_curvature wrote")
-        bias = (read_tensor_metadata(path) or {}).get("bias", "joint")
-        return Curvature({name: LayerCurvature(**parts) for name, parts in found.items()}, bias)
+        told = read_tensor_metadata(path) or {}
+        covered = told.get("covered")
+        layers = {name: LayerCurvature(**parts) for name, parts in found.items()}
+        return Curvature(
+            layers,
+            told.get("bias", "joint"),
+            covered if covered is None else tuple(covered),
+            tuple(told.get("left_out", ())),
+        )
 
     def to(self, device: torch.device | str) -> "Curvature":
         """The same curvature on another device."""
@@ -59,7 +84,7 @@ class Curvature:
             parts: dict[str, Any] = {name: v if v is None else v.to(device) for name, v in vars(layer).items()}
             return LayerCurvature(**parts)
 
-        return Curvature({name: moved(layer) for name, layer in self.layers.items()}, self.bias)
+        return replace(self, layers={name: moved(layer) for name, layer in self.layers.items()})
 
     @property
     def digest(self) -> str:
@@ -67,13 +92,25 @@ class Curvature:
         layers = [self.layers[name] for name in sorted(self.layers, key=lambda name: f"{name}/")]
         return tensor_digest(*(v for layer in layers for v in vars(layer).values() if v is not None))
 
+    @property
+    def covers(self) -> Covers:
+        """What it covers, as the operators take it: the parameters of these names, as far as a model has them."""
+        if self.covered is None:
+            return None
+        names = frozenset(self.covered)
+        return lambda name, parameter: name in names
+
     def blocks(self, model: Denoiser) -> dict[str, Block]:
-        """The model's blocks, cut as this curvature's.
+        """The model's blocks, of the parameters that this curvature covers and cut as it is.
 
         Raises:
-            ConfigurationError: a block is missing on either side, or its shape differs; the message names it.
+            ConfigurationError: a covered parameter is not in the model, or a block differs; the message names it.
         """
-        blocks = curvature_blocks(model, self.bias)
+        there = {name for name, _ in require_denoiser(model).network.named_parameters()}
+        missing = [name for name in self.covered or () if name not in there]
+        require(not missing, f"{first_few(missing)}: in the curvature, but not in the model; give the curvature that was "
+                "fitted to this model")  # fmt: skip
+        blocks = curvature_blocks(model, self.bias, self.covers)
         asked = {name: block.shape for name, block in blocks.items()}
         found = {name: layer.shape for name, layer in self.layers.items()}
         for name in asked | found:
@@ -87,3 +124,8 @@ class Curvature:
         for layer in self.layers.values():
             for approximation in approximations:
                 layer.eigenvalues(approximation)
+
+
+def _parameters(names: tuple[str, ...] | None) -> str:
+    """`12 parameters (conv_in.weight, conv_in.bias, …)`."""
+    return "trainable parameters" if names is None else f"{len(names)} parameters ({first_few(names)})"

@@ -65,7 +65,7 @@ def curvature_preconditioner(
     inverse = {name: torch.where(values > 0, 1 / values, 1.0) for name, values in damped.items()}
 
     def precondition(vectors: Float[Tensor, "P n"]) -> Float[Tensor, "P n"]:
-        parts = split_into_blocks(split_layers(model, vectors), blocks)
+        parts = split_into_blocks(split_layers(model, vectors, curvature.covers), blocks)
         for name, layer in curvature.layers.items():
             parts[name] = layer.from_eigenbasis(layer.to_eigenbasis(parts[name]) * inverse[name])
         return flatten_layers(joined_from_blocks(parts, blocks))

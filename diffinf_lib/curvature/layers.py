@@ -1,14 +1,15 @@
 """Layers: which parameters the curvature covers, and what a layer sees of one forward and one backward pass.
 
-Covered are the weight and bias of every `Conv2d` and `Linear`, the bias as the weight of a constant input 1. A layer's
-gradient is then a matrix G = Σ_p g_p a_pᵀ, `[d_out, d_in]`, summed over the positions p that share the weights: pixels of
-a convolution, tokens of an attention layer, one position of a plain linear layer. Normalisation layers are left out of
-the curvature and of the inner product alike.
+Covered are the trainable weights and biases of every `Conv2d` and `Linear`, or those that `covers` selects; a bias counts
+as the weight of a constant input 1. A layer's gradient is then a matrix G = Σ_p g_p a_pᵀ, `[d_out, d_in]`, summed over the
+positions p that share the weights: pixels of a convolution, tokens of an attention layer, one position of a plain linear
+layer. Normalisation layers and embeddings are left out of the curvature and of the inner product alike.
 """
 
-import math
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -16,67 +17,196 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffinf_lib.diffusion import Denoiser, DrawBatch, require_denoiser
-from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.errors import ConfigurationError, first_few, require
+from diffinf_lib.finite import all_finite
+from diffinf_lib.precision import require_full_precision
 
-Layers = Mapping[str, nn.Module]
+Covers = Callable[[str, nn.Parameter], bool] | Collection[str] | None
+"""Which parameters to cover: a rule for a parameter's name and itself, or names; None takes the trainable ones."""
 
 NORMALISATION = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 """Layers that are left out of the curvature and of the inner product; their weights are a share of a per cent."""
 
+EMBEDDING = (nn.Embedding, nn.EmbeddingBag)
+"""Layers that are left out too, which a fit says in a warning: what they learned of each class may matter."""
 
-def curvature_layers(model: Denoiser) -> dict[str, nn.Module]:
-    """Every `Conv2d` and `Linear` of a model's network by name, in the network's own order.
+
+GRADIENTS_NOT_FINITE = (
+    "its gradients are not finite; check pixels and weights, and the network's output at all timesteps"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A `Conv2d` or `Linear`, and which of its parameters are covered."""
+
+    module: nn.Module
+    covers_weight: bool = True
+    covers_bias: bool = True
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The weight, if it is covered."""
+        return self.module.weight if self.covers_weight else None  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, if there is one and it is covered."""
+        return self.module.bias if self.covers_bias else None  # type: ignore[return-value]
+
+    @property
+    def outputs(self) -> int:
+        """d_out, the number of output channels or features."""
+        size = self.module.out_channels if isinstance(self.module, nn.Conv2d) else self.module.out_features
+        return int(size)  # type: ignore[arg-type]
+
+
+Layers = Mapping[str, Layer]
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """What the curvature of a model is about.
+
+    Attributes:
+        layers: the covered layers by name, in the model's own order.
+        left_out: trainable parameters that are not covered, and the kind of module they belong to.
+    """
+
+    layers: dict[str, Layer]
+    left_out: dict[str, str]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the covered parameters, in the order of `layer_parameters`."""
+        parts = {name: (layer.weight, layer.bias) for name, layer in self.layers.items()}
+        return tuple(
+            f"{name}.{part}" if name else part
+            for name, both in parts.items()
+            for part, tensor in zip(("weight", "bias"), both, strict=True)
+            if tensor is not None
+        )
+
+    def warn_of_embeddings(self) -> None:
+        """Say which trainable embeddings are left out."""
+        found = [name for name, kind in self.left_out.items() if kind in {c.__name__ for c in EMBEDDING}]
+        if found:
+            warnings.warn(
+                f"{first_few(found)}: the curvature covers Conv2d and Linear, embeddings are left out; scores are about the "
+                "other parameters",
+                stacklevel=3,
+            )
+
+
+def curvature_layers(model: Denoiser, covers: Covers = None) -> dict[str, Layer]:
+    """The layers of a model with covered parameters by name, in the model's own order (see `coverage`)."""
+    return coverage(model, covers).layers
+
+
+def coverage(model: Denoiser, covers: Covers = None) -> Coverage:
+    """Which parameters of a model's network the curvature covers: trainable weights and biases of `Conv2d` and `Linear`.
+
+    Args:
+        covers: cover these instead, trainable or not.
 
     Raises:
-        ConfigurationError: the model's process is not known, there is no such layer, two share a parameter, or a module of
-            another kind has trainable parameters; the message names it.
+        ConfigurationError: the model's process is not known, nothing is covered, a parameter has a second owner or half
+            precision, or one that is wanted belongs to a module of another kind; the message names it.
     """
     network = require_denoiser(model).network
-    layers: dict[str, nn.Module] = {
-        name: layer for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
-    }
-    require(bool(layers), f"{type(network).__name__}: no Conv2d or Linear layer to fit a curvature to")
-    _refuse_other_modules(network)
-    _refuse_shared_parameters(layers)
-    return layers
+    wanted = _rule(network, covers)
+    layers: dict[str, Layer] = {}
+    left_out: dict[str, str] = {}
+    for name, module in network.named_modules():
+        found = dict(module.named_parameters(recurse=False))
+        taken = {part for part, parameter in found.items() if wanted(f"{name}.{part}" if name else part, parameter)}
+        plain = {"weight", "bias"} if isinstance(module, (nn.Conv2d, nn.Linear)) else set()
+        if covered := taken & plain:
+            layers[name] = Layer(module, "weight" in covered, "bias" in covered)
+        if not isinstance(module, NORMALISATION + EMBEDDING):
+            _refuse_other_parameters(name, module, sorted(taken - plain))
+        left_out |= {
+            f"{name}.{part}" if name else part: type(module).__name__
+            for part, parameter in found.items()
+            if parameter.requires_grad and part not in covered
+        }
+    _check_layers(network, layers, covers)
+    result = Coverage(layers, left_out)
+    missed = [] if covers is None or callable(covers) else sorted({*_listed(covers)} - {*result.names})
+    require(not missed, f"covers: {first_few(missed)} is not the weight or bias of a Conv2d or Linear; leave it out")
+    return result
 
 
-def _refuse_other_modules(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding, *NORMALISATION)):
-            continue
-        trainable = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-        require(not trainable, f"layer {name or '(the model itself)'}: {type(module).__name__} is not supported; to leave "
-                "its parameters out of the curvature, freeze them with requires_grad_(False)")  # fmt: skip
+def _rule(model: nn.Module, covers: Covers) -> Callable[[str, nn.Parameter], bool]:
+    if covers is None:
+        return lambda name, parameter: parameter.requires_grad
+    if callable(covers):
+        return covers
+    names = frozenset(_listed(covers))
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    require(names <= known, f"covers: {type(model).__name__} has no parameter {first_few(sorted(names - known))}; give names "
+            "from model.network.named_parameters()")  # fmt: skip
+    return lambda name, parameter: name in names
 
 
-def _refuse_shared_parameters(layers: Layers) -> None:
+def _listed(names: Collection[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _refuse_other_parameters(name: str, module: nn.Module, wanted: list[str]) -> None:
+    where = name or "(the model itself)"
+    require(not wanted, f"layer {where}: {type(module).__name__} has trainable parameters ({first_few(wanted)}), but the "
+            "curvature covers the weight and bias of Conv2d and Linear only; freeze them with requires_grad_(False) if scores "
+            "may leave them out, or select others with covers=")  # fmt: skip
+
+
+def _check_layers(model: nn.Module, layers: Layers, covers: Covers) -> None:
+    kind = type(model).__name__
+    there = any(isinstance(module, (nn.Conv2d, nn.Linear)) for module in model.modules())
+    require(there, f"{kind}: no Conv2d or Linear layer to fit a curvature to")
+    require(bool(layers), f"{kind}: no weight or bias of its Conv2d and Linear layers is "
+            + ("trainable; unfreeze some with requires_grad_(True), or select them with covers="
+               if covers is None else "among the parameters asked for; give covers= others"))  # fmt: skip
+    _refuse_inference_tensors(model)
+    require_full_precision(model)
+    _refuse_shared_parameters(model, layers)
+
+
+def _refuse_inference_tensors(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        require(not parameter.is_inference(), f"parameter {name}: made in inference mode, it cannot be differentiated; build "
+                "the model outside torch.inference_mode()")  # fmt: skip
+
+
+def _refuse_shared_parameters(model: nn.Module, layers: Layers) -> None:
+    covered = {id(parameter) for parameter in layer_parameters(layers)}
     owner: dict[int, str] = {}
-    for name, layer in layers.items():
-        for parameter in layer.parameters(recurse=False):
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
             first = owner.setdefault(id(parameter), name)
-            require(first == name, f"layer {name}: shares a parameter with layer {first}, its curvature is not defined "
-                    "here; give each a parameter of its own")  # fmt: skip
+            shared = first != name and id(parameter) in covered
+            require(not shared, f"layer {name}: shares a parameter with layer {first}, its curvature is not defined here; give "
+                    "each a parameter of its own, or freeze it")  # fmt: skip
 
 
-def layer_shape(layer: nn.Module) -> tuple[int, int]:
+def layer_shape(layer: Layer) -> tuple[int, int]:
     """(d_out, d_in) of the layer's gradient matrix; d_in counts the bias as one more input."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[0], weight[0].numel() + (layer.bias is not None)
+    inputs = 0 if layer.weight is None else layer.weight[0].numel()
+    return layer.outputs, inputs + (layer.bias is not None)
 
 
 def layer_parameters(layers: Layers) -> list[Tensor]:
-    """Weights and biases of the layers, in order; a layer without a bias has only the one."""
-    return [tensor for layer in layers.values() for tensor in (layer.weight, layer.bias) if isinstance(tensor, Tensor)]
+    """Covered weights and biases of the layers, in order."""
+    return [tensor for layer in layers.values() for tensor in (layer.weight, layer.bias) if tensor is not None]
 
 
 def gradient_matrices(layers: Layers, gradients: tuple[Tensor, ...]) -> dict[str, Float[Tensor, "O I"]]:
     """Gradients of `layer_parameters` as one matrix `[d_out, d_in]` a layer, the bias as its last column."""
     remaining, matrices = iter(gradients), {}
     for name, layer in layers.items():
-        matrix = next(remaining).flatten(1)
-        matrices[name] = matrix if layer.bias is None else torch.cat([matrix, next(remaining).unsqueeze(1)], dim=1)
+        columns = [next(remaining).flatten(1)] if layer.weight is not None else []
+        columns += [next(remaining).unsqueeze(1)] if layer.bias is not None else []
+        matrices[name] = columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
     return matrices
 
 
@@ -95,35 +225,42 @@ def check_finite(tensors: Mapping[str, Tensor], problem: str) -> None:
         ConfigurationError: `layer NAME: problem`, for the first that does.
     """
     for name, tensor in tensors.items():
-        # One element that is not finite makes the sum so, and a sum costs a thirtieth of a check of each element
-        if not math.isfinite(tensor.sum()) and not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise ConfigurationError(f"layer {name}: {problem}")
 
 
-def layer_inputs(layer: nn.Module, inputs: Tensor, group: int = 0) -> Float[Tensor, "B P I"]:
-    """What the weights of a layer are multiplied with at each position, a constant 1 appended for the bias.
+def layer_inputs(layer: Layer, inputs: Tensor, group: int = 0) -> Float[Tensor, "B P I"]:
+    """What the covered weights are multiplied with at each position, a constant 1 appended for a covered bias.
 
     Args:
         group: of a grouped convolution, the group whose input channels are meant.
     """
-    if isinstance(layer, nn.Conv2d):
-        channels = inputs.chunk(layer.groups, dim=1)[group]
-        patches = F.unfold(padded_inputs(layer, channels), layer.kernel_size, layer.dilation, 0, layer.stride)
+    module = layer.module
+    if isinstance(module, nn.Conv2d):
+        channels = inputs.chunk(module.groups, dim=1)[group]
+        patches = F.unfold(padded_inputs(module, channels), module.kernel_size, module.dilation, 0, module.stride)
         patches = patches.transpose(1, 2)
     else:
         patches = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+    patches = patches if layer.covers_weight else patches[..., :0]
     return patches if layer.bias is None else F.pad(patches, (0, 1), value=1.0)
 
 
-def _output_gradients(layer: nn.Module, gradients: Tensor) -> Float[Tensor, "B P O"]:
-    if isinstance(layer, nn.Conv2d):
+def _output_gradients(layer: Layer, gradients: Tensor) -> Float[Tensor, "B P O"]:
+    if isinstance(layer.module, nn.Conv2d):
         return gradients.flatten(2).transpose(1, 2)
     return gradients.reshape(len(gradients), -1, gradients.shape[-1])
 
 
 @contextmanager
 def differentiable(model: nn.Module, layers: Layers) -> Iterator[None]:
-    """Eval mode (no dropout) and gradients for the layers' parameters; a model's own flags are put back at the end."""
+    """Eval mode (no dropout) and gradients for the covered parameters; a model's own flags are put back at the end.
+
+    Raises:
+        ConfigurationError: in inference mode.
+    """
+    require(not torch.is_inference_mode_enabled(), "torch.inference_mode: nothing can be differentiated in it; use "
+            "torch.no_grad() instead")  # fmt: skip
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in layer_parameters(layers)]
     require(not torch.is_inference_mode_enabled(), "gradients under torch.inference_mode(): there are none; leave it")
@@ -159,7 +296,7 @@ class ForwardPass:
         self._inputs: dict[str, Tensor] = {}
         self._versions: dict[str, tuple[int, int]] = {}
         self._outputs: dict[str, Tensor] = {}
-        handles = [layer.register_forward_hook(self._hook(name)) for name, layer in layers.items()]
+        handles = [layer.module.register_forward_hook(self._hook(name)) for name, layer in layers.items()]
         try:
             # Hooks see a layer's own tensors only where the layer runs as written, not fused by `model.compile()`
             with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
@@ -168,13 +305,16 @@ class ForwardPass:
             for handle in handles:
                 handle.remove()
         for name in layers:
-            require(name in self._outputs, f"layer {name}: not used in the forward pass; remove it from the model")
+            require(
+                name in self._outputs,
+                f"layer {name}: not used in the forward pass; freeze it with requires_grad_(False)",
+            )
             now = (self._inputs[name]._version, self._outputs[name]._version)
             require(now == self._versions[name], f"layer {name}: its input or output is changed in place later in the "
                     "forward pass; use operations that make a new tensor (inplace=False)")  # fmt: skip
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]
-        def remember(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def remember(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             require(name not in self._outputs, f"layer {name}: used twice in one forward pass, its curvature is not "
                     "defined here; give each use a layer of its own")  # fmt: skip
             self._inputs[name], self._outputs[name] = inputs[0].detach(), output
@@ -208,5 +348,5 @@ class ForwardPass:
             name: torch.zeros_like(output) if gradient is None else gradient
             for (name, output), gradient in zip(self._outputs.items(), gradients, strict=True)
         }
-        check_finite(found, "its output gradients are not finite; check the model's weights")
+        check_finite(found, GRADIENTS_NOT_FINITE)
         return {name: _output_gradients(layer, found[name]) for name, layer in self.layers.items()}

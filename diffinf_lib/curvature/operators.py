@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffinf_lib.curvature.exact import Outer, check_outer
 from diffinf_lib.curvature.layers import (
+    Covers,
     Layers,
     curvature_layers,
     differentiable,
@@ -42,12 +43,13 @@ class FlatDenoiser(nn.Module):
     Outputs and targets are scaled alike, so that a draw counts as often as its weight says.
 
     Args:
+        layers: the covered ones, whose parameters need gradients.
         second_order: run attention on its math kernel; the fused ones have no forward mode and no second derivative.
     """
 
-    def __init__(self, model: Denoiser, *, second_order: bool = True):
+    def __init__(self, model: Denoiser, layers: Layers | None = None, *, second_order: bool = True):
         super().__init__()
-        self.model, self.second_order = model, second_order
+        self.model, self.layers, self.second_order = model, layers or {}, second_order
 
     def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "B C"]:
         """The output at (x_t, t) flattened, times the draws' scale."""
@@ -133,7 +135,7 @@ class DoubleBackwardHessian(curvlinops.HessianLinearOperator):
     """curvlinops' Hessian with backward after backward: its forward after backward knows no SiLU and no group norm."""
 
     def _matmat_batch(self, X: Any, y: Tensor, M: list[Tensor]) -> list[Tensor]:
-        with differentiable(self._model_func, curvature_layers(self._model_func.model)):
+        with differentiable(self._model_func, self._model_func.layers):
             loss = self._loss_func(self._model_func(X), y)
             gradients = torch.autograd.grad(loss, self._params, create_graph=True, materialize_grads=True)
             used = [(g, m.movedim(-1, 0)) for g, m in zip(gradients, M, strict=True) if g.requires_grad]
@@ -145,23 +147,30 @@ class DoubleBackwardHessian(curvlinops.HessianLinearOperator):
 
 
 @own_settings
-def hessian_operator(model: Denoiser, batches: Batches) -> Operator:
+def hessian_operator(model: Denoiser, batches: Batches, *, covers: Covers = None) -> Operator:
     """∇² of the mean over draws of the mean-dim loss; it may have negative eigenvalues."""
-    return _through(DoubleBackwardHessian, model, batches)
+    return _through(DoubleBackwardHessian, model, batches, covers)
 
 
 @own_settings
-def ggn_operator(model: Denoiser, batches: Batches) -> Operator:
+def ggn_operator(model: Denoiser, batches: Batches, *, covers: Covers = None) -> Operator:
     """GGN^model = (2/C) E[JᵀJ] over the given draws (Mlodozeniec et al. 2025, section 3.1).
 
     Args:
         batches: one batch of draws or several; they are read again for every product.
+        covers: which parameters it is over, see `coverage`; `curvature.covers` for those of a fitted curvature.
     """
-    return _through(curvlinops.GGNLinearOperator, model, batches)
+    return _through(curvlinops.GGNLinearOperator, model, batches, covers)
 
 
 @own_settings
-def empirical_fisher_operator(model: Denoiser, batches: Batches, *, per: Outer = "draw") -> Operator:
+def empirical_fisher_operator(
+    model: Denoiser,
+    batches: Batches,
+    *,
+    per: Outer = "draw",
+    covers: Covers = None,
+) -> Operator:
     """GGN^loss: E[∇ℓ ∇ℓᵀ] over draws, or the mean over examples of ḡ ḡᵀ with ḡ averaged over an example's draws.
 
     Per example, the gradients of all N examples are computed once and kept: N·P numbers. curvlinops has no such operator,
@@ -169,16 +178,16 @@ def empirical_fisher_operator(model: Denoiser, batches: Batches, *, per: Outer =
     """
     check_outer(per)
     if per == "example":
-        return GradientOperator(example_gradients(model, batches))
+        return GradientOperator(example_gradients(model, batches, covers=covers))
     # curvlinops' MSELoss(mean) counts C terms of 1/C each: C times the outer product of the mean-dim loss's gradient
     dimension = _as_list(batches)[0].target[0].numel()
-    return _through(curvlinops.EFLinearOperator, model, batches, power=0.25) * (1 / dimension)
+    return _through(curvlinops.EFLinearOperator, model, batches, covers, power=0.25) * (1 / dimension)
 
 
 @own_settings
-def example_gradients(model: Denoiser, batches: Batches) -> dict[str, Float[Tensor, "N O I"]]:
+def example_gradients(model: Denoiser, batches: Batches, *, covers: Covers = None) -> dict[str, Float[Tensor, "N O I"]]:
     """∇ℓ of each example averaged over its draws in all batches, in the order of first appearance."""
-    layers = curvature_layers(model)
+    layers = curvature_layers(model, covers)
     sums: dict[int, tuple[Tensor, ...]] = {}
     counts: dict[int, int] = {}
     for batch in _as_list(batches):
@@ -197,16 +206,18 @@ def flatten_layers(matrices: LayerMatrices) -> Float[Tensor, "P *n"]:
     return torch.cat([matrix.flatten(-2) for matrix in matrices.values()], dim=-1).movedim(-1, 0)
 
 
-def split_layers(model: Denoiser, vectors: Float[Tensor, "P *n"]) -> dict[str, Float[Tensor, "*n O I"]]:
+def split_layers(
+    model: Denoiser, vectors: Float[Tensor, "P *n"], covers: Covers = None
+) -> dict[str, Float[Tensor, "*n O I"]]:
     """The inverse of `flatten_layers`: one vector or n columns as one matrix, or n, a layer.
 
     Raises:
         ConfigurationError: there are more or fewer numbers than the model has in its layers.
     """
-    shapes = {name: torch.Size(layer_shape(layer)) for name, layer in curvature_layers(model).items()}
+    shapes = {name: torch.Size(layer_shape(layer)) for name, layer in curvature_layers(model, covers).items()}
     sizes = [shape.numel() for shape in shapes.values()]
-    require(len(vectors) == sum(sizes), f"vectors: {len(vectors)} rows, but the model's layers have {sum(sizes)} parameters; "
-            "give vectors of this model")  # fmt: skip
+    require(len(vectors) == sum(sizes), f"vectors: {len(vectors)} rows, but the model's layers have {sum(sizes)} covered "
+            "parameters; give vectors of this model, and the same covers=")  # fmt: skip
     parts = vectors.movedim(0, -1).split(sizes, dim=-1)
     return {name: part.unflatten(-1, shape) for part, (name, shape) in zip(parts, shapes.items(), strict=True)}
 
@@ -224,12 +235,12 @@ def _as_list(batches: Batches) -> list[DrawBatch]:
     return made
 
 
-def _through(kind: Any, model: Denoiser, batches: Batches, power: float = 0.5) -> Operator:
+def _through(kind: Any, model: Denoiser, batches: Batches, covers: Covers, power: float = 0.5) -> Operator:
     """An operator of curvlinops over the covered parameters; the loss is the mean over draws and dimensions."""
     data = [packed(batch, power) for batch in _as_list(batches)]
-    layers = curvature_layers(model)
+    layers = curvature_layers(model, covers)
     inner = kind(
-        FlatDenoiser(model), nn.MSELoss(reduction="mean"), layer_parameters(layers), data,
+        FlatDenoiser(model, layers), nn.MSELoss(reduction="mean"), layer_parameters(layers), data,
         check_deterministic=False, num_data=sum(len(targets) for _, targets in data), batch_size_fn=batch_size_of,
     )  # fmt: skip
     largest = max(targets.numel() for _, targets in data)

@@ -10,23 +10,30 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffinf_lib.curvature.blocks import layer_blocks, split_into_blocks
+from diffinf_lib.curvature.blocks import Block, layer_blocks, split_into_blocks
 from diffinf_lib.curvature.config import CurvatureConfig
 from diffinf_lib.curvature.covariance import input_covariance_sum
 from diffinf_lib.curvature.ekfac import LayerCurvature, correction_sum
 from diffinf_lib.curvature.kfac import output_gradient_factor_sum, second_moment
 from diffinf_lib.curvature.labels import KeyedRandomness, label_vectors
 from diffinf_lib.curvature.layers import (
+    GRADIENTS_NOT_FINITE,
+    Covers,
     ForwardPass,
+    Layers,
     check_finite,
-    curvature_layers,
+    coverage,
     differentiable,
     gradient_matrices,
     layer_parameters,
 )
 from diffinf_lib.diffusion import Denoiser, DrawBatch
+from diffinf_lib.errors import require
+from diffinf_lib.finite import all_finite, check_draws_finite
+from diffinf_lib.precision import matrix_precision
+from diffinf_lib.randomness import keyed_generator
 
 Sums = dict[str, Tensor]
 AddGroup = Callable[[Sums, DrawBatch, KeyedRandomness], None]
@@ -47,12 +54,53 @@ class Chunk:
     units: int
 
 
-class Passes:
-    """The two passes of a fit over one model."""
+def check_products(model: Denoiser, layers: Layers, draw: DrawBatch) -> None:
+    """Refuse layers whose gradient is not the product of their inputs and output gradients, by one draw.
 
-    def __init__(self, model: Denoiser, config: CurvatureConfig, batch_size: int):
+    A weight that is also used elsewhere, as in `F.linear(x, layer.weight)`, or that its layer changes before use, has a
+    gradient that autograd knows and the product does not.
+
+    Raises:
+        ConfigurationError: the message names the layer.
+    """
+    with differentiable(model, layers), matrix_precision("float32", model.device):
+        forward = ForwardPass(model, layers, draw)
+        if not all_finite(forward.prediction.detach()):
+            return  # whoever goes on with such outputs names their cause
+        vectors = torch.randn(draw.images.shape, generator=keyed_generator("check-products")).to(forward.prediction)
+        gradients = torch.autograd.grad(
+            forward.prediction, layer_parameters(layers), vectors, retain_graph=True, materialize_grads=True
+        )
+        pulled = forward.pull_back(vectors)
+    matrices = gradient_matrices(layers, gradients)
+    for block in layer_blocks(layers).values():
+        name = block.layer_name
+        fits = _is_product(block, block.of(matrices[name]), forward.raw_input(name), pulled[name])
+        require(fits, f"layer {name}: its weight is used elsewhere too, or not as a plain {_plain_kind(block)} does, so its "
+                "curvature is not defined here; give each use a layer of its own, or freeze it")  # fmt: skip
+
+
+def _is_product(block: Block, gradient: Float[Tensor, "o i"], raw: Tensor, pulled: Float[Tensor, "B P O"]) -> bool:
+    inputs, outputs = block.inputs(raw), block.output_gradients(pulled)
+    if inputs.shape[:2] != outputs.shape[:2] or inputs.shape[2] != gradient.shape[1]:
+        return False
+    error = (torch.einsum("bpo,bpi->oi", outputs, inputs) - gradient).norm()
+    # where positions cancel, as before a normalisation, both are rounding of what was summed
+    summed = (inputs.norm(dim=2) * outputs.norm(dim=2)).sum()
+    return bool(error <= 1e-3 * gradient.norm() + 1e-5 * summed) or not bool(error.isfinite())
+
+
+def _plain_kind(block: Block) -> str:
+    return "Conv2d" if isinstance(block.layer, nn.Conv2d) else "Linear"
+
+
+class Passes:
+    """The two passes of a fit over the covered parameters of one model."""
+
+    def __init__(self, model: Denoiser, config: CurvatureConfig, batch_size: int, covers: Covers = None):
         self.model, self.config, self.batch_size = model, config, batch_size
-        self.layers = curvature_layers(model)
+        self.coverage = coverage(model, covers)
+        self.layers = self.coverage.layers
         self.blocks = layer_blocks(self.layers, config.bias)
 
     @property
@@ -85,6 +133,7 @@ class Passes:
     ) -> tuple[ForwardPass, Iterator[dict[str, Float[Tensor, "B P O"]]]]:
         """The forward pass of a chunk, and each label vector's output gradients by layer."""
         forward = self.forward(chunk.draws)
+        check_draws_finite(forward.prediction, self.model, chunk.draws, random.example_ids)
         vectors = label_vectors(forward.prediction, chunk.draws, self.config, random)
         return forward, (forward.pull_back(v, last=i == len(vectors) - 1) for i, v in enumerate(vectors))
 
@@ -129,7 +178,8 @@ class Passes:
 
     def _places(self, chunk: Chunk, random: KeyedRandomness) -> Tensor | None:
         count = self.config.input_positions
-        return None if count is None else random.places(chunk.draws, count).to(chunk.draws.images)
+        # in the type they are drawn in: fewer bits would move positions, and out of the image at last
+        return None if count is None else random.places(chunk.draws, count).to(chunk.draws.images.device)
 
     # --- second pass
 
@@ -174,6 +224,7 @@ class Passes:
         for chunk in self.chunks(group):
             with differentiable(self.model, self.layers):
                 prediction = self.model.predict(chunk.draws)
+                check_draws_finite(prediction, self.model, chunk.draws, random.example_ids)
                 vectors = label_vectors(prediction, chunk.draws, self.config, random)
                 if self.config.partition != "model" or self.config.exact_labels:
                     signs = random.signs(chunk.draws, per_example=self.per_example)
@@ -186,7 +237,7 @@ class Passes:
                     )
         for total in totals.values():
             matrices = gradient_matrices(self.layers, tuple(total))
-            check_finite(matrices, "its gradients are not finite; check the model's weights")
+            check_finite(matrices, GRADIENTS_NOT_FINITE)
             for name, matrix in split_into_blocks(matrices, self.blocks).items():
                 _add(sums, name, correction_sum(bases[name], matrix.unsqueeze(0)))
 

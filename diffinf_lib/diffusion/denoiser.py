@@ -16,6 +16,7 @@ from diffinf_lib.artifacts.files import tensor_digest
 from diffinf_lib.diffusion.draws import DrawBatch
 from diffinf_lib.diffusion.process import Process
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.precision import in_full_precision
 from diffinf_lib.shapes import Images, PerDraw, Timesteps
 
 Conditions = Mapping[str, Tensor]
@@ -27,8 +28,9 @@ class Denoiser(nn.Module):
 
     Args:
         network: a diffusers `UNet2DModel`, or any module called as `network(x_t, time)` that returns a tensor, or an object
-            with the tensor as `.sample`. If it returns twice the channels, a variance is predicted beside the target
-            (Nichol & Dhariwal 2021): the first half is the output, the other is left alone.
+            with the tensor as `.sample`; in half precision, a copy in float32 is taken (see `in_full_precision`). If it
+            returns twice the channels, a variance is predicted beside the target (Nichol & Dhariwal 2021): the first half is
+            the output, the other is left alone.
         process: a `Process`, or the diffusers scheduler that describes it.
         classes: number of classes that a network of one's own is told apart by (`class_labels`); diffusers' say it themselves.
         no_class: the label that stands for no class, where the network was trained to do without (classifier-free guidance,
@@ -50,7 +52,7 @@ class Denoiser(nn.Module):
             not isinstance(network, Denoiser),
             "network: it is a Denoiser already; give its .network, or take it as it is",
         )
-        self.network, self.process = network, Process.of(process)
+        self.network, self.process = in_full_precision(network), Process.of(process)
         self.classes = _classes(network) if classes is None else classes
         self.no_class = no_class
         require(no_class is None or 0 <= no_class < self.classes, f"no_class={no_class}: give a label from 0 to "

@@ -5,7 +5,6 @@ Where an example has few draws, several examples share a batch, and each layer's
 product of its inputs and output gradients.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.curvature import Block, Curvature, ForwardPass, curvature_layers, split_into_blocks
-from diffinf_lib.curvature.layers import differentiable, gradient_matrices, layer_parameters
+from diffinf_lib.curvature.blocks import layers_of
+from diffinf_lib.curvature.layers import Covers, Layers, differentiable, gradient_matrices, layer_parameters
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import (
     Denoiser,
@@ -26,6 +26,7 @@ from diffinf_lib.diffusion import (
     objective_values,
 )
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.finite import check_draws_finite, first_not_finite
 from diffinf_lib.options import Options
 from diffinf_lib.precision import Precision, matrix_precision
 from diffinf_lib.settings import own_settings
@@ -87,23 +88,31 @@ def example_gradient(
     image: ImageSet,
     config: GradientConfig,
     *,
+    covers: Covers = None,
     batch_size: int = 256,
 ) -> dict[str, Float[Tensor, "O I"]]:
     """∇ℓ(θ, x): the gradient of one example's loss averaged over its draws, one matrix a layer, the bias its last column.
 
     Args:
         image: one image and its id.
+        covers: which parameters; by default the trainable ones, see `coverage`.
         batch_size: draws a pass; the result depends on it by rounding only.
 
     Raises:
-        ConfigurationError: a gradient is not finite; the message names the layer and the example.
+        ConfigurationError: the network gives something that is not finite; the message names the image and the timestep.
     """
-    layers = curvature_layers(model)
+    return _mean_gradient(model, curvature_layers(model, covers), image, config, batch_size)
+
+
+def _mean_gradient(
+    model: Denoiser, layers: Layers, image: ImageSet, config: GradientConfig, batch_size: int
+) -> dict[str, Float[Tensor, "O I"]]:
     parameters = layer_parameters(layers)
     total: list[Tensor] | None = None
     for batch in _batches(model, image, config, batch_size):
         with differentiable(model, layers), matrix_precision(config.precision, batch.images.device):
             losses = objective_values(model, batch, config.objective) * batch.weights
+            check_draws_finite(losses, model, batch, image.ids)
             gradients = torch.autograd.grad(losses.sum() / config.draws.count, parameters)
         total = list(gradients) if total is None else [a.add_(b) for a, b in zip(total, gradients, strict=True)]
     if total is None:
@@ -121,13 +130,14 @@ def grouped_gradients(
     batch_size: int = 256,
 ) -> LayerGradients:
     """The same for several examples that share batches, `[n, d_out, d_in]` a block; worth it where draws are few."""
-    layers = curvature_layers(model)
+    layers = layers_of(blocks)
     like = layer_parameters(layers)[0]
     totals = {name: like.new_zeros(len(images), *block.shape) for name, block in blocks.items()}
     examples = max(1, batch_size // config.draws.count)
     for batch in _batches(model, images, config, examples * config.draws.count):
         with differentiable(model, layers), matrix_precision(config.precision, like.device):
             forward = ForwardPass(model, layers, batch)
+            check_draws_finite(forward.prediction, model, batch, images.ids)
             pulled = forward.pull_back(_output_gradient(forward.prediction, batch, config, model.process))
             example = batch.example.to(like.device)
             for name, block in blocks.items():
@@ -156,7 +166,7 @@ def gradients_in_eigenbasis(
     """Q_Bᵀ ∇ℓ(θ, x_n) Q_A of every image, `[n, d_out, d_in]` a block.
 
     Raises:
-        ConfigurationError: a gradient is not finite; the message names the block and the example.
+        ConfigurationError: a gradient is not finite; the message names the image, and the timestep or the block.
     """
     blocks = curvature.blocks(model)
     if config.draws.count <= GROUPED_UP_TO:
@@ -164,12 +174,11 @@ def gradients_in_eigenbasis(
     else:
         parts = separate_gradients(model, images, config, blocks, batch_size)
     for name, matrices in parts.items():
-        if not math.isfinite(matrices.sum()):
-            finite = torch.isfinite(matrices).all(2).all(1)
-            example = int(images.ids[int(finite.logical_not().nonzero()[0])])
-            raise ConfigurationError(
-                f"layer {name}: the gradient of example {example} is not finite; check the weights"
-            )
+        place = first_not_finite(matrices)
+        if place is not None:
+            example = int(images.ids[place[0]])
+            raise ConfigurationError(f"layer {name}: the gradient of image {example} is not finite though the network's output "
+                                     "is; check the network's derivatives there")  # fmt: skip
     return {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}
 
 
@@ -181,8 +190,8 @@ def separate_gradients(
     batch_size: int,
 ) -> LayerGradients:
     """The gradients of several examples, a batch or more for each, `[n, d_out, d_in]` a block."""
+    layers = layers_of(blocks)
     rows = [
-        example_gradient(model, images.subset(slice(i, i + 1)), config, batch_size=batch_size)
-        for i in range(len(images))
+        _mean_gradient(model, layers, images.subset(slice(i, i + 1)), config, batch_size) for i in range(len(images))
     ]
     return split_into_blocks({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, dict(blocks))

@@ -139,7 +139,7 @@ class NetworkCount:
 
             return remember
 
-        handles = [layer.register_forward_hook(hook(name)) for name, layer in self.layers.items()]
+        handles = [layer.module.register_forward_hook(hook(name)) for name, layer in self.layers.items()]
         try:
             with differentiable(self.model, self.layers):
                 prediction = self.model(*self._inputs(draws))
@@ -152,7 +152,7 @@ class NetworkCount:
         pulled = {}
         for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
             found = torch.zeros_like(output) if gradient is None else gradient
-            convolution = isinstance(self.layers[name], torch.nn.Conv2d)
+            convolution = isinstance(self.layers[name].module, torch.nn.Conv2d)
             pulled[name] = (
                 found.flatten(2).transpose(1, 2) if convolution else found.reshape(draws, -1, found.shape[-1])
             )

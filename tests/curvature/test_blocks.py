@@ -12,7 +12,7 @@ from diffinf_lib.curvature.covariance import (
     sampled_inputs,
 )
 from diffinf_lib.curvature.kfac import input_factor_sum
-from diffinf_lib.curvature.layers import gradient_matrices, layer_parameters
+from diffinf_lib.curvature.layers import Layer, gradient_matrices, layer_parameters
 from diffinf_lib.errors import ConfigurationError
 
 CONVOLUTIONS = {
@@ -50,7 +50,7 @@ def test_blocks_make_up_the_gradient(make, name, bias):
     layer, raw = make(name)
     output = layer(raw)
     vector = torch.randn_like(output)
-    layers = {"layer": layer}
+    layers = {"layer": Layer(layer)}
     gradients = torch.autograd.grad(output, layer_parameters(layers), vector)
     blocks = layer_blocks(layers, bias)
     expected = split_into_blocks(gradient_matrices(layers, gradients), blocks)
@@ -69,7 +69,7 @@ def test_blocks_make_up_the_gradient(make, name, bias):
 @pytest.mark.parametrize(("make", "name"), CASES, ids=[name for _, name in CASES])
 def test_the_input_covariance_is_its_definition(make, name, bias):
     layer, raw = make(name)
-    for block in layer_blocks({"layer": layer}, bias).values():
+    for block in layer_blocks({"layer": Layer(layer)}, bias).values():
         torch.testing.assert_close(
             input_covariance_sum(block, raw), input_factor_sum(block.inputs(raw)), rtol=1e-10, atol=1e-12
         )
@@ -86,7 +86,7 @@ def test_rows_of_patches_give_the_same_covariance(height, width, has_bias):
     raw = torch.randn(3, 8, height, width, dtype=torch.float64)
     assert rows_of_patches_fit(layer)
     for bias in ("joint", "separate"):
-        block = next(iter(layer_blocks({"layer": layer}, bias).values()))
+        block = next(iter(layer_blocks({"layer": Layer(layer)}, bias).values()))
         torch.testing.assert_close(
             row_patch_covariance(block, raw), input_factor_sum(block.inputs(raw)), rtol=1e-12, atol=1e-13
         )
@@ -102,7 +102,7 @@ def test_rows_of_patches_are_for_the_shapes_they_are_right_for():
 def test_sampled_inputs_are_inputs_at_those_positions(make, name):
     layer, raw = make(name)
     places = torch.rand(len(raw), 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for block in layer_blocks({"layer": layer}).values():
+    for block in layer_blocks({"layer": Layer(layer)}).values():
         inputs = block.inputs(raw)
         index = (places * inputs.shape[1]).long()
         expected = torch.stack([inputs[draw, index[draw]] for draw in range(len(raw))])
@@ -116,4 +116,4 @@ def test_a_bias_of_its_own_sees_ones():
 
 def test_bad_bias_rule_is_refused():
     with pytest.raises(ConfigurationError, match="bias='both'"):
-        layer_blocks({"layer": nn.Linear(2, 2)}, "both")
+        layer_blocks({"layer": Layer(nn.Linear(2, 2))}, "both")

@@ -61,7 +61,7 @@ def test_unsupported_layers_are_named():
     tied.layer[1].weight = tied.layer[0].weight
     refused(tied, "layer layer.1: shares a parameter with layer layer.0")
     other = Wrapper(nn.Sequential(conv(), nn.ConvTranspose2d(1, 1, 1).double()), lambda layer, x: layer(x))
-    refused(other, r"layer layer.1: ConvTranspose2d is not supported.*freeze")
+    refused(other, r"layer layer.1: ConvTranspose2d has trainable parameters \(bias, weight\).*freeze")
     refused(Wrapper(nn.Identity(), lambda layer, x: layer(x)), "no Conv2d or Linear")
 
 
@@ -70,7 +70,7 @@ def test_gradients_that_are_not_finite_are_named():
     with torch.no_grad():
         model.network.middle.weight[0, 0, 1, 1] = float("nan")
     batch = draw_batch(images(1, 4), DrawConfig(2), stage="x")
-    with pytest.raises(ConfigurationError, match="layer down: its output gradients are not finite"):
+    with pytest.raises(ConfigurationError, match="layer down: its gradients are not finite"):
         ForwardPass(model, curvature_layers(model), batch).pull_back(batch.noise)
 
 

@@ -24,7 +24,7 @@ from diffinf_lib.curvature.inverses import (
     neumann_inverse,
     scores_with_inverse,
 )
-from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
+from diffinf_lib.curvature.layers import coverage, curvature_layers, gradient_matrices, layer_parameters
 from diffinf_lib.curvature.operators import (
     FlatDenoiser,
     batch_size_of,
@@ -139,7 +139,9 @@ def test_vectors_and_layers_convert_both_ways():
     single = split_layers(model, columns[:, 1])
     assert all(torch.equal(single[name], gradients[name][1]) for name in gradients)
     assert torch.equal(flatten_layers(single), columns[:, 1])
-    with pytest.raises(ConfigurationError, match="vectors: 7 rows, but the model's layers have 2615 parameters"):
+    with pytest.raises(
+        ConfigurationError, match="vectors: 7 rows, but the model's layers have 2615 covered parameters"
+    ):
         split_layers(model, torch.zeros(7))
 
 
@@ -150,10 +152,10 @@ def test_a_frozen_model_in_training_gives_the_same_and_is_left_as_it_was(make_op
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     vector = torch.randn(2615, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = make_operator(model, batch) @ vector
+    expected, names = make_operator(model, batch) @ vector, coverage(model).names
     model.train().requires_grad_(False)
     with torch.no_grad():
-        torch.testing.assert_close(make_operator(model, batch) @ vector, expected, rtol=1e-12, atol=1e-16)
+        torch.testing.assert_close(make_operator(model, batch, covers=names) @ vector, expected, rtol=1e-12, atol=1e-16)
     assert all(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
 

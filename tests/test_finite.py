@@ -1,0 +1,113 @@
+"""NaN and infinity are refused where they arise, and the message names what is to blame."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import ConvDenoiser, conv_denoiser, images
+
+import diffinf_lib as di
+from diffinf_lib.attribution import das_scores, trak_scores
+from diffinf_lib.curvature import CurvatureConfig, LayerCurvature, fit_curvature, fit_with_curvlinops
+from diffinf_lib.diffusion import Denoiser, DrawConfig
+from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.finite import all_finite, first_not_finite
+from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
+from diffinf_lib.measurements import MeasurementConfig
+
+CONFIG = CurvatureConfig(draws=DrawConfig(4))
+AT_ZERO = DrawConfig(4, "single", timestep=0)
+
+
+class ScaledByTime(ConvDenoiser):
+    """An NCSN++ in small: the output is divided by the noise level, which is zero at t = 0."""
+
+    def forward(self, noisy, timesteps):
+        return super().forward(noisy, timesteps) / timesteps.floor().view(-1, 1, 1, 1)
+
+
+def scaled_by_time():
+    torch.manual_seed(0)
+    return Denoiser(ScaledByTime()).double()
+
+
+def with_a_bad_pixel(data):
+    pixels = data.images.clone()
+    pixels[1, 0, 2, 2] = float("nan")
+    return replace(data, images=pixels)
+
+
+def with_a_bad_weight():
+    model = conv_denoiser()
+    with torch.no_grad():
+        model.network.middle.weight[0, 0, 1, 1] = float("inf")
+    return model
+
+
+def influence(model, data, draws=AT_ZERO, queries=None):
+    curvature = fit_curvature(conv_denoiser(), images(3, 4), CONFIG)
+    measurement = MeasurementConfig(draws=draws)
+    return di.influence(model, curvature, data, queries or images(2, 4, seed=1), measurement=measurement, draws=draws)
+
+
+def fit(model, data):
+    return fit_curvature(model, data, replace(CONFIG, draws=AT_ZERO))
+
+
+def fit_elsewhere(model, data):
+    return fit_with_curvlinops(model, data, replace(CONFIG, draws=AT_ZERO))
+
+
+def measure(model, data):
+    return di.measure(model, data, MeasurementConfig(draws=AT_ZERO))
+
+
+def likelihood(model, data):
+    return log_likelihood(model, data, LikelihoodConfig(steps=2, draws=2))
+
+
+def many_draws(model, data):
+    """One batch an image, not several images a batch."""
+    return influence(model, data, DrawConfig(10, "single", timestep=0))
+
+
+EVERYWHERE = [influence, many_draws, fit, fit_elsewhere, measure, likelihood]
+
+
+@pytest.mark.parametrize("function", EVERYWHERE)
+def test_the_cause_is_named(function):
+    good = images(3, 4, seed=2)
+    with pytest.raises(ConfigurationError, match="image 21: some of its pixels are not finite"):
+        function(conv_denoiser(), with_a_bad_pixel(good).subset([1, 2]))
+    with pytest.raises(ConfigurationError, match=r"middle\.weight: some of the model's weights"):
+        function(with_a_bad_weight(), good)
+    with pytest.raises(ConfigurationError, match=r"image \d+: the network's output at timestep [-e\d.]+ is not finite"):
+        function(scaled_by_time(), good)
+
+
+def test_a_query_of_broken_pixels_is_the_one_that_is_named():
+    with pytest.raises(ConfigurationError, match="image 11: some of its pixels"):
+        influence(conv_denoiser(), images(3, 4), queries=with_a_bad_pixel(images(2, 4, seed=1)))
+
+
+def test_scores_that_overflow_are_refused():
+    """Finite gradients whose products are not."""
+    curvature = di.Curvature({"layer": LayerCurvature(corrected_eigenvalues=torch.ones(1, 2))})
+    huge = {"layer": torch.full((3, 1, 2), 1e30)}
+    huge["layer"][0] = 1.0
+    with pytest.raises(ConfigurationError, match="scores: not finite at training image 1"):
+        di.self_influence(iter([(slice(0, 3), huge)]), curvature, count=3, approximation="diagonal")
+    with pytest.raises(ConfigurationError, match="scores: not finite at query 1, training image 1"):
+        das_scores(huge, huge, curvature, count=3, approximation="diagonal")
+    doubles = {"layer": huge["layer"].double() * 1e140}
+    with pytest.raises((ConfigurationError, torch.linalg.LinAlgError)):
+        trak_scores(doubles, doubles, damping=1.0)
+
+
+def test_one_sum_says_whether_all_is_finite():
+    assert all_finite(torch.full((4,), 3e38)), "the sum overflows, the elements do not"
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        tensor = torch.zeros(2, 3)
+        tensor[1, 2] = bad
+        assert not all_finite(tensor) and first_not_finite(tensor) == (1, 2)
+    assert first_not_finite(torch.zeros(2, 3)) is None
