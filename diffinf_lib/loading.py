@@ -14,7 +14,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 
 from diffinf_lib.artifacts.files import ensure_writable, read_json, read_tensors
@@ -85,6 +84,8 @@ def load_network(folder: Path | str) -> Any:
 
 def save_model(model: Denoiser, folder: Path | str) -> None:
     """Write network and process as a pipeline folder: what `load_model` and diffusers' `DDPMPipeline` read."""
+    import diffusers
+
     folder = ensure_writable(folder)
     scheduler = model.process.scheduler()
     network: Any = model.network
@@ -156,6 +157,8 @@ def _process_beside(network: Path, folder: Path, source: Path | str) -> Process:
 
 def _network_class(folder: Path) -> Any:
     """The diffusers class that config.json names, if all its inputs can be given."""
+    import diffusers
+
     config = read_json(folder / "config.json")
     name = config.get("_class_name", "UNet2DModel")
     kind = getattr(diffusers, str(name), None)

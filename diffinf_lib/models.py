@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from diffusers import UNet2DModel
 
 from diffinf_lib.diffusion import Denoiser, Process
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.options import Options, PositiveFloat, PositiveInt, Share
 from diffinf_lib.randomness import keyed_seed
 from diffinf_lib.settings import own_settings
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,14 @@ def _listed(values: tuple[int, ...]) -> str:
 
 
 @own_settings
-def build_unet(config: UNetConfig, *, seed: int = 0) -> UNet2DModel:
+def build_unet(config: UNetConfig, *, seed: int = 0) -> "UNet2DModel":
     """A freshly initialised UNet in eval mode; the weights depend on `seed` and the configuration only.
 
     Raises:
         ConfigurationError: diffusers cannot build that network, such as one with blocks of an unknown type.
     """
+    from diffusers import UNet2DModel
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed("unet", seed))
         try:

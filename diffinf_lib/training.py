@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -117,6 +116,8 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, **fused
         )
+        from diffusers.training_utils import EMAModel
+
         self.ema = EMAModel(
             self.parameters, decay=config.ema_max_decay, use_ema_warmup=True, power=config.ema_power, foreach=True
         )

@@ -263,9 +263,6 @@ def differentiable(model: nn.Module, layers: Layers) -> Iterator[None]:
             "torch.no_grad() instead")  # fmt: skip
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in layer_parameters(layers)]
-    require(not torch.is_inference_mode_enabled(), "gradients under torch.inference_mode(): there are none; leave it")
-    require(not any(parameter.is_inference() for parameter, _ in flags), "model: made under torch.inference_mode(), it has no "
-            "gradients; build or load it outside")  # fmt: skip
     try:
         model.eval()
         for parameter, _ in flags:

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffinf_lib.diffusion.process import Process
 from diffinf_lib.diffusion.reverse import added_variances
 from diffinf_lib.errors import require
-from diffinf_lib.options import Options, PositiveFloat, PositiveInt
+from diffinf_lib.options import Options, PositiveFloat, PositiveInt, Share
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageShape
@@ -111,7 +111,7 @@ class DrawConfig(Options, called={"count": "draws"}):
     proposal: tuple[PositiveFloat, ...] | None = None
     shared: bool = False
     timestep: int | None = None
-    drop_condition: float = 0.0
+    drop_condition: Share = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,7 +123,6 @@ class DrawConfig(Options, called={"count": "draws"}):
         else:
             require(self.proposal is None, f"proposal with timesteps={self.timesteps!r}: only 'importance' has one; leave "
                     "it out")  # fmt: skip
-        require(0 <= self.drop_condition <= 1, f"drop_condition={self.drop_condition}: give a chance from 0 to 1")
         require((self.timesteps == "single") == (self.timestep is not None), f"timestep={self.timestep} with timesteps="
                 f"{self.timesteps!r}: 'single' needs one, and nothing else has one")  # fmt: skip
 

@@ -21,14 +21,14 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, Timesteps
 
@@ -57,7 +57,7 @@ class Coefficients(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Process:
+class Process(Options):
     """A forward process with what the network predicts; timesteps count from 0 to `timesteps` − 1, as diffusers does.
 
     The default is that of Ho et al. 2020, which the paper uses for images; Stable Diffusion's latents take
@@ -75,23 +75,17 @@ class Process:
     beta_start: float = 1e-4
     beta_end: float = 0.02
     beta_schedule: BetaSchedule = "linear"
-    timesteps: int = 1000
+    timesteps: PositiveInt = 1000
     target: Target = "noise"
     trained_betas: tuple[float, ...] | None = None
     zero_terminal_snr: bool = False
-    clip_sample: float | None = 1.0
-    flow_shift: float = 1.0
+    clip_sample: PositiveFloat | None = 1.0
+    flow_shift: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
-        require(self.timesteps > 0, f"timesteps={self.timesteps}: give a positive number")
+        super().__post_init__()
         require(0 < self.beta_start <= self.beta_end < 1, f"beta_start={self.beta_start}, beta_end={self.beta_end}: "
                 "give 0 < beta_start <= beta_end < 1")  # fmt: skip
-        for name, choices in (("beta_schedule", get_args(BetaSchedule)), ("target", get_args(Target))):
-            value = getattr(self, name)
-            require(value in choices, f"{name}={value!r}: give {', '.join(choices[:-1])} or {choices[-1]}")
-        require(self.flow_shift > 0, f"flow_shift={self.flow_shift}: give a positive number")
-        clip = self.clip_sample
-        require(clip is None or clip > 0, f"clip_sample={clip}: give a positive bound, or None not to clip")
         betas = self.trained_betas
         require(betas is None or (len(betas) == self.timesteps and all(0 < beta <= 1 for beta in betas)),
                 f"trained_betas: give one number in (0, 1] for each of the {self.timesteps} timesteps")  # fmt: skip
@@ -189,6 +183,8 @@ class Process:
 
         `fixed_small` is the posterior variance β̃_t (Ho et al. 2020, equation 7).
         """
+        import diffusers  # takes seconds, and a command that refuses its input needs none of it
+
         method = method or ("euler" if self.is_flow else "ddpm")
         allowed = ("euler",) if self.is_flow else ("ddpm", "ddim")
         require(
@@ -196,7 +192,7 @@ class Process:
             f"method={method!r}: a process with target={self.target!r} is sampled by {' or '.join(allowed)}",
         )
         if self.is_flow:
-            return FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.timesteps, shift=self.flow_shift)
+            return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.timesteps, shift=self.flow_shift)
         shared = {
             "num_train_timesteps": self.timesteps,
             "beta_start": self.beta_start,
@@ -210,9 +206,9 @@ class Process:
             "timestep_spacing": "trailing" if self.zero_terminal_snr else "leading",
         }
         if method == "ddpm":
-            return DDPMScheduler(variance_type="fixed_small", **shared)
+            return diffusers.DDPMScheduler(variance_type="fixed_small", **shared)
         # Clipping the guessed image but not the guessed noise would leave the deterministic path that DDIM follows
-        return DDIMScheduler(**shared | {"clip_sample": False})
+        return diffusers.DDIMScheduler(**shared | {"clip_sample": False})
 
 
 def at_timesteps(values: Float[Tensor, "T"], timesteps: Timesteps, like: Images) -> Float[Tensor, "B 1 1 1"]:

@@ -7,12 +7,10 @@ kernel takes for itself (workspaces, copies in another layout) is not seen.
 
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -25,8 +23,7 @@ from diffinf_lib.curvature.blocks import Block
 from diffinf_lib.curvature.covariance import input_covariance_sum
 from diffinf_lib.curvature.kfac import output_gradient_factor_sum, second_moment
 from diffinf_lib.curvature.layers import differentiable, layer_parameters
-from diffinf_lib.diffusion import Denoiser
-from diffinf_lib.models import UNetConfig, count_parameters
+from diffinf_lib.models import UNetConfig, build_model, count_parameters
 
 Pass = Callable[[int], Any]
 COUNTED_DRAWS = 8
@@ -79,7 +76,7 @@ class NetworkCount:
 
     def __init__(self, unet: UNetConfig, curvature: CurvatureConfig):
         with torch.device("meta"):
-            self.model = Denoiser(UNet2DModel(**asdict(unet))).eval()
+            self.model = build_model(unet)
         self.curvature = curvature
         self.layers = curvature_layers(self.model)
         self.blocks: dict[str, Block] = curvature_blocks(self.model, curvature.bias)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers.training_utils import EMAModel
 
 from diffinf_lib.curvature import curvature_layers
 from diffinf_lib.curvature.layers import layer_parameters
@@ -109,6 +108,8 @@ class _Calibration:
         batch = self.draws(count)
         parameters = list(self.model.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
+        from diffusers.training_utils import EMAModel
+
         average = EMAModel(parameters, foreach=True)
 
         def work() -> None:
