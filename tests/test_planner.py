@@ -74,6 +74,7 @@ def test_costs_grow_as_they_should():
     held = 1000 * NetworkCount(SMOKE.unet, SMOKE.curvature).entries * 4  # the larger set of queries stays in memory …
     many = planned(train_count=100, query_count=1000)
     packed = planned(replace(SMOKE, query_format=di.StoreFormat("int8")), train_count=100, query_count=1000)
+    assert packed["query gradients"].disk_bytes == many["query gradients"].disk_bytes  # stored in full
     for name in ("train gradients", "query gradients", "scores"):
         assert many[name].peak_bytes > held > small[name].peak_bytes
         assert many[name].peak_bytes - packed[name].peak_bytes > 0.6 * held  # … in its own format
@@ -85,6 +86,18 @@ def test_costs_grow_as_they_should():
     models, one = subsets.count * subsets.seeds, planned()
     ratio = models * subsets.steps / SMOKE.training.steps
     assert one["retrained"].seconds == pytest.approx(ratio * one["model"].seconds)
+
+
+@pytest.mark.parametrize("rule", ["stratified", "uniform", "grid", "signal", "elbo", "importance"])
+def test_weighted_draws_cost_what_weighted_draws_cost(rule):
+    """Weights forbid the short way to a convolution's factor; whether a rule has any is what its draws say."""
+    draws = di.DrawConfig(4, timesteps=rule, proposal=(1.0, 3.0) if rule == "importance" else None)
+    weights = di.example_draws(0, (1, 2, 2), draws, seed=0, stage="x").weights
+    assert draws.weighted == bool((weights != 1).any())
+    config = di.CurvatureConfig(draws=draws, factor_draws=draws, input_positions=None)
+    count = NetworkCount(SMOKE.unet, config)
+    plain = NetworkCount(SMOKE.unet, replace(config, factor_draws=di.DrawConfig(4)))
+    assert (count.input_factors > 1.2 * plain.input_factors) == draws.weighted
 
 
 def test_seconds_are_counts_over_rates(monkeypatch):
