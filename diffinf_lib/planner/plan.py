@@ -162,7 +162,7 @@ class _Estimator:
             self.measuring(models),
             self.curvature(),
             self.gradients("train gradients", self.train, self.preset.gradient_draws, self.preset.store_format),
-            self.gradients("query gradients", self.queries, self.preset.measurement.draws, self.query_format),
+            self.gradients("query gradients", self.queries, self.preset.measurement.draws, StoreFormat()),
             self.scores(),
         ]
 

@@ -105,7 +105,7 @@ def _stored(run: Run, images: ImageSet, config: GradientConfig, name: str, form:
 def query_gradients(run: Run, queries: ImageSet) -> LayerGradients:
     """Gradients of queries in the eigenbasis, over the measurement's own draws, from the store that scoring uses."""
     config = query_gradient_config(run.preset.measurement, run.seed)
-    return _stored(run, queries, config, f"queries-{_query_key(queries)}", run.preset.query_format)
+    return _stored(run, queries, config, f"queries-{_query_key(queries)}", None)
 
 
 def train_gradients(run: Run) -> LayerGradients:
