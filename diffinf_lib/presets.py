@@ -88,6 +88,13 @@ class Preset(Options):
         """Everything that the ground truth measures."""
         return (self.measurement, *self.further_measurements)
 
+    @property
+    def needs_trajectories(self) -> bool:
+        """Whether something is measured along the states that a sampler went through."""
+        return any(
+            measurement.differentiable and measurement.objective.on_trajectories for measurement in self.measurements
+        )
+
     def retraining(self) -> TrainingConfig:
         """The training of a subset: that of the full model with fewer steps."""
         return replace(self.training, steps=self.subsets.steps, keep_ema_at=())

@@ -50,6 +50,14 @@ NEUMANN_TERMS = 3
 CG_CHECKPOINTS = 2
 
 
+def fixed_settings() -> dict[str, Any]:
+    """What methods take beside their option and the task's, by name: kept scores depend on it too."""
+    return {
+        "checkpoints": CHECKPOINTS, "das_probes": DAS_PROBES, "projection_dimension": PROJECTION_DIMENSION,
+        "ggn_draws": GGN_DRAWS, "ggn_damping": GGN_DAMPING, "neumann_terms": NEUMANN_TERMS, "cg_checkpoints": CG_CHECKPOINTS,
+    }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Method:
     """One row of the table.

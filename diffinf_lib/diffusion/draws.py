@@ -113,11 +113,6 @@ class DrawConfig(Options, called={"count": "draws"}):
     timestep: int | None = None
     drop_condition: float = 0.0
 
-    @property
-    def weighted(self) -> bool:
-        """Whether some draws weigh more than others."""
-        return self.timesteps in ("signal", "elbo", "importance")
-
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.noise == "independent" or self.count % 2 == 0,

@@ -9,8 +9,8 @@ import diffinf_lib as di
 from diffinf_lib.attribution import methods as methods_module
 from diffinf_lib.attribution.methods import METHODS, get_method
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.stages.methods_study import MethodCell, MethodsStudy
-from diffinf_lib.stages.tasks import checkpoint_steps
+from diffinf_lib.runs.tasks import checkpoint_steps
+from diffinf_lib.studies.methods import MethodCell, MethodsStudy
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +21,15 @@ def study(run):
         sets = di.measured_queries(run)
         truths = {f"{name}/{label}": random_truth(run, images, seed)
                   for seed, (name, images) in enumerate(sets.items()) for label in ("loss", "elbo")}  # fmt: skip
-        yield MethodsStudy(run, truths)
+        yield MethodsStudy(run, truths, methods=[method.name for method in METHODS])
 
 
 def test_every_method_scores_and_says_what_it_cost(study, monkeypatch):
     count = {"held-out": 6, "generated": 3}
     seen, passes = {}, {}
-    for cell in study.cells([method.name for method in METHODS]):
-        scores, cost = study.scores(cell)
+    for cell in study.cells():
+        held = study.scores(cell)
+        scores, cost = held.scores, held.cost
         method = get_method(cell.method)
         assert scores.shape == (len(method.grid), count[cell.queries], 24), cell
         assert torch.isfinite(scores).all(), cell
@@ -59,11 +60,12 @@ def test_influence_of_the_table_is_influence(study, run):
 
 
 def test_cells_are_kept_and_bundled(study, tmp_path, monkeypatch):
-    cells = study.cells(["ekfac", "pixel", "random"], ["loss", "elbo"])
+    study = MethodsStudy(study.run, study.truths, methods=["ekfac", "pixel", "random"], attributed=["loss", "elbo"])
+    cells = list(study.shard())
     assert len(cells) == 2 * 3 + 2  # baselines once, influence for each measurement
-    folder = study.bundle("smoke-methods", cells, root=tmp_path)
+    folder = study.bundle("smoke-methods", root=tmp_path)
     monkeypatch.setattr(methods_module.Method, "__call__", lambda *_: pytest.fail("a kept cell was computed again"))
-    study.bundle("again", cells, root=tmp_path)
+    study.bundle("again", root=tmp_path)
     made = di.load_bundle(folder.name, root=folder.parent)
     rows = {(r["method"], r["queries"], r["attributed"], r["measured"]): r for r in made.metrics["results"]}
     assert len(rows) == 2 * len(cells)
@@ -85,9 +87,9 @@ def test_cells_are_kept_and_bundled(study, tmp_path, monkeypatch):
 
 def test_unknown_names_are_refused(study):
     with pytest.raises(ConfigurationError, match="method='best': no such method; give one of ekfac"):
-        study.cells(["best"])
+        MethodsStudy(study.run, study.truths, methods=["best"])
     with pytest.raises(ConfigurationError, match="measurement='likes': the preset has loss"):
-        study.measurement("likes")
+        MethodsStudy(study.run, study.truths, attributed=["likes"])
     with pytest.raises(ConfigurationError, match="checkpoints=7: the run keeps 6"):
         checkpoint_steps(study.run, 7)
     with pytest.raises(ConfigurationError, match=r"options=\[1\.0\]: pixel has no option; leave it out"):
