@@ -11,6 +11,7 @@ from typing import Any
 
 import diffinf_lib as di
 from benchmarks import harness
+from diffinf_lib.attribution.task import store_folder
 from diffinf_lib.runs import query_gradients, train_gradients
 
 MODELS = 4
@@ -49,7 +50,7 @@ def stages(run: di.runs.Run) -> dict[str, Callable[[], Any]]:
 def stored(run: di.runs.Run, images: di.ImageSet, config: di.GradientConfig) -> None:
     """Make a store of gradients, holding one shard at a time."""
     model, curvature = di.full_model(run).model, di.curvature_of_run(run)
-    store = run.path("gradients", "train")
+    store = store_folder(run.path("gradients"), "train", model, curvature, images, config)
     for _ in di.gradient_shards(model, curvature, images, config, store=store):
         pass
 

@@ -146,6 +146,10 @@ class LadderStudy(Study[RungCell]):
             for share in rung.checkpoints
         ]
 
+    def label(self, cell: RungCell) -> str:
+        """Model, checkpoint, inverse and queries."""
+        return f"seed-{cell.model_seed}-step-{cell.step}-{cell.inverse}-{cell.queries}"
+
     def depends(self, cell: RungCell) -> dict[str, Any]:
         """What conjugate gradients take besides."""
         return {"settings": fixed_settings() | {"iterations": ITERATIONS}}

@@ -5,7 +5,9 @@ the ground truths, whatever the study itself says; a study adds what its cells d
 the next cell, and shards share nothing but the run folder.
 """
 
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -71,8 +73,9 @@ class Study(Generic[Cell]):
         return {}
 
     def label(self, cell: Cell) -> str:
-        """The cell's name in files, for people; may be empty."""
-        return ""
+        """The cell's name, for people and in files."""
+        values = vars(cell).values() if is_dataclass(cell) else [cell]
+        return re.sub(r"[^\w.]+", "-", " ".join(map(str, values))).strip("-")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -141,7 +144,7 @@ class Study(Generic[Cell]):
     def require_finished(self) -> None:
         """Refuse to go on while cells are missing."""
         missing, total = self.missing(), len(self.cells())
-        first = [self.label(cell) or str(cell) for cell in missing[:1]]
+        first = [self.label(cell) for cell in missing[:1]]
         require(not missing, f"{self.run.folder}: {len(missing)} of {total} cells of study {self.name!r} are missing, first "
                 f"{first}; run it to its end", ArtifactError)  # fmt: skip
 

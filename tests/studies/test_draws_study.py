@@ -23,8 +23,9 @@ def study(tmp_path):
 def test_a_cell_is_the_lds_of_influence_with_its_draws(study):
     cell = di.DrawsCell("signal, antithetic, shared", 4, seed=0)
     truth, preset = study.truths["held-out"], study.run.preset
+    run = study.run
     scores = di.influence(
-        di.full_model(study.run).model, di.curvature_of_run(study.run), study.run.data.train, truth.queries, measurement=preset.measurement,
+        di.full_model(run).model, di.curvature_of_run(run), run.data.train, truth.queries, measurement=preset.measurement,
         draws=di.DrawConfig(4, timesteps="signal", shared=True), damping=preset.damping,
     )  # fmt: skip
     torch.testing.assert_close(study.scores(cell)["held-out"], scores, rtol=1e-5, atol=1e-6 * float(scores.abs().max()))
