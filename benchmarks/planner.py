@@ -36,6 +36,7 @@ def stages(run: di.runs.Run) -> dict[str, Callable[[], Any]]:
     work: dict[str, Callable[[], Any]] = {
         "model": lambda: di.full_model(run),
         "samples": lambda: di.generated_queries(run),
+        **({"trajectories": lambda: di.generated_trajectories(run)} if run.preset.measures_trajectories else {}),
         "curvature": lambda: di.curvature_of_run(run),
         "train gradients": lambda: stored(run, run.data.train, train),
         "query gradients": lambda: [query_gradients(run, queries) for queries in di.query_sets(run).values()],

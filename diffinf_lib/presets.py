@@ -89,11 +89,15 @@ class Preset(Options):
         return (self.measurement, *self.further_measurements)
 
     @property
-    def needs_trajectories(self) -> bool:
-        """Whether something is measured along the states that a sampler went through."""
-        return any(
-            measurement.differentiable and measurement.objective.on_trajectories for measurement in self.measurements
-        )
+    def has_trajectories(self) -> bool:
+        """Whether its samples come by every step of the reverse process, each with a density."""
+        return self.sampling.method == "ddpm" and self.sampling.steps == self.process.timesteps
+
+    @property
+    def measures_trajectories(self) -> bool:
+        """Whether something is measured along them; they are not sampled for nothing, for they are large."""
+        wanted = any(config.differentiable and config.objective.on_trajectories for config in self.measurements)
+        return wanted and self.has_trajectories
 
     def retraining(self) -> TrainingConfig:
         """The training of a subset: that of the full model with fewer steps."""

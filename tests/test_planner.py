@@ -53,6 +53,26 @@ def test_bytes_are_those_of_a_real_run(tmp_path):
     assert size("model/unet") == pytest.approx(expected["model"].disk_bytes, rel=0.25)  # names and a header
 
 
+def test_trajectories_are_planned_and_sampled_where_something_is_measured_along_them(tmp_path):
+    preset = replace(
+        SMOKE, sampling=di.SamplingConfig(count=3, steps=20), process=di.Process(timesteps=20, beta_end=0.3)
+    )
+    along = replace(preset, further_measurements=(di.MeasurementConfig("trajectory_log_prob"),))
+    sizes = []
+    for name, each in (("without", preset), ("along", along)):
+        run = di.open_run(each, tmp_path / name, progress=False)
+        assert isinstance(di.measured_queries(run)["generated"], di.Trajectories) == (name == "along")
+        files = [path.stat().st_size for path in run.path("trajectories").rglob("*.safetensors")]
+        sizes.append(sum(files))
+        assert ("trajectories" in str(planned(each))) == (name == "along")
+    assert sizes[0] == 0 and sizes[1] == pytest.approx(planned(along)["trajectories"].disk_bytes, rel=0.05)
+    for name in ("cifar2", "cifar10", "cifar2deq", "artbench10", "cifar2-small", "cifar2-tiny"):
+        assert not di.get_preset(name).measures_trajectories
+    assert di.get_preset("digits").measures_trajectories
+    short = replace(along, sampling=di.SamplingConfig(count=3, steps=10))
+    assert not short.measures_trajectories and "trajectories" not in str(planned(short))
+
+
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection"])
 def test_bytes_of_a_stored_gradient(kind):
     form = di.StoreFormat(kind, rank=3, dimension=64)

@@ -34,7 +34,6 @@ from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.model import (
     QUERY_SETS,
     as_queries,
-    can_have_trajectories,
     full_model,
     generated_queries,
     generated_trajectories,
@@ -51,7 +50,6 @@ __all__ = [
     "Run",
     "as_queries",
     "baseline_scores",
-    "can_have_trajectories",
     "check_training_images",
     "checkpoint",
     "collected_measurements",

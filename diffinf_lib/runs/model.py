@@ -40,12 +40,6 @@ def _sample_seeds(run: Run) -> list[int]:
     return list(range(first, first + run.preset.sampling.count))
 
 
-def can_have_trajectories(run: Run) -> bool:
-    """Whether the generated queries come by every step of the reverse process, each with a density."""
-    sampling = run.preset.sampling
-    return sampling.method == "ddpm" and sampling.steps == run.preset.process.timesteps
-
-
 def generated_trajectories(run: Run) -> Trajectories:
     """The generated queries with the states the sampler went through, sampled once more and kept.
 
@@ -53,7 +47,7 @@ def generated_trajectories(run: Run) -> Trajectories:
         ConfigurationError: the preset samples by DDIM or in fewer steps.
     """
     preset = run.preset
-    require(can_have_trajectories(run), f"sampling={preset.sampling.method}, {preset.sampling.steps} steps: trajectories need "
+    require(preset.has_trajectories, f"sampling={preset.sampling.method}, {preset.sampling.steps} steps: trajectories need "
             f"ddpm with all {preset.process.timesteps} steps")  # fmt: skip
 
     def states() -> dict[str, Tensor]:
@@ -79,9 +73,8 @@ def query_sets(run: Run) -> dict[str, ImageSet]:
 
 
 def measured_queries(run: Run) -> dict[str, ImageSet]:
-    """The same, the generated ones with their trajectories where the preset measures these and its sampler gives them."""
-    wanted = run.preset.needs_trajectories and can_have_trajectories(run)
-    return query_sets(run) | ({"generated": generated_trajectories(run)} if wanted else {})
+    """The same, the generated ones with their trajectories where the preset measures along these."""
+    return query_sets(run) | ({"generated": generated_trajectories(run)} if run.preset.measures_trajectories else {})
 
 
 def queries(run: Run, name: str) -> ImageSet:

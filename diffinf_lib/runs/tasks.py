@@ -47,13 +47,18 @@ def _learning_rate(run: Run, step: int | None = None) -> float:
     return training.learning_rate * learning_rate_factor((step or training.steps) - 1, training)
 
 
+def kept_steps(run: Run) -> list[int]:
+    """The steps of the run's training whose weights are kept."""
+    return [step for step in run.preset.training.keep_ema_at if step <= run.preset.training.steps]
+
+
 def checkpoint_steps(run: Run, parts: int) -> tuple[int, ...]:
     """The steps of `parts` kept checkpoints, evenly spaced, the last one kept among them.
 
     Raises:
         ConfigurationError: fewer were kept.
     """
-    kept = [step for step in run.preset.training.keep_ema_at if step <= run.preset.training.steps]
+    kept = kept_steps(run)
     require(0 < parts <= len(kept), f"checkpoints={parts}: the run keeps {len(kept)}; ask for as many or fewer, or train "
             "with more in training.keep_ema_at")  # fmt: skip
     return tuple(kept[round((index + 1) * len(kept) / parts) - 1] for index in range(parts))

@@ -29,8 +29,8 @@ from diffinf_lib.evaluation import (
 )
 from diffinf_lib.evaluation.lds import check_tunable
 from diffinf_lib.measurements import MeasurementConfig, proxy_sign
-from diffinf_lib.runs import Run, can_have_trajectories, generated_trajectories, measured_queries, task_of_run
-from diffinf_lib.runs.tasks import ENSEMBLE
+from diffinf_lib.runs import Run, generated_trajectories, measured_queries, task_of_run
+from diffinf_lib.runs.tasks import ENSEMBLE, kept_steps
 from diffinf_lib.studies.study import Arrays, Study
 
 REFERENCE = "ekfac"
@@ -119,7 +119,8 @@ class MethodsStudy(Study[MethodCell]):
         self.clip_source, self.attributed = clip_source, list(attributed)
         for label in attributed:
             self.measurement(label)
-        self._along = "journey-trak" in (methods or []) or run.preset.needs_trajectories
+        named = any(get_method(name).needs == "trajectories" for name in methods or [])
+        self._along = run.preset.measures_trajectories or (named and run.preset.has_trajectories)
         first = METHODS if methods is None else [get_method(name) for name in methods]
         others = [m for m in (first if further is None else map(get_method, further)) if m.any_measurement]
         self._methods = dict.fromkeys(attributed, others) | {attributed[0]: list(first)}
@@ -128,7 +129,7 @@ class MethodsStudy(Study[MethodCell]):
     def queries(self) -> dict[str, ImageSet]:
         """The run's queries by set, with trajectories where a method or a measurement needs them."""
         found = measured_queries(self.run)
-        if self._along and can_have_trajectories(self.run):
+        if self._along:
             found["generated"] = generated_trajectories(self.run)
         self._check_queries(found)
         return found
@@ -145,9 +146,9 @@ class MethodsStudy(Study[MethodCell]):
 
     def _possible(self, method: Method, queries: str) -> bool:
         if method.needs == "trajectories":
-            return queries == "generated" and self._along and can_have_trajectories(self.run)
+            return queries == "generated" and self._along
         if method.needs == "checkpoints":
-            return len(self.run.preset.training.keep_ema_at) > 1
+            return len(kept_steps(self.run)) >= method.checkpoints
         return method.needs != "clip" or bool(self.clip_source)
 
     def depends(self, cell: MethodCell) -> dict[str, Any]:

@@ -27,3 +27,9 @@ def test_the_curvature_study_reads_both_approximations_from_each_fit(run, tmp_pa
     )  # fmt: skip
     found = study.scores(choices[0], "held-out")[1, DAMPINGS.index(1e-4)]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_a_damping_that_is_not_in_the_grid_is_scored_too(run):
+    preset = replace(run.preset, damping=3e-7)
+    study = di.CurvatureStudy(replace(run, preset=preset), {}, choices=CHOICES[:1])
+    assert study.dampings == sorted([*DAMPINGS, 3e-7])

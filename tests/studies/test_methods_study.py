@@ -1,5 +1,7 @@
 """Methods study on the smoke preset: every method gives scores of its own and says its price; cells are kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from cases import random_truth
 import diffinf_lib as di
 from diffinf_lib.attribution import methods as methods_module
 from diffinf_lib.attribution.methods import METHODS, get_method
-from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.errors import ConfigurationError, DataError
 from diffinf_lib.runs.tasks import checkpoint_steps
 from diffinf_lib.studies.methods import MethodCell, MethodsStudy
 
@@ -35,6 +37,7 @@ def test_every_method_scores_and_says_what_it_cost(study, monkeypatch):
         assert torch.isfinite(scores).all(), cell
         assert (cost.draws > 0) == (cell.method not in ("pixel", "random")), cell
         assert cost.seconds > 0
+        assert sum(item.draws for item in held.bill.values()) == cost.draws and held.bill["scoring"].draws == 0
         passes[cell.method] = cost.draws
         seen[cell] = scores[method.grid.index(method.default)]
     training = study.run.preset.training
@@ -83,6 +86,40 @@ def test_cells_are_kept_and_bundled(study, tmp_path, monkeypatch):
     scores = study.scores(MethodCell("ekfac", "held-out")).scores[1]
     expected = di.lds(-scores, study.truths["held-out/elbo"]).mean
     assert rows["ekfac", "held-out", "loss", "elbo"]["lds"] == pytest.approx(expected)
+
+
+def test_a_bundle_names_the_ground_truths_that_it_was_held_against(study, tmp_path):
+    recorded = []
+    for scale in (1, 2):
+        truths = {name: replace(truth, measurements=scale * truth.measurements) for name, truth in study.truths.items()}
+        each = MethodsStudy(study.run, truths, methods=["random"])
+        assert len(list(each.shard())) == 2
+        made = di.load_bundle(each.bundle(root=tmp_path).name, root=tmp_path)
+        recorded.append(made.manifest["configuration"]["truths"])
+        assert recorded[-1] == {name: truth.digest for name, truth in truths.items()}
+        assert made.manifest["configuration"]["model"]["weights"] and made.metrics["commits"]
+    assert recorded[0] != recorded[1]
+
+
+def test_what_methods_take_besides_belongs_to_their_cells(study, monkeypatch):
+    cell = MethodCell("cg", "held-out")
+    before = study.kept(cell).folder
+    monkeypatch.setattr(methods_module, "GGN_DAMPING", 1e-3)
+    assert study.kept(cell).folder != before
+
+
+def test_foreign_ground_truths_are_refused(study):
+    truth = study.truths["generated/loss"]
+    for foreign, message in [
+        (
+            replace(truth, train_ids=truth.train_ids + 1),
+            "generated/loss: its training images are not those of this run",
+        ),
+        (replace(truth, query_ids=truth.query_ids + 1), "generated/loss: its queries are not those of this run"),
+        (replace(truth, query_images=truth.query_images.flip(-1)), "generated/loss: its queries are not those"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            _ = MethodsStudy(study.run, {"generated/loss": foreign}).queries
 
 
 def test_unknown_names_are_refused(study):
