@@ -6,6 +6,7 @@ gradients are computed once, in full; a format packs and unpacks them in memory.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,12 +18,11 @@ from torch import Tensor
 from diffinf_lib.attribution.scoring import Inverses, KeptQueries
 from diffinf_lib.compression import Compression, StoreFormat, stored_bytes
 from diffinf_lib.curvature import Curvature
-from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import GroundTruth, mean_measurements, paired_difference, predicted_changes, spearman
 from diffinf_lib.gradients import LayerGradients
-from diffinf_lib.runs import Run, curvature_of_run, query_gradients, train_gradients
-from diffinf_lib.studies.study import Arrays, Study, queries_of
+from diffinf_lib.runs import curvature_of_run, query_gradients, train_gradients
+from diffinf_lib.studies.study import Arrays, Study
 
 FORMATS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -45,14 +45,14 @@ VALUES = ("lds", "rank_correlation", "correlation")
 """What is kept of each query: its LDS, and the correlations over training images of its scores with those in float32."""
 
 
+@dataclass(eq=False)
 class CompressionStudy(Study[str]):
     """The study of one run against its ground truths.
 
     Its bundle's arrays are those of `results`, `[formats, uses, Q]` and `[formats, uses, 3]`, and `bytes` of one stored
     gradient, `[formats]`; its metrics are the means over queries, and the bytes as a share of those of float32.
 
-    Args:
-        truths: ground truths by set of queries.
+    Attributes:
         formats: names of `FORMATS`; default all.
 
     Raises:
@@ -60,33 +60,29 @@ class CompressionStudy(Study[str]):
         DataError: a ground truth was made with other training images than the run's.
     """
 
-    name = "compression"
+    formats: Sequence[str] = tuple(FORMATS)
 
-    def __init__(self, run: Run, truths: Mapping[str, GroundTruth], *, formats: Sequence[str] = tuple(FORMATS)):
-        for name, form in (("store_format", run.preset.store_format), ("query_format", run.preset.query_format)):
+    name = "compression"
+    takes_queries_of_truths = True
+
+    def __post_init__(self) -> None:
+        preset = self.run.preset
+        for name, form in (("store_format", preset.store_format), ("query_format", preset.query_format)):
             full = form is None or form.kind == "float32"
             require(full, f"{name}={form and form.kind}: the study packs gradients itself; give {name}.kind=float32")
-        super().__init__(run, truths)
-        self.inverses = Inverses([run.preset.damping], [run.preset.curvature.approximation])
-        self.formats = {label: self.form(label) for label in formats}
+        super().__post_init__()
+        self.inverses = Inverses([preset.damping], [preset.curvature.approximation])
+        for label in self.formats:
+            self.form(label)
 
-    @cached_property
-    def queries(self) -> dict[str, ImageSet]:
-        """The ground truths' own queries."""
-        return queries_of(self.truths)
+    def options(self) -> dict[str, Any]:
+        return {"formats": {label: self.form(label) for label in self.formats}}
 
     def cells(self) -> list[str]:
-        """The formats, by name."""
         return list(self.formats)
 
     def depends(self, cell: str) -> dict[str, Any]:
-        """What the name means."""
         return {"format": self.form(cell)}
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The formats."""
-        return {"formats": self.formats}
 
     @cached_property
     def curvature(self) -> Curvature:
@@ -143,7 +139,6 @@ class CompressionStudy(Study[str]):
         return self.arrays(label)
 
     def computed(self, cell: str) -> Arrays:
-        """See `results`."""
         return self._compared(self.scores(self.form(cell)))
 
     def _compared(self, scores: Mapping[str, Mapping[str, Tensor]]) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ A fit is one choice of partition (GGN^model, or GGN^loss per draw or per example
 from it EK-FAC and K-FAC are read at every damping. A cell is a fit against one set of queries.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from diffinf_lib.attribution.methods import DAMPINGS, influence_at
 from diffinf_lib.curvature import Approximation, CurvatureConfig
 from diffinf_lib.curvature.config import Partition, Sharing
 from diffinf_lib.evaluation import (
-    GroundTruth,
     lds,
     mean_measurements,
     paired_difference,
@@ -26,7 +25,7 @@ from diffinf_lib.evaluation import (
     tuned_lds,
 )
 from diffinf_lib.evaluation.lds import check_tunable
-from diffinf_lib.runs import Run, checkpoint, task_of_run
+from diffinf_lib.runs import checkpoint, task_of_run
 from diffinf_lib.runs.attribution import fitted
 from diffinf_lib.studies.study import Arrays, Study
 
@@ -67,6 +66,7 @@ class CurvatureCell:
     queries: str
 
 
+@dataclass(eq=False)
 class CurvatureStudy(Study[CurvatureCell]):
     """The study of one run against its ground truths.
 
@@ -77,43 +77,36 @@ class CurvatureStudy(Study[CurvatureCell]):
     Attributes:
         dampings: those of the methods' table, and the preset's own.
 
-    Args:
-        truths: ground truths by set of queries.
-
     Raises:
         ConfigurationError: one has too few subsets to tune options on one half and judge them on the other.
     """
 
+    choices: Sequence[CurvatureChoice] = CHOICES
+
     name = "curvatures"
     holds_scores = True
 
-    def __init__(self, run: Run, truths: Mapping[str, GroundTruth], *, choices: Sequence[CurvatureChoice] = CHOICES):
-        check_tunable(truths)
-        super().__init__(run, truths)
-        self.choices, self.dampings = list(choices), sorted({*DAMPINGS, *check_dampings(run.preset.damping)})
+    def __post_init__(self) -> None:
+        check_tunable(self.truths)
+        super().__post_init__()
+        self.dampings = sorted({*DAMPINGS, *check_dampings(self.run.preset.damping)})
+
+    def options(self) -> dict[str, Any]:
+        return {"choices": self.choices, "dampings": self.dampings}
 
     def cells(self) -> list[CurvatureCell]:
-        """Each fit against each set of queries."""
         return [CurvatureCell(choice, queries) for choice in self.choices for queries in self.truths]
 
     def label(self, cell: CurvatureCell) -> str:
-        """The choice and the queries."""
         return f"{cell.choice.name}-{cell.queries}"
 
     def depends(self, cell: CurvatureCell) -> dict[str, Any]:
-        """What the choice means, and the dampings."""
         return {"curvature": self._config(cell.choice), "dampings": self.dampings}
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Choices and dampings."""
-        return {"choices": self.choices, "dampings": self.dampings}
 
     def _config(self, choice: CurvatureChoice) -> CurvatureConfig:
         return choice.config(self.run.preset.curvature)
 
     def computed(self, cell: CurvatureCell) -> Arrays:
-        """Scores by both approximations."""
         at = checkpoint(self.run, config=self._config(cell.choice))
         task = task_of_run(self.run, self.queries[cell.queries], at=at)
         found = [influence_at(task, at, self.dampings, kind, task.draws) for kind in APPROXIMATIONS]

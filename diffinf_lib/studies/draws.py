@@ -5,7 +5,7 @@ curvature is the run's.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,13 +15,12 @@ from torch import Tensor
 
 from diffinf_lib.attribution import scores_from_gradients
 from diffinf_lib.attribution.influence import together
-from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import require
-from diffinf_lib.evaluation import GroundTruth, mean_measurements, predicted_changes, spearman
+from diffinf_lib.evaluation import mean_measurements, predicted_changes, spearman
 from diffinf_lib.gradients import GradientConfig, LayerGradients, gradient_shards
-from diffinf_lib.runs import Run, curvature_of_run, query_gradients
-from diffinf_lib.studies.study import Arrays, Study, queries_of
+from diffinf_lib.runs import curvature_of_run, query_gradients
+from diffinf_lib.studies.study import Arrays, Study
 
 RULES: dict[str, dict[str, Any]] = {
     "uniform": {"timesteps": "uniform", "noise": "independent"},
@@ -47,42 +46,34 @@ class DrawsCell:
     @property
     def draws(self) -> DrawConfig:
         """The draws of a training gradient."""
-        require(self.rule in RULES, f"rule={self.rule!r}: give one of {', '.join(RULES)}")
         return DrawConfig(self.count, **RULES[self.rule])
 
 
+@dataclass(eq=False)
 class DrawsStudy(Study[DrawsCell]):
     """The study of one run against its ground truths.
 
     Its bundle holds the LDS `<set>/lds [rules, counts, seeds, Q]` of each query, NaN where a seed was not run.
 
-    Args:
-        truths: ground truths by set of queries.
+    Attributes:
         counts: numbers of draws.
-        seeds: how many seeds each number of draws gets; default one.
+        seeds: how many seeds each number of draws gets.
     """
 
+    counts: Sequence[int] = COUNTS
+    seeds: Mapping[int, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 1))
+    rules: Sequence[str] = tuple(RULES)
+
     name = "draws"
+    takes_queries_of_truths = True
 
-    def __init__(
-        self,
-        run: Run,
-        truths: Mapping[str, GroundTruth],
-        *,
-        counts: Sequence[int] = COUNTS,
-        seeds: Mapping[int, int] | None = None,
-        rules: Sequence[str] = tuple(RULES),
-    ):
-        super().__init__(run, truths)
-        self.counts, self.rules = list(counts), list(rules)
-        self.seeds = dict(seeds or dict.fromkeys(counts, 1))
-        for cell in self.cells():
-            _ = cell.draws  # refuses an unknown rule
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for rule in self.rules:
+            require(rule in RULES, f"rule={rule!r}: give one of {', '.join(RULES)}")
 
-    @cached_property
-    def queries(self) -> dict[str, ImageSet]:
-        """The ground truths' own queries."""
-        return queries_of(self.truths)
+    def options(self) -> dict[str, Any]:
+        return super().options() | {"rules": {rule: RULES[rule] for rule in self.rules}}
 
     def cells(self) -> list[DrawsCell]:
         """Seeds outermost: a study of fewer seeds is whole early."""
@@ -95,13 +86,7 @@ class DrawsStudy(Study[DrawsCell]):
         ]
 
     def depends(self, cell: DrawsCell) -> dict[str, Any]:
-        """What the rule means."""
         return {"draws": cell.draws}
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Rules, numbers and seeds."""
-        return {"rules": {rule: RULES[rule] for rule in self.rules}, "counts": self.counts, "seeds": self.seeds}
 
     @cached_property
     def query_gradients(self) -> dict[str, LayerGradients]:

@@ -17,9 +17,9 @@ from diffinf_lib.attribution.task import Cost
 from diffinf_lib.attribution.trajectory import average_scores, split_draws
 from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import require
-from diffinf_lib.evaluation import GroundTruth, lds, paired_difference
-from diffinf_lib.runs import Run, task_of_run
-from diffinf_lib.runs.tasks import checkpoint_at
+from diffinf_lib.evaluation import lds, paired_difference
+from diffinf_lib.runs import task_of_run
+from diffinf_lib.runs.tasks import checkpoint_at, kept_steps
 from diffinf_lib.studies.methods import as_arrays, from_arrays
 from diffinf_lib.studies.study import Arrays, Study
 
@@ -96,46 +96,36 @@ class RungCell:
     parts: int
 
 
+@dataclass(eq=False)
 class LadderStudy(Study[RungCell]):
     """The ladder of one run, for models of several training seeds.
 
     Its bundle holds for each model the LDS `<set>/lds [rungs, seeds, Q]` and paired difference to the rung before, and the
     cost of each.
 
-    Args:
-        truths: ground truths of the preset's measurement by set of queries.
+    Attributes:
         model_seeds: trainings that are attributed; the run's own seed is the run's own model.
 
     Raises:
         ConfigurationError: a rung takes a checkpoint that the preset's training does not keep.
     """
 
+    rungs: Sequence[Rung] = LADDER
+    model_seeds: Sequence[int] = (0, 1)
+
     name = "ladder"
     holds_scores = True
 
-    def __init__(
-        self,
-        run: Run,
-        truths: Mapping[str, GroundTruth],
-        *,
-        rungs: Sequence[Rung] = LADDER,
-        model_seeds: Sequence[int] = (0, 1),
-    ):
-        super().__init__(run, truths)
-        self.rungs, self.model_seeds, kept = list(rungs), list(model_seeds), run.preset.training.keep_ema_at
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kept = kept_steps(self.run)
         for cell in self.cells():
             require(cell.step in kept, f"checkpoint={cell.step}: the run keeps {kept}; keep this step too")
 
     def cells(self) -> list[RungCell]:
         """What all rungs need, once each, model by model."""
-        every = [
-            cell
-            for seed in self.model_seeds
-            for rung in self.rungs
-            for queries in self.truths
-            for cell in self._cells(rung, queries, seed)
-        ]
-        return list(dict.fromkeys(every))
+        each = ((rung, queries, seed) for seed in self.model_seeds for rung in self.rungs for queries in self.truths)
+        return list(dict.fromkeys(cell for one in each for cell in self._cells(*one)))
 
     def _cells(self, rung: Rung, queries: str, model_seed: int) -> list[RungCell]:
         total, parts = self.run.preset.training.steps, len(rung.checkpoints) if rung.split else 1
@@ -147,20 +137,12 @@ class LadderStudy(Study[RungCell]):
         ]
 
     def label(self, cell: RungCell) -> str:
-        """Model, checkpoint, inverse and queries."""
         return f"seed-{cell.model_seed}-step-{cell.step}-{cell.inverse}-{cell.queries}"
 
     def depends(self, cell: RungCell) -> dict[str, Any]:
-        """What conjugate gradients take besides."""
         return {"settings": fixed_settings() | {"iterations": ITERATIONS}}
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Rungs and models."""
-        return {"rungs": self.rungs, "model_seeds": self.model_seeds}
-
     def computed(self, cell: RungCell) -> Arrays:
-        """Scores `[Q, N]`, and the bill."""
         at = checkpoint_at(self.run, cell.step, parts=cell.parts, model_seed=cell.model_seed)
         task = task_of_run(self.run, self.queries[cell.queries], at=at)
         if cell.query_draws is not None:

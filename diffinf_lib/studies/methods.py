@@ -19,7 +19,6 @@ from diffinf_lib.attribution.task import AttributionTask, Cost
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import (
-    GroundTruth,
     lds,
     mean_measurements,
     paired_difference,
@@ -29,7 +28,7 @@ from diffinf_lib.evaluation import (
 )
 from diffinf_lib.evaluation.lds import check_tunable
 from diffinf_lib.measurements import MeasurementConfig, proxy_sign
-from diffinf_lib.runs import Run, generated_trajectories, measured_queries, task_of_run
+from diffinf_lib.runs import generated_trajectories, measured_queries, task_of_run
 from diffinf_lib.runs.tasks import ENSEMBLE, kept_steps
 from diffinf_lib.studies.study import Arrays, Study
 
@@ -67,12 +66,8 @@ class CellScores(NamedTuple):
 def as_arrays(scores: Tensor, bill: Mapping[str, Cost]) -> Arrays:
     """Scores with the bill for them, as they are kept."""
     draws, seconds = zip(*bill.values(), strict=True)
-    return {
-        "scores": scores.float().numpy(),
-        "used": np.array(list(bill)),
-        "draws": np.array(draws),
-        "seconds": np.array(seconds),
-    }
+    paid = {"used": list(bill), "draws": draws, "seconds": seconds}
+    return {"scores": scores.float().numpy(), **{name: np.array(values) for name, values in paid.items()}}
 
 
 def from_arrays(arrays: Arrays) -> CellScores:
@@ -82,14 +77,15 @@ def from_arrays(arrays: Arrays) -> CellScores:
     return CellScores(torch.from_numpy(arrays["scores"]).double(), bill)
 
 
+@dataclass(eq=False)
 class MethodsStudy(Study[MethodCell]):
     """The study of one run.
 
     Its bundle's metrics have `results`, one entry a cell and measurement, see `results`, and `ceilings`; its arrays are
     `<set>/<measured>/lds [cells, D, Q]`, the LDS of each query at each value of the option, NaN beyond a method's grid.
 
-    Args:
-        truths: ground truths by `<set of queries>/<measurement>`, from `load_ground_truth`.
+    Attributes:
+        truths: ground truths by `<set of queries>/<measurement>`.
         methods: names; default all whose needs the run meets. Trajectories are sampled for a method that is named, or where
             the preset measures along them.
         attributed: labels of the measurements whose gradients are taken.
@@ -101,38 +97,31 @@ class MethodsStudy(Study[MethodCell]):
             method or measurement is unknown.
     """
 
+    methods: Sequence[str] | None = None
+    attributed: Sequence[str] = ("loss",)
+    further: Sequence[str] | None = None
+    clip_source: str = ""
+
     name = "methods"
     holds_scores = True
 
-    def __init__(
-        self,
-        run: Run,
-        truths: Mapping[str, GroundTruth],
-        *,
-        methods: Sequence[str] | None = None,
-        attributed: Sequence[str] = ("loss",),
-        further: Sequence[str] | None = None,
-        clip_source: str = "",
-    ):
-        check_tunable(truths)
-        super().__init__(run, truths)
-        self.clip_source, self.attributed = clip_source, list(attributed)
-        for label in attributed:
+    def __post_init__(self) -> None:
+        check_tunable(self.truths)
+        super().__post_init__()
+        for label in self.attributed:
             self.measurement(label)
-        named = any(get_method(name).needs == "trajectories" for name in methods or [])
-        self._along = run.preset.measures_trajectories or (named and run.preset.has_trajectories)
-        first = METHODS if methods is None else [get_method(name) for name in methods]
-        others = [m for m in (first if further is None else map(get_method, further)) if m.any_measurement]
-        self._methods = dict.fromkeys(attributed, others) | {attributed[0]: list(first)}
+        named, preset = [get_method(name) for name in self.methods or []], self.run.preset
+        along = any(method.needs == "trajectories" for method in named) and preset.has_trajectories
+        self._along = along or preset.measures_trajectories
+        first = METHODS if self.methods is None else named
+        others = [m for m in (first if self.further is None else map(get_method, self.further)) if m.any_measurement]
+        self._methods = dict.fromkeys(self.attributed, others) | {self.attributed[0]: list(first)}
 
     @cached_property
     def queries(self) -> dict[str, ImageSet]:
         """The run's queries by set, with trajectories where a method or a measurement needs them."""
-        found = measured_queries(self.run)
-        if self._along:
-            found["generated"] = generated_trajectories(self.run)
-        self._check_queries(found)
-        return found
+        along = {"generated": generated_trajectories(self.run)} if self._along else {}
+        return self._checked(measured_queries(self.run) | along)
 
     def cells(self) -> list[MethodCell]:
         """The cells that this run can fill: methods whose needs are met, on each set of queries."""
@@ -157,9 +146,7 @@ class MethodsStudy(Study[MethodCell]):
         clip = clip_identity(self.clip_source) if method.needs == "clip" else None
         return {"options": method.grid, "settings": fixed_settings(), "ensemble": ENSEMBLE, "clip": clip}
 
-    @property
     def options(self) -> dict[str, Any]:
-        """The cells."""
         return {"cells": self.cells()}
 
     def measurement(self, label: str) -> MeasurementConfig:
@@ -175,7 +162,6 @@ class MethodsStudy(Study[MethodCell]):
         )
 
     def computed(self, cell: MethodCell) -> Arrays:
-        """Scores at every value of the option, and the bill."""
         method, task = get_method(cell.method), self.task(cell)
         found, _ = task.costed(lambda: method(task, method.grid))
         return as_arrays(found, task.bill)
@@ -237,7 +223,6 @@ class MethodsStudy(Study[MethodCell]):
                     yield cell, measured
 
     def contents(self) -> tuple[Arrays, dict[str, Any]]:
-        """Every result, and the LDS of each query at each value of the option."""
         cells, most, arrays = self.cells(), max(len(method.grid) for method in METHODS), {}
         for key, truth in self.truths.items():
             queries, _, measured = key.partition("/")

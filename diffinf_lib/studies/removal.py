@@ -17,14 +17,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.measurements import measure
 from diffinf_lib.models import build_model
 from diffinf_lib.options import Options, PositiveInt, Range
 from diffinf_lib.randomness import keyed_generator
-from diffinf_lib.runs import QUERY_SETS, Run, influence_scores, query_sets
+from diffinf_lib.runs import QUERY_SETS, influence_scores
 from diffinf_lib.studies.study import Arrays, Study
 from diffinf_lib.training import train
 
@@ -104,6 +103,7 @@ def random_positions(total: int, count: int, index: int, *, seed: int = 0) -> Po
     return tuple(sorted(order[:count].tolist()))
 
 
+@dataclass(eq=False)
 class RemovalStudy(Study[RemovalCell]):
     """The removal experiment of one run.
 
@@ -117,21 +117,18 @@ class RemovalStudy(Study[RemovalCell]):
         counts: how many images each share removes.
     """
 
+    config: RemovalConfig = RemovalConfig()
+
     name = "removal"
 
-    def __init__(self, run: Run, config: RemovalConfig | None = None):
-        super().__init__(run)
-        self.config = config or RemovalConfig()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        run = self.run
         self.counts = [removed_count(share, len(run.data.train)) for share in self.config.shares]
         totals = {"held-out": len(run.data.queries), "generated": run.preset.sampling.count}
         self.query_index = [
             (name, position) for name in QUERY_SETS for position in evenly_spaced(self.config.queries, totals[name])
         ]
-
-    @cached_property
-    def queries(self) -> dict[str, ImageSet]:
-        """The run's queries by set."""
-        return query_sets(self.run)
 
     @cached_property
     def scores(self) -> Float[Tensor, "Q N"]:
@@ -164,12 +161,9 @@ class RemovalStudy(Study[RemovalCell]):
         return [RemovalCell(removed, seed) for seed in range(self.config.seeds) for removed in dict.fromkeys(removals)]
 
     def label(self, cell: RemovalCell) -> str:
-        """How many images are removed, and the seed."""
         return f"{len(cell.removed):04d}-removed-r{cell.seed}"
 
-    @property
     def options(self) -> dict[str, Any]:
-        """What is removed."""
         return {"removal": asdict(self.config)}
 
     def computed(self, cell: RemovalCell) -> Arrays:
@@ -221,7 +215,6 @@ class RemovalStudy(Study[RemovalCell]):
         }
 
     def contents(self) -> tuple[Arrays, dict[str, Any]]:
-        """Every model's measurements, what was removed, and the mean changes."""
         own = [[[self._by_seed(removed)[query] for query, removed in enumerate(queries)] for queries in share]
                for share in self.removed]  # fmt: skip
         arrays = {

@@ -7,7 +7,7 @@ the next cell, and shards share nothing but the run folder.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -29,36 +29,39 @@ ELSEWHERE = ("name", "summary", "dataset")
 """Parts of a preset that say nothing of a result; the images themselves are named by their digest."""
 
 
+@dataclass(eq=False)
 class Study(Generic[Cell]):
     """One study of one run.
 
     Attributes:
+        truths: ground truths by set of queries, or by `<set>/<measurement>`, from `load_ground_truth`.
         name: the folder of its cells in the run, and the end of its bundle's name.
         holds_scores: cells hold scores alone, which no ground truth has a part in: more subsets leave them as they are.
-
-    Args:
-        truths: ground truths by set of queries, or by `<set>/<measurement>`, from `load_ground_truth`.
+        takes_queries_of_truths: scores are of the ground truths' own images; else of the run's, which must be the same.
 
     Raises:
         DataError: a ground truth was made with other training images than the run's.
     """
 
+    run: Run
+    truths: Mapping[str, GroundTruth] = field(default_factory=dict)
+
     name: ClassVar[str]
     holds_scores: ClassVar[bool] = False
+    takes_queries_of_truths: ClassVar[bool] = False
 
-    def __init__(self, run: Run, truths: Mapping[str, GroundTruth] | None = None):
-        self.run, self.truths = run, dict(truths or {})
+    def __post_init__(self) -> None:
         for name, truth in self.truths.items():
-            check_training_images(run, truth, name)
+            check_training_images(self.run, truth, name)
 
     # --- what a study says of itself
 
     @cached_property
     def queries(self) -> dict[str, ImageSet]:
-        """The queries by set."""
-        found = measured_queries(self.run)
-        self._check_queries(found)
-        return found
+        """The queries by set: the ground truths' own, or the run's."""
+        if self.takes_queries_of_truths:
+            return {name: truth.queries for name, truth in self.truths.items()}
+        return self._checked(measured_queries(self.run))
 
     def cells(self) -> list[Cell]:
         """All cells, in the order in which they are best computed."""
@@ -77,10 +80,9 @@ class Study(Generic[Cell]):
         values = vars(cell).values() if is_dataclass(cell) else [cell]
         return re.sub(r"[^\w.]+", "-", " ".join(map(str, values))).strip("-")
 
-    @property
     def options(self) -> dict[str, Any]:
         """What the study was asked for, as its bundle records it."""
-        return {}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("run", "truths")}
 
     def contents(self) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and metrics of the bundle, from kept cells."""
@@ -136,7 +138,7 @@ class Study(Generic[Cell]):
         metrics |= {"commits": sorted({manifest["environment"]["git_commit"] for manifest in manifests})}
         configuration = {
             "preset": self.run.preset, "seed": self.run.seed, "dataset_digest": self.run.data.digest,
-            "model": self.run.model_identity, "truths": self._truth_digests, **self.options,
+            "model": self.run.model_identity, "truths": self._truth_digests, **self.options(),
         }  # fmt: skip
         name = name or f"{self.run.preset.name}-{self.name}"
         return write_bundle(name, arrays, metrics, configuration, made_in=manifests[0]["environment"], root=root)
@@ -164,7 +166,7 @@ class Study(Generic[Cell]):
     def _truth_digests(self) -> dict[str, str]:
         return {name: truth.digest for name, truth in self.truths.items()}
 
-    def _check_queries(self, queries: Mapping[str, ImageSet]) -> None:
+    def _checked(self, queries: dict[str, ImageSet]) -> dict[str, ImageSet]:
         """Refuse ground truths of other queries than the run's: scores of one image say nothing of another."""
         for name, truth in self.truths.items():
             own = queries[name.partition("/")[0]]
@@ -173,8 +175,4 @@ class Study(Generic[Cell]):
                 same = torch.allclose(truth.query_images, own.images, atol=1e-3)
             require(same, f"ground truth of {name}: its queries are not those of this run; make it anew with this run",
                     DataError)  # fmt: skip
-
-
-def queries_of(truths: Mapping[str, GroundTruth]) -> dict[str, ImageSet]:
-    """The ground truths' own queries, on which their models were measured."""
-    return {name: truth.queries for name, truth in truths.items()}
+        return queries

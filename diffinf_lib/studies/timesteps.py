@@ -6,7 +6,7 @@ by every model of a ground truth, and scored by influence, over the draws that t
 parts of both add up to the loss and its scores. A cell is a model.
 """
 
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,9 +31,7 @@ from diffinf_lib.evaluation.lds import TUNABLE_SUBSETS
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, measure_all
 from diffinf_lib.runs import (
     QUERY_SETS,
-    Run,
     curvature_of_run,
-    query_sets,
     retrained_model,
     shard_of,
     subset_masks,
@@ -119,6 +117,7 @@ class RetrainedCell(NamedTuple):
     seed: int
 
 
+@dataclass(eq=False)
 class TimestepStudy(Study[RetrainedCell]):
     """The study of one run, over the models of its ground truth; those that are not there are trained.
 
@@ -128,48 +127,40 @@ class TimestepStudy(Study[RetrainedCell]):
     the LDS of each scores less that of the measured range's own, paired; and `edges [B + 1]`, where the ranges begin and
     end. The advantage needs enough subsets to halve.
 
-    Args:
+    Attributes:
         bins: number of ranges B of t.
-        subsets: number of subsets M; default the preset's.
-        seeds: trainings of each subset, K; default the preset's.
+        subsets: number of subsets M; 0: the preset's.
+        seeds: trainings of each subset, K; 0: the preset's.
 
     Raises:
         ConfigurationError: the preset measures something else than the loss, or its draws do not suffice for the ranges.
     """
 
+    bins: int = 10
+    subsets: int = 0
+    seeds: int = 0
+
     name = "timesteps"
 
-    def __init__(self, run: Run, *, bins: int = 10, subsets: int | None = None, seeds: int | None = None):
-        super().__init__(run)
-        config, measurement = run.preset.subsets, run.preset.measurement
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config, measurement = self.run.preset.subsets, self.run.preset.measurement
         require(measurement.name == "loss", f"measurement={measurement.name!r}: the study is of the loss within ranges of t; "
                 "give measurement.name=loss")  # fmt: skip
-        self.bins = bins
-        self.subsets = config.count if subsets is None else subsets
-        self.seeds = config.seeds if seeds is None else seeds
+        self.subsets, self.seeds = self.subsets or config.count, self.seeds or config.seeds
         self._cells = [RetrainedCell(*pair) for pair in shard_of(self.subsets, self.seeds, 0, 1)]
-        self._shares(run.data.queries)  # refused before any model is trained
-
-    @cached_property
-    def queries(self) -> dict[str, ImageSet]:
-        """The queries of each set."""
-        return query_sets(self.run)
+        self._shares(self.run.data.queries)  # refused before any model is trained
 
     def cells(self) -> list[RetrainedCell]:
-        """Every model, seeds outermost."""
         return self._cells
 
     def label(self, cell: RetrainedCell) -> str:
-        """As the ground truth calls the model."""
         return unit(*cell)
 
     def depends(self, cell: RetrainedCell) -> dict[str, Any]:
-        """The number of ranges."""
         return {"bins": self.bins}
 
-    @property
     def options(self) -> dict[str, Any]:
-        """Ranges and models."""
         return {"bins": self.bins, "subsets": self.subsets, "seeds": list(range(self.seeds))}
 
     def _shares(self, images: ImageSet) -> Float[Tensor, "B Q"]:
@@ -179,7 +170,6 @@ class TimestepStudy(Study[RetrainedCell]):
         )
 
     def computed(self, cell: RetrainedCell) -> Arrays:
-        """The loss of each query of each set within each range, `[B, Q]`."""
         return self._measured_by(retrained_model(self.run, *cell))
 
     def _measured_by(self, model: Denoiser) -> Arrays:
@@ -228,7 +218,6 @@ class TimestepStudy(Study[RetrainedCell]):
         return [GroundTruth(masks, losses, train_ids, images.ids) for losses in (*measured.unbind(-1), whole)]
 
     def contents(self) -> tuple[Arrays, dict[str, Any]]:
-        """Scores of each range against the loss in each, for both sets of queries."""
         edges = np.linspace(0, self.run.preset.process.timesteps, self.bins + 1).astype(np.int64)
         arrays, sets = {"edges": edges}, {}
         for queries in QUERY_SETS:

@@ -37,7 +37,7 @@ from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
 config = di.RemovalConfig(queries=queries, shares=shares, seeds=seeds, random_sets=random_sets)
-study = di.RemovalStudy(opened, config)
+study = di.RemovalStudy(opened, config=config)
 print(f"shares {list(config.shares)}: {study.counts} of {len(opened.data.train)} images")
 templates.compute(study, shard, shards)
 

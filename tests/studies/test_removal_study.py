@@ -29,7 +29,7 @@ SMALL = RemovalConfig(queries=1, shares=(0.09, 0.25), seeds=2, random_sets=2)
 
 
 def study_in(folder, config=SMALL):
-    return RemovalStudy(di.open_run(PRESET, folder, progress=False), config)
+    return RemovalStudy(di.open_run(PRESET, folder, progress=False), config=config)
 
 
 @pytest.fixture(scope="module")
