@@ -57,11 +57,11 @@ class DrawsStudy(Study[DrawsCell]):
 
     Attributes:
         counts: numbers of draws.
-        seeds: how many seeds each number of draws gets.
+        seeds: how many seeds each number of draws gets; one each unless given.
     """
 
     counts: Sequence[int] = COUNTS
-    seeds: Mapping[int, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 1))
+    seeds: Mapping[int, int] = field(default_factory=dict)
     rules: Sequence[str] = tuple(RULES)
 
     name = "draws"
@@ -69,6 +69,7 @@ class DrawsStudy(Study[DrawsCell]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.seeds = self.seeds or dict.fromkeys(self.counts, 1)
         for rule in self.rules:
             require(rule in RULES, f"rule={rule!r}: give one of {', '.join(RULES)}")
 
