@@ -9,7 +9,8 @@ import torch
 from diffinf_lib.artifacts import Bundle, load_bundle, show_versions
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import GroundTruth, load_ground_truth
-from diffinf_lib.presets import get_preset, with_options
+from diffinf_lib.options import with_options
+from diffinf_lib.presets import get_preset
 from diffinf_lib.runs import QUERY_SETS, Run, open_run
 from diffinf_lib.studies.study import Study
 

@@ -11,8 +11,7 @@ from diffinf_lib import training
 from diffinf_lib.artifacts import manifest, read_json, resolved
 from diffinf_lib.cli import main
 from diffinf_lib.errors import ArtifactError
-from diffinf_lib.runs import Run
-from diffinf_lib.runs import run as run_module
+from diffinf_lib.runs import Run, run as run_module
 
 PRESET = di.with_options(
     di.get_preset("smoke"), {"training.steps": 2, "subsets.steps": 2, "training.keep_ema_at": (2,)}
