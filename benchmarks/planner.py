@@ -11,13 +11,14 @@ from typing import Any
 
 import diffinf_lib as di
 from benchmarks import harness
-from diffinf_lib.stages import query_gradients, train_gradients
+from diffinf_lib.attribution.task import store_folder
+from diffinf_lib.runs import query_gradients, train_gradients
 
 MODELS = 4
 """Retrained models that are really made; time is proportional to their number."""
 
 
-def stages(run: di.stages.Run) -> dict[str, Callable[[], Any]]:
+def stages(run: di.runs.Run) -> dict[str, Callable[[], Any]]:
     """The stages of a run in order; each finds what the earlier ones left."""
     sets = run.preset.subsets
 
@@ -35,26 +36,27 @@ def stages(run: di.stages.Run) -> dict[str, Callable[[], Any]]:
     work: dict[str, Callable[[], Any]] = {
         "model": lambda: di.full_model(run),
         "samples": lambda: di.generated_queries(run),
+        **({"trajectories": lambda: di.generated_trajectories(run)} if run.preset.measures_trajectories else {}),
         "curvature": lambda: di.curvature_of_run(run),
         "train gradients": lambda: stored(run, run.data.train, train),
         "query gradients": lambda: [query_gradients(run, queries) for queries in di.query_sets(run).values()],
     }
     assert sets.count * sets.seeds >= MODELS
-    work["retrained"] = lambda: [di.stages.retrained_model(run, subset, 0) for subset in range(MODELS)]
+    work["retrained"] = lambda: [di.runs.retrained_model(run, subset, 0) for subset in range(MODELS)]
     work["measurements"] = lambda: [di.retrained_measurements(run, subset, 0) for subset in range(MODELS)]
     work["scores"] = lambda: (scores(), taken["scores"])[1]
     return work
 
 
-def stored(run: di.stages.Run, images: di.ImageSet, config: di.GradientConfig) -> None:
+def stored(run: di.runs.Run, images: di.ImageSet, config: di.GradientConfig) -> None:
     """Make a store of gradients, holding one shard at a time."""
     model, curvature = di.full_model(run).model, di.curvature_of_run(run)
-    store = run.path("gradients", "train")
+    store = store_folder(run.path("gradients"), "train", model, curvature, images, config)
     for _ in di.gradient_shards(model, curvature, images, config, store=store):
         pass
 
 
-def measured(run: di.stages.Run) -> dict[str, dict[str, float]]:
+def measured(run: di.runs.Run) -> dict[str, dict[str, float]]:
     """Seconds and peak memory of each stage."""
     results = {}
     scale = run.preset.subsets.count * run.preset.subsets.seeds / MODELS

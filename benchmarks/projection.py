@@ -14,7 +14,7 @@ import diffinf_lib as di
 from benchmarks import harness
 from diffinf_lib.attribution.trak import Trak
 from diffinf_lib.compression import projected
-from diffinf_lib.stages import query_gradients, train_gradients
+from diffinf_lib.runs import query_gradients, train_gradients
 
 DIMENSIONS = (256, 1024, 4096)
 SHARES = (0.01, 0.1, 1.0)

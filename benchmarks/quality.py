@@ -17,7 +17,7 @@ from benchmarks import harness
 from diffinf_lib.attribution.scoring import Inverses, KeptQueries
 from diffinf_lib.compression import Compression
 from diffinf_lib.evaluation import spearman
-from diffinf_lib.stages import query_gradients, train_gradients
+from diffinf_lib.runs import query_gradients, train_gradients
 
 REFERENCE = "per draw, nothing saved"
 
@@ -61,7 +61,7 @@ FORMATS = {
 class Case:
     """A run of preset `digits`, and its gradients in the basis of the weights."""
 
-    def __init__(self, run: di.stages.Run):
+    def __init__(self, run: di.runs.Run):
         self.run, self.curvature = run, di.curvature_of_run(run)
         self.truths = {name: di.load_ground_truth("digits-ground-truth", name) for name in ("held-out", "generated")}
         self.queries = {name: self.plain(query_gradients(run, truth.queries)) for name, truth in self.truths.items()}

@@ -7,7 +7,8 @@ from . import (
     evaluation as evaluation,
     figures as figures,
     interactive as interactive,
-    stages as stages,
+    runs as runs,
+    studies as studies,
     training as training,
 )
 from .artifacts import (
@@ -132,24 +133,7 @@ from .options import with_options as with_options
 from .planner import Plan as Plan, estimate as estimate
 from .presets import PRESETS as PRESETS, Preset as Preset, get_preset as get_preset
 from .randomness import keyed_generator as keyed_generator
-from .sampling import (
-    SamplingConfig as SamplingConfig,
-    sample as sample,
-    sample_states as sample_states,
-    sample_trajectories as sample_trajectories,
-)
-from .stages import (
-    CompressionStudy as CompressionStudy,
-    CurvatureChoice as CurvatureChoice,
-    CurvatureStudy as CurvatureStudy,
-    DrawsCell as DrawsCell,
-    DrawsStudy as DrawsStudy,
-    LadderStudy as LadderStudy,
-    MethodCell as MethodCell,
-    MethodsStudy as MethodsStudy,
-    RemovalConfig as RemovalConfig,
-    RemovalStudy as RemovalStudy,
-    TimestepStudy as TimestepStudy,
+from .runs import (
     as_queries as as_queries,
     baseline_scores as baseline_scores,
     curvature_of_run as curvature_of_run,
@@ -169,5 +153,24 @@ from .stages import (
     subset_masks as subset_masks,
     task_of_run as task_of_run,
     train_gradients as train_gradients,
+)
+from .sampling import (
+    SamplingConfig as SamplingConfig,
+    sample as sample,
+    sample_states as sample_states,
+    sample_trajectories as sample_trajectories,
+)
+from .studies import (
+    CompressionStudy as CompressionStudy,
+    CurvatureChoice as CurvatureChoice,
+    CurvatureStudy as CurvatureStudy,
+    DrawsCell as DrawsCell,
+    DrawsStudy as DrawsStudy,
+    LadderStudy as LadderStudy,
+    MethodCell as MethodCell,
+    MethodsStudy as MethodsStudy,
+    RemovalConfig as RemovalConfig,
+    RemovalStudy as RemovalStudy,
+    TimestepStudy as TimestepStudy,
 )
 from .training import TrainingConfig as TrainingConfig, TrainingResult as TrainingResult, train as train

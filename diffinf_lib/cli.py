@@ -209,8 +209,8 @@ def _model(options: argparse.Namespace) -> None:
 
     run = _open(options)
     if options.force:
-        run.discard("model")
-        run.discard("samples")
+        for step in ("model", "samples", "trajectories"):
+            run.discard(step)
     di.full_model(run)
     di.generated_queries(run)
     print(run.path("model"))
@@ -284,7 +284,7 @@ def _default_log(template: str, parameters: dict[str, Any]) -> Path:
     import diffinf_lib as di
 
     preset = di.get_preset(str(parameters.get("preset", "digits")))
-    folder = Path(parameters.get("run") or di.artifacts.runs_root() / preset.name.replace(":", "-"))
+    folder = di.artifacts.run_folder(preset.name, parameters.get("run"))
     shard = f"-{parameters['shard']}-of-{parameters.get('shards', 1)}" if "shard" in parameters else ""
     return folder / "logs" / f"{template}{shard}.ipynb"
 

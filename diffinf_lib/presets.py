@@ -58,7 +58,8 @@ class Preset(Options):
         gradient_draws: draws of each training gradient; queries take the measurement's own draws.
         damping: λ added to the curvature's eigenvalues when scoring.
         store_format: how training gradients are kept on disk.
-        query_format: how query gradients are kept, on disk and in memory while they are scored; None in full.
+        query_format: how preconditioned queries are kept in memory while they are scored; None as plain gradients. On disk
+            their gradients are kept in full.
     """
 
     name: str
@@ -86,6 +87,17 @@ class Preset(Options):
     def measurements(self) -> tuple[MeasurementConfig, ...]:
         """Everything that the ground truth measures."""
         return (self.measurement, *self.further_measurements)
+
+    @property
+    def has_trajectories(self) -> bool:
+        """Whether its samples come by every step of the reverse process, each with a density."""
+        return self.sampling.method == "ddpm" and self.sampling.steps == self.process.timesteps
+
+    @property
+    def measures_trajectories(self) -> bool:
+        """Whether something is measured along them; they are not sampled for nothing, for they are large."""
+        wanted = any(config.differentiable and config.objective.on_trajectories for config in self.measurements)
+        return wanted and self.has_trajectories
 
     def retraining(self) -> TrainingConfig:
         """The training of a subset: that of the full model with fewer steps."""

@@ -288,12 +288,44 @@ def test_queries_may_come_in_shards(case, kind):
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
 
 
-def test_compressed_queries_reach_the_scores_and_their_store(case, tmp_path):
+@pytest.mark.parametrize("kind", ["int8", "int4", "svd", "svd_int8"])
+def test_queries_are_packed_once_after_they_are_divided(case, kind, tmp_path):
+    """With and without a store the scores are those of full gradients, divided and then packed: nothing is lost before."""
+    model, train, queries, curvature, *_ = case
+    options = {"measurement": di.MeasurementConfig(draws=DRAWS), "draws": DRAWS, "damping": [1e-5, 1e-2]}
+    configs = GradientConfig(DRAWS, "measurement"), GradientConfig(DRAWS)
+    query_gradients, train_gradients = (
+        all_gradients(gradient_shards(model, curvature, data, config))
+        for data, config in zip((queries, train), configs, strict=True)
+    )
+    form = StoreFormat(kind, rank=1, whitening=1e-4)
+    packing = Compression(curvature, form, preconditioned=True)
+    for folder in (None, tmp_path, tmp_path):
+        found = di.influence(model, curvature, train, queries, query_format=form, query_store=folder, **options)
+        for scores, divided in zip(
+            found, preconditioned(query_gradients, curvature, Inverses([1e-5, 1e-2])), strict=True
+        ):
+            left = packing.decode(packing.encode(divided))
+            expected = sum(left[name].flatten(1) @ train_gradients[name].flatten(1).T for name in left).double()
+            torch.testing.assert_close(
+                scores * len(train), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+            )
+    with pytest.raises(di.ArtifactError, match="another configuration"):  # what is stored has no format
+        next(di.gradient_shards(model, curvature, queries, configs[0], store=tmp_path, form=form))
+
+
+def test_projected_queries_need_no_format(case):
+    _, _, _, curvature, queries, train = case
+    projection = StoreFormat("projection", dimension=64)
+    stored = Compression(curvature, projection).encode(train)
+    found = [KeptQueries([queries], curvature, Inverses(), form, projection).scores(stored)
+             for form in (None, StoreFormat("int8"))]  # fmt: skip
+    assert torch.equal(*found)
+
+
+def test_compressed_queries_rank_as_plain_ones_do(case):
     model, train, queries, curvature, *_ = case
     options = {"measurement": di.MeasurementConfig(draws=DRAWS), "draws": DRAWS, "damping": 1e-4}
     exact = di.influence(model, curvature, train, queries, **options)
-    form = StoreFormat("int8", whitening=1e-4)
-    once = di.influence(model, curvature, train, queries, query_format=form, **options)
-    kept = di.influence(model, curvature, train, queries, query_format=form, query_store=tmp_path, **options)
-    assert torch.equal(once, kept)
-    assert rank_correlation(once, exact) > 0.998
+    packed = di.influence(model, curvature, train, queries, query_format=StoreFormat("int8", whitening=1e-4), **options)
+    assert rank_correlation(packed, exact) > 0.998

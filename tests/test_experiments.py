@@ -49,7 +49,7 @@ def test_reproduce_survives_a_kill_and_leaves_logs_and_a_bundle(tmp_path):
     command = [sys.executable, "-m", "diffinf_lib", *words]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     started = subprocess.Popen(command, start_new_session=True, env=os.environ, **quiet)
-    while started.poll() is None and not list(run.glob("measurements/*/*/values.npz")):
+    while started.poll() is None and not list(run.glob("measurements/*/measurements.npz")):
         time.sleep(0.02)
     assert started.poll() is None, "it ended before it could be killed"
     os.killpg(started.pid, signal.SIGKILL)

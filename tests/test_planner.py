@@ -43,14 +43,34 @@ def test_bytes_are_those_of_a_real_run(tmp_path):
     run = di.open_run(SMOKE, tmp_path / "run", progress=False)
     expected = planned()
 
-    def size(*parts):
-        files = [p for p in run.path(*parts).rglob("*") if p.is_file() and p.suffix in (".safetensors", ".npz")]
+    def size(pattern):
+        files = [p for p in run.folder.glob(f"{pattern}/**/*") if p.suffix in (".safetensors", ".npz")]
         return sum(p.stat().st_size for p in files)
 
     di.influence_scores(run, run.data.queries)
     assert size("curvature") == pytest.approx(expected["curvature"].disk_bytes, rel=0.15)
-    assert size("gradients", "train") == pytest.approx(expected["train gradients"].disk_bytes, rel=0.1)
-    assert size("model", "unet") == pytest.approx(expected["model"].disk_bytes, rel=0.25)  # names and a header
+    assert size("gradients/train-*") == pytest.approx(expected["train gradients"].disk_bytes, rel=0.1)
+    assert size("model/unet") == pytest.approx(expected["model"].disk_bytes, rel=0.25)  # names and a header
+
+
+def test_trajectories_are_planned_and_sampled_where_something_is_measured_along_them(tmp_path):
+    preset = replace(
+        SMOKE, sampling=di.SamplingConfig(count=3, steps=20), process=di.Process(timesteps=20, beta_end=0.3)
+    )
+    along = replace(preset, further_measurements=(di.MeasurementConfig("trajectory_log_prob"),))
+    sizes = []
+    for name, each in (("without", preset), ("along", along)):
+        run = di.open_run(each, tmp_path / name, progress=False)
+        assert isinstance(di.measured_queries(run)["generated"], di.Trajectories) == (name == "along")
+        files = [path.stat().st_size for path in run.path("trajectories").rglob("*.safetensors")]
+        sizes.append(sum(files))
+        assert ("trajectories" in str(planned(each))) == (name == "along")
+    assert sizes[0] == 0 and sizes[1] == pytest.approx(planned(along)["trajectories"].disk_bytes, rel=0.05)
+    for name in ("cifar2", "cifar10", "cifar2deq", "artbench10", "cifar2-small", "cifar2-tiny"):
+        assert not di.get_preset(name).measures_trajectories
+    assert di.get_preset("digits").measures_trajectories
+    short = replace(along, sampling=di.SamplingConfig(count=3, steps=10))
+    assert not short.measures_trajectories and "trajectories" not in str(planned(short))
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection"])
@@ -74,6 +94,7 @@ def test_costs_grow_as_they_should():
     held = 1000 * NetworkCount(SMOKE.unet, SMOKE.curvature).entries * 4  # the larger set of queries stays in memory …
     many = planned(train_count=100, query_count=1000)
     packed = planned(replace(SMOKE, query_format=di.StoreFormat("int8")), train_count=100, query_count=1000)
+    assert packed["query gradients"].disk_bytes == many["query gradients"].disk_bytes  # stored in full
     for name in ("train gradients", "query gradients", "scores"):
         assert many[name].peak_bytes > held > small[name].peak_bytes
         assert many[name].peak_bytes - packed[name].peak_bytes > 0.6 * held  # … in its own format
@@ -85,6 +106,18 @@ def test_costs_grow_as_they_should():
     models, one = subsets.count * subsets.seeds, planned()
     ratio = models * subsets.steps / SMOKE.training.steps
     assert one["retrained"].seconds == pytest.approx(ratio * one["model"].seconds)
+
+
+@pytest.mark.parametrize("rule", ["stratified", "uniform", "grid", "signal", "elbo", "importance"])
+def test_weighted_draws_cost_what_weighted_draws_cost(rule):
+    """Weights forbid the short way to a convolution's factor; whether a rule has any is what its draws say."""
+    draws = di.DrawConfig(4, timesteps=rule, proposal=(1.0, 3.0) if rule == "importance" else None)
+    weights = di.example_draws(0, (1, 2, 2), draws, seed=0, stage="x").weights
+    assert draws.weighted == bool((weights != 1).any())
+    config = di.CurvatureConfig(draws=draws, factor_draws=draws, input_positions=None)
+    count = NetworkCount(SMOKE.unet, config)
+    plain = NetworkCount(SMOKE.unet, replace(config, factor_draws=di.DrawConfig(4)))
+    assert (count.input_factors > 1.2 * plain.input_factors) == draws.weighted
 
 
 def test_seconds_are_counts_over_rates(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 import diffinf_lib as di
-from diffinf_lib.stages import subset_mask
+from diffinf_lib.runs import subset_mask
 
 SUBSET, SEED = 5, 1
 GROUND_TRUTH = ("dataset", "unet", "training", "subsets", "sampling", "measurement", "further_measurements")

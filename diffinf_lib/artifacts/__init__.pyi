@@ -32,6 +32,8 @@ from .paths import (
     benchmarks_root as benchmarks_root,
     data_root as data_root,
     project_root as project_root,
+    resolved as resolved,
     results_root as results_root,
+    run_folder as run_folder,
     runs_root as runs_root,
 )

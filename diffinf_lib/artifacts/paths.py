@@ -23,6 +23,16 @@ def runs_root() -> Path:
     return _from_environment("DIFFINF_RUNS", project_root() / "runs")
 
 
+def resolved(path: Path | str) -> Path:
+    """A path in its one spelling: absolute, links followed, `~` spelt out, no slash at the end."""
+    return Path(path).expanduser().resolve()
+
+
+def run_folder(preset: str, folder: Path | str | None = None) -> Path:
+    """The folder of a run; default `<runs>/<preset>`."""
+    return resolved(folder or runs_root() / preset.replace(":", "-"))
+
+
 def results_root() -> Path:
     """Bundles shipped with the book: `book/results/` in the checkout."""
     return project_root() / "book" / "results"

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.artifacts import read_json, read_tensor_metadata
+from diffinf_lib.artifacts import file_digest, read_json, read_tensor_metadata
 from diffinf_lib.data import ImageSet
 from diffinf_lib.data.download import is_offline
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, require
@@ -99,6 +99,12 @@ def load_clip(source: str | Path) -> tuple[Any, Any]:
     require(not missing, f"{source}: {len(missing)} weights are missing, first {missing[:1]}; give a whole CLIP model",
             ArtifactError)  # fmt: skip
     return model.float().eval(), processor
+
+
+def clip_identity(source: str | Path) -> dict[str, str]:
+    """The digest of every file that a CLIP model is read from: the same model wherever it lies."""
+    folder = _model_folder(source)
+    return {path.name: file_digest(path) for pattern in FILES for path in sorted(folder.glob(pattern))}
 
 
 def _model_folder(source: str | Path) -> Path:

@@ -148,9 +148,9 @@ def influence(
         store: folder to keep training gradients in, for the next queries.
         query_store: folder to keep query gradients in, so that a killed run goes on.
         train_format: how training gradients are kept; default in full.
-        query_format: how query gradients are stored, and how preconditioned queries are kept in memory while training
-            gradients stream past, each damping and approximation for itself; default as plain gradients, divided anew for
-            each shard. With many queries it decides how much memory scoring takes.
+        query_format: how preconditioned queries are kept in memory while training gradients stream past, each damping and
+            approximation for itself; default as plain gradients, divided anew for each shard. With many queries it decides
+            how much memory scoring takes. `query_store` holds the gradients in full: they are packed once, after division.
 
     Returns:
         `[Q, N]`; with a list of dampings `[D, Q, N]`, with a list of approximations these stacked in front; float64, on the
@@ -175,9 +175,7 @@ def influence(
     shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     query_config = query_gradient_config(measurement, seed, query_draws)
     curvature = curvature.to(model.device)
-    query_shards = gradient_shards(
-        model, curvature, queries, query_config, store=query_store, form=query_format, **shared
-    )
+    query_shards = gradient_shards(model, curvature, queries, query_config, store=query_store, **shared)
     kept = KeptQueries(
         (gradients for _, gradients in together(query_shards)), curvature, inverses, query_format, train_format
     )

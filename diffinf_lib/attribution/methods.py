@@ -50,6 +50,14 @@ NEUMANN_TERMS = 3
 CG_CHECKPOINTS = 2
 
 
+def fixed_settings() -> dict[str, Any]:
+    """What methods take beside their option and the task's, by name: kept scores depend on it too."""
+    return {
+        "checkpoints": CHECKPOINTS, "das_probes": DAS_PROBES, "projection_dimension": PROJECTION_DIMENSION,
+        "ggn_draws": GGN_DRAWS, "ggn_damping": GGN_DAMPING, "neumann_terms": NEUMANN_TERMS, "cg_checkpoints": CG_CHECKPOINTS,
+    }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Method:
     """One row of the table.
@@ -64,6 +72,7 @@ class Method:
         default: the value that its authors recommend, or the preset's.
         scale: `change`: scores estimate the change of the measurement, the 1/N included; `arbitrary`: ranks only.
         needs: beyond the final model: `checkpoints`, `ensemble`, `trajectories`, `clip`, or nothing.
+        checkpoints: how many it reads, where it needs them.
         cost: forward and backward passes: C for the curvature, N·S and Q·R for gradients of training images and queries, K
             checkpoints, P probes, i iterations with a GGN of G draws an image.
         any_measurement: whether it attributes the measurement it is given; else it ranks the same whatever is measured.
@@ -78,6 +87,7 @@ class Method:
     default: float = 0.0
     scale: Scale = "change"
     needs: str = ""
+    checkpoints: int = CHECKPOINTS
     cost: str = "C + N·S + Q·R"
     any_measurement: bool = True
 
@@ -295,7 +305,7 @@ METHODS: tuple[Method, ...] = (
            grid=ITERATIONS, default=4.0,
            cost="C + N·S + Q·R + i·Q·N·G"),
     Method("cg-along", "conjugate gradients along the run", "", _conjugate_gradients_along, option="iterations",
-           grid=ITERATIONS, default=4.0, needs="checkpoints",
+           grid=ITERATIONS, default=4.0, needs="checkpoints", checkpoints=CG_CHECKPOINTS,
            cost="2 (C + Q·R + i·Q·N·G) + N·S"),
     Method("neumann", "Neumann series from EK-FAC", "wang2025astra", _neumann, option="damping", grid=(1e-5,), default=1e-5,
            cost="C + N·S + Q·R + i·Q·N·G"),

@@ -106,7 +106,7 @@ class KeptQueries:
 
     Args:
         shards: gradients of the queries in the eigenbasis, in order.
-        form: of the kept queries; None keeps plain gradients.
+        form: of the kept queries; None keeps plain gradients. Queries that are projected are small already and stay so.
         train_form: what the training gradients will come in.
     """
 
@@ -122,13 +122,14 @@ class KeptQueries:
         require(form is None or form.kind != "projection", "query_format='projection': queries are projected when the training "
                 "gradients are; give train_format='projection'")  # fmt: skip
         self.curvature, self.inverses = curvature, inverses
-        self.encoded = form is not None or projected
+        self.encoded, self._projected = form is not None or projected, projected
         self._own = Compression(curvature, form or StoreFormat(), preconditioned=True)
         self._dual = Compression(curvature, train_form or StoreFormat()).dual
         self._kept = [self._encoded(queries) if self.encoded else [queries] for queries in shards]
 
     def _encoded(self, queries: LayerGradients) -> list[LayerGradients]:
-        return [self._own.encode(self._dual(q)) for q in preconditioned(queries, self.curvature, self.inverses)]
+        encode = self._dual if self._projected else self._own.encode
+        return [encode(query) for query in preconditioned(queries, self.curvature, self.inverses)]
 
     def scores(self, train: LayerGradients) -> Float[Tensor, "R Q n"]:
         """∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n of all queries for one shard of training gradients; float64, on the CPU."""

@@ -5,7 +5,7 @@ folder if it has one, and its price is written down: a method's cost is that of 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,13 +13,14 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.artifacts import json_digest, plain, read_json, tensor_digest
+from diffinf_lib.artifacts import json_digest, plain, read_json
 from diffinf_lib.attribution.influence import query_gradient_config, together
 from diffinf_lib.compression import StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawConfig, Objective
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
+from diffinf_lib.gradients.store import store_identity
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig
 
 
@@ -56,6 +57,29 @@ class Cost(NamedTuple):
 
     draws: int
     seconds: float
+
+    @classmethod
+    def of(cls, bill: Mapping[str, "Cost"]) -> "Cost":
+        """The sum of a bill."""
+        return cls(sum(cost.draws for cost in bill.values()), sum(cost.seconds for cost in bill.values()))
+
+
+def store_folder(
+    root: Path,
+    kind: str,
+    model: Denoiser,
+    curvature: Curvature,
+    images: ImageSet,
+    config: GradientConfig,
+    form: StoreFormat | None = None,
+) -> Path:
+    """Where gradients are kept below `root`, under all that they depend on.
+
+    Args:
+        kind: `train` or `queries`, for people.
+    """
+    identity = store_identity(model, curvature, images, config, form or StoreFormat())
+    return root / f"{kind}-{json_digest(plain(identity))[:12]}"
 
 
 @dataclass(eq=False)
@@ -112,12 +136,12 @@ class AttributionTask:
     def _shards(
         self, images: ImageSet, kind: str, config: GradientConfig, at: Checkpoint
     ) -> Iterator[tuple[slice, LayerGradients]]:
-        identity = {"gradients": plain(config), "images": tensor_digest(images.images, images.ids)}
-        key = f"{at.name}-{kind}-{json_digest(identity)[:12]}"
-        store = None if self.folder is None else self.folder / key
+        form = self.form if kind == "train" else None
+        store, key = None, f"{at.name}-{kind}-{json_digest(plain(config))[:12]}"
+        if self.folder is not None:
+            store = store_folder(self.folder, kind, at.model, at.curvature, images, config, form)
         shards = gradient_shards(
-            at.model, at.curvature, images, config, batch_size=self.batch_size, store=store,
-            form=self.form if kind == "train" else None,
+            at.model, at.curvature, images, config, batch_size=self.batch_size, store=store, form=form,
         )  # fmt: skip
         inside = 0.0
         while True:
@@ -129,7 +153,7 @@ class AttributionTask:
             yield shard
         self._inside += inside
         made = inside if store is None else read_json(store / "manifest.json")["measured"]["wall_seconds"]
-        self._spent[key] = Cost(len(images) * config.draws.count, made)
+        self.spend(key, len(images) * config.draws.count, made)
 
     def spend(self, name: str, draws: int, seconds: float) -> None:
         """Write down what something took that is not a set of gradients of this task.
@@ -151,6 +175,10 @@ class AttributionTask:
         self._spent, self._inside = {}, 0.0
         started = time.monotonic()
         scores = score()
-        scoring = time.monotonic() - started - self._inside
-        used = self._spent.values()
-        return scores, Cost(sum(cost.draws for cost in used), sum(cost.seconds for cost in used) + scoring)
+        self.spend("scoring", 0, time.monotonic() - started - self._inside)
+        return scores, Cost.of(self.bill)
+
+    @property
+    def bill(self) -> dict[str, Cost]:
+        """What the last method that ran used, and what each of it took."""
+        return dict(self._spent)

@@ -83,6 +83,11 @@ class ImageSet:
             return None
         return tuple(self.names[position] for position in torch.arange(len(self))[index].flatten().tolist())
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all that is computed with, names left out: whatever is kept of the set is filed under this."""
+        return tensor_digest(*(value for value in vars(self).values() if isinstance(value, Tensor)))
+
     def subset(self, index: Tensor | slice | list[int]) -> "ImageSet":
         """The images at these positions, or where a mask is True."""
         return ImageSet(self.images[index], self.labels[index], self.ids[index], names=self.names_at(index))

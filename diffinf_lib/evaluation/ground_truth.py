@@ -2,13 +2,14 @@
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffinf_lib.artifacts import load_bundle, results_root
+from diffinf_lib.artifacts import load_bundle, results_root, tensor_digest
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, first_few, require
 
@@ -79,6 +80,19 @@ class GroundTruth:
                 "dominate their LDS; give queries the model was not trained on",
                 stacklevel=4,
             )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over subsets, measurements and queries: whatever is held against them is filed under this."""
+        known = (
+            self.masks,
+            self.measurements,
+            self.train_ids,
+            self.query_ids,
+            self.query_images,
+            self.full_measurements,
+        )
+        return tensor_digest(*(values for values in known if values is not None))
 
     @property
     def queries(self) -> ImageSet:

@@ -167,8 +167,8 @@ class NetworkCount:
         if config.sharing == "reduce":
             return second_moment(block.inputs(raw).mean(1))
         places = None if config.input_positions is None else raw.new_zeros(len(raw), config.input_positions)
-        weighted = config.drawn_for_factors.timesteps in ("signal", "importance")
-        return input_covariance_sum(block, raw, places=places, weights=raw.new_ones(len(raw)) if weighted else None)
+        weights = raw.new_ones(len(raw)) if config.drawn_for_factors.weighted else None
+        return input_covariance_sum(block, raw, places=places, weights=weights)
 
     def _output_factor(self, block: Block, pulled: Tensor) -> Tensor:
         gradients = block.output_gradients(pulled)

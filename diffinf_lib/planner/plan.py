@@ -158,11 +158,12 @@ class _Estimator:
         return [
             self.training("model", 1, self.preset.training.steps),
             self.sampling(),
+            *([self.trajectories()] if self.preset.measures_trajectories else []),
             self.training("retrained", models, subsets.steps),
             self.measuring(models),
             self.curvature(),
             self.gradients("train gradients", self.train, self.preset.gradient_draws, self.preset.store_format),
-            self.gradients("query gradients", self.queries, self.preset.measurement.draws, self.query_format),
+            self.gradients("query gradients", self.queries, self.preset.measurement.draws, StoreFormat()),
             self.scores(),
         ]
 
@@ -185,6 +186,12 @@ class _Estimator:
         peak = self.weights + self.passing(self.network.forward_pass, batch)
         size = FLOAT * sampling.count * math.prod(self.network.shape)
         return StageEstimate("samples", flops, flops / self.rates.forward, size, peak)
+
+    def trajectories(self) -> StageEstimate:
+        """The samples once more, with the state and the guess of every step."""
+        sampling, samples = self.preset.sampling, self.sampling()
+        size = samples.disk_bytes * (2 * sampling.steps + 1)
+        return StageEstimate("trajectories", samples.flops, samples.seconds, size, samples.peak_bytes + 2 * size)
 
     def measuring(self, models: int) -> StageEstimate:
         measurements = self.preset.measurements

@@ -12,7 +12,7 @@
 
 # %% [markdown]
 # # Experiment 1: the model and its samples
-# Trains the preset's model on all training images and draws the generated queries. Stages: `model`, `samples`.
+# Trains the preset's model on all training images and draws the generated queries. Steps: `model`, `samples`.
 
 # %% tags=["parameters"]
 preset = "digits"  # a preset's name
@@ -22,13 +22,10 @@ seed = 0  # of the model, its samples and the draws
 threads = 1  # CPU threads
 
 # %%
-import torch
-
 import diffinf_lib as di
+from diffinf_lib.studies import templates
 
-torch.set_num_threads(threads)
-di.show_versions()
-opened = di.open_run(di.with_options(di.get_preset(preset), options), run or None, seed=seed, progress=False)
+opened = templates.begin(preset, run, options, seed, threads=threads)
 opened.preset
 
 # %%

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Experiment 2: the ground truth, one shard
 # Retrains the model on random subsets of the training images and measures every query with each. Shards share nothing
-# but the run folder: start as many as there are cores or GPUs. Stages: `retrained`, `measurements`.
+# but the run folder: start as many as there are cores or GPUs. Steps: `retrained`, `measurements`.
 
 # %% tags=["parameters"]
 preset = "digits"  # a preset's name
@@ -29,13 +29,10 @@ threads = 1  # CPU threads
 # %%
 import time
 
-import torch
-
 import diffinf_lib as di
+from diffinf_lib.studies import templates
 
-torch.set_num_threads(threads)
-di.show_versions()
-opened = di.open_run(di.with_options(di.get_preset(preset), options), run or None, seed=seed, progress=False)
+opened = templates.begin(preset, run, options, seed, threads=threads)
 opened.preset.subsets
 
 # %%

@@ -26,9 +26,9 @@ results = ""  # the folder of bundles; empty: book/results
 
 # %%
 import diffinf_lib as di
+from diffinf_lib.studies import templates
 
-di.show_versions()
-opened = di.open_run(di.with_options(di.get_preset(preset), options), run or None, seed=seed, progress=False)
+opened = templates.begin(preset, run, options, seed)
 folder = di.ground_truth_bundle(
     opened, bundle or None, subsets=subsets or None, seeds=seeds or None, root=results or None
 )

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Experiment 4: how many draws, and which
 # The LDS of EK-FAC influence against the number of draws of each training gradient, for every rule of drawing timesteps and
-# noise. Each cell (rule, number, seed) is a stage in `draws-study/`; at the end all of them become one bundle.
+# noise. Each cell (rule, number, seed) is kept in `draws/`; at the end all of them become one bundle.
 
 # %% tags=["parameters"]
 preset = "digits"  # a preset's name
@@ -29,33 +29,19 @@ results = ""  # the folder of bundles; empty: book/results
 threads = 1  # CPU threads
 
 # %%
-import time
-
-import torch
-
 import diffinf_lib as di
-from diffinf_lib.stages.draws_study import RULES
+from diffinf_lib.studies import templates
 
-torch.set_num_threads(threads)
-di.show_versions()
-opened = di.open_run(di.with_options(di.get_preset(preset), options), run or None, seed=seed, progress=False)
-truths = {
-    queries: di.load_ground_truth(ground_truth or f"{preset}-ground-truth", queries)
-    for queries in ("held-out", "generated")
-}
-study = di.DrawsStudy(opened, truths)
+opened = templates.begin(preset, run, options, seed, threads=threads)
 seeds_of = {count: seeds if count <= 128 else seeds_above_128 for count in counts}
+study = di.DrawsStudy(opened, templates.ground_truths(opened, ground_truth), counts=counts, seeds=seeds_of)
+templates.compute(study)
 
 # %%
-started = time.monotonic()
-for repeat in range(seeds):
-    for count in counts:
-        for rule in RULES if repeat < seeds_of[count] else []:
-            found = study.lds(di.DrawsCell(rule, count, repeat))
-            values = ", ".join(f"{name} {100 * lds.mean():.1f} %" for name, lds in found.items())
-            print(f"{time.monotonic() - started:7.0f} s  {count:5} draws, seed {repeat}, {rule}: {values}", flush=True)
-
-# %%
-folder = study.bundle(bundle or f"{preset}-draws", counts, seeds_of, root=results or None)
-made = di.load_bundle(folder.name, root=folder.parent)
-print(made.provenance)
+made = templates.finish(study, bundle, results)
+for queries, of_rules in ((queries, made.arrays[f"{queries}/lds"]) for queries in study.truths):
+    for rule, of_counts in zip(study.rules, of_rules, strict=True):
+        values = ", ".join(
+            f"{count}: {100 * lds[0].mean():.1f} %" for count, lds in zip(counts, of_counts, strict=True)
+        )
+        print(f"{queries:9} {rule:27} {values}")

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Experiment 5: every method under one protocol
 # Scores of every method for held-out and generated queries, attributing the loss and the ELBO, each held against what
-# retrained models measure. Each cell (method, queries, measurement attributed) is a stage in `methods/`; at the end all of
+# retrained models measure. Each cell (method, queries, measurement attributed) is kept in `methods/`; at the end all of
 # them become one bundle.
 
 # %% tags=["parameters"]
@@ -32,40 +32,21 @@ results = ""  # the folder of bundles; empty: book/results
 threads = 1  # CPU threads
 
 # %%
-import time
-
-import torch
-
 import diffinf_lib as di
+from diffinf_lib.studies import templates
 
-torch.set_num_threads(threads)
-di.show_versions()
-opened = di.open_run(di.with_options(di.get_preset(preset), options), run or None, seed=seed, progress=False)
-truths = {
-    f"{queries}/{label}": di.load_ground_truth(ground_truth or f"{preset}-ground-truth", queries, label)
-    for queries in ("held-out", "generated")
-    for label in measured
-}
-study = di.MethodsStudy(opened, truths, clip_source=clip_source)
-cells = study.cells(methods or None, attributed, further)
+opened = templates.begin(preset, run, options, seed, threads=threads)
+study = di.MethodsStudy(
+    opened, templates.ground_truths(opened, ground_truth, measured), methods=methods or None, attributed=attributed,
+    further=further, clip_source=clip_source,
+)  # fmt: skip
+templates.compute(study)
 
 # %%
-started = time.monotonic()
-for cell in cells:
-    scores, cost = study.scores(cell)
-    print(
-        f"{time.monotonic() - started:7.0f} s  {cell.queries}, {cell.attributed}, {cell.method}: {cost.draws} draws, "
-        f"{cost.seconds:.1f} s",
-        flush=True,
-    )
-
-# %%
-folder = study.bundle(bundle or f"{preset}-methods", cells, root=results or None)
-made = di.load_bundle(folder.name, root=folder.parent)
-print(made.provenance)
+made = templates.finish(study, bundle, results)
 for row in made.metrics["results"]:
     low, high = row["interval"]
     print(
         f"{row['queries']:9} {row['attributed']:>5} → {row['measured']:15} {row['label']:36} "
-        f"{100 * row['lds']:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        f"{100 * row['lds']:5.1f} [{100 * low:.1f}, {100 * high:.1f}]  {row['draws']} draws, {row['seconds']} s"
     )

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Experiment 6: which curvature
 # GGN^model and GGN^loss, expand and reduce, EK-FAC and K-FAC, at every damping: the paper's appendix G and its damping sweep.
-# Each fit against one set of queries is a stage in `curvature-study/`; at the end all of them become one bundle.
+# Each fit against one set of queries is kept in `curvatures/`; at the end all of them become one bundle.
 
 # %% tags=["parameters"]
 preset = "digits"  # a preset's name
@@ -26,33 +26,15 @@ results = ""  # the folder of bundles; empty: book/results
 threads = 1  # CPU threads
 
 # %%
-import time
-
-import torch
-
 import diffinf_lib as di
-from diffinf_lib.stages.curvature_study import CHOICES
+from diffinf_lib.studies import templates
 
-torch.set_num_threads(threads)
-di.show_versions()
-opened = di.open_run(di.with_options(di.get_preset(preset), options), run or None, seed=seed, progress=False)
-truths = {
-    queries: di.load_ground_truth(ground_truth or f"{preset}-ground-truth", queries)
-    for queries in ("held-out", "generated")
-}
-study = di.CurvatureStudy(opened, truths)
+opened = templates.begin(preset, run, options, seed, threads=threads)
+study = di.CurvatureStudy(opened, templates.ground_truths(opened, ground_truth))
+templates.compute(study)
 
 # %%
-started = time.monotonic()
-for choice in CHOICES:
-    for queries in truths:
-        study.scores(choice, queries)
-        print(f"{time.monotonic() - started:7.0f} s  {choice.name}, {queries}", flush=True)
-
-# %%
-folder = study.bundle(bundle or f"{preset}-curvatures", root=results or None)
-made = di.load_bundle(folder.name, root=folder.parent)
-print(made.provenance)
+made = templates.finish(study, bundle, results)
 for row in made.metrics["results"]:
     print(
         f"{row['queries']:9} {row['partition']:16} {row['sharing']:6} {row['approximation']:5} {100 * row['lds']:5.1f} %"

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Experiment 8: removal
 # The full training repeated without the images of the highest scores of a query, without those of the lowest, and without as
-# many at random; what each model measures of the query, against models trained on everything. Each model is a stage in
+# many at random; what each model measures of the query, against models trained on everything. Each model is kept in
 # `removal/`. Shards share nothing but the run folder; the one that finishes last writes the bundle.
 
 # %% tags=["parameters"]
@@ -32,34 +32,15 @@ results = ""  # the folder of bundles; empty: book/results
 threads = 1  # CPU threads
 
 # %%
-import time
-
-import torch
-
 import diffinf_lib as di
-from diffinf_lib.stages.removal import RemovalConfig, RemovalStudy
+from diffinf_lib.studies import templates
 
-torch.set_num_threads(threads)
-di.show_versions()
-config = RemovalConfig(queries=queries, shares=shares, seeds=seeds, random_sets=random_sets)
-opened = di.open_run(di.with_options(di.get_preset(preset), options), run or None, seed=seed, progress=False)
-study = RemovalStudy(opened, config)
+opened = templates.begin(preset, run, options, seed, threads=threads)
+config = di.RemovalConfig(queries=queries, shares=shares, seeds=seeds, random_sets=random_sets)
+study = di.RemovalStudy(opened, config=config)
 print(f"shares {list(config.shares)}: {study.counts} of {len(opened.data.train)} images")
+templates.compute(study, shard, shards)
 
 # %%
-started = time.monotonic()
-for done, cell in enumerate(study.shard(shard, shards), 1):
-    progress = f"{done} of {len(study.cells()[shard::shards])} models"
-    print(
-        f"{time.monotonic() - started:7.0f} s  {progress}: {len(cell.removed)} images removed, seed {cell.seed}",
-        flush=True,
-    )
-
-# %%
-missing = study.missing()
-if missing:
-    print(f"{len(missing)} of {len(study.cells())} models are still missing: another shard is to write the bundle")
-else:
-    folder = study.bundle(bundle or None, root=results or None)
-    made = di.load_bundle(folder.name, root=folder.parent)
-    print(made.provenance, made.metrics["mean_change"], sep="\n")
+made = templates.finish(study, bundle, results)
+made and made.metrics["mean_change"]

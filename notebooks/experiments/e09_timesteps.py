@@ -14,7 +14,7 @@
 # # Experiment 9: the loss by timestep
 # The loss of every query within each range of timesteps, by the models of a ground truth, and how well scores of each range
 # predict it. The retrained models of the run are read, and trained only where they are missing. Each model's measurements
-# are a stage in `timesteps/`. Shards share nothing but the run folder; the one that finishes last writes the bundle.
+# are kept in `timesteps/`. Shards share nothing but the run folder; the one that finishes last writes the bundle.
 
 # %% tags=["parameters"]
 preset = "digits"  # a preset's name
@@ -31,37 +31,20 @@ results = ""  # the folder of bundles; empty: book/results
 threads = 1  # CPU threads
 
 # %%
-import time
-
 import numpy as np
-import torch
 
 import diffinf_lib as di
-from diffinf_lib.stages.timestep_study import TimestepStudy
+from diffinf_lib.studies import templates
 
-torch.set_num_threads(threads)
-di.show_versions()
-opened = di.open_run(di.with_options(di.get_preset(preset), options), run or None, seed=seed, progress=False)
-study = TimestepStudy(opened, bins=bins, subsets=subsets or None, seeds=seeds or None)
-
-# %%
-started = time.monotonic()
-for subset, training_seed in study.shard(shard, shards):
-    print(f"{time.monotonic() - started:7.0f} s  subset {subset}, seed {training_seed}", flush=True)
+opened = templates.begin(preset, run, options, seed, threads=threads)
+study = di.TimestepStudy(opened, bins=bins, subsets=subsets, seeds=seeds)
+templates.compute(study, shard, shards)
 
 # %%
-missing = study.missing()
-if missing:
-    print(f"{len(missing)} of {len(study.units)} models are still missing: another shard is to write the bundle")
-else:
-    folder = study.bundle(bundle or None, root=results or None)
-    made = di.load_bundle(folder.name, root=folder.parent)
-    print(made.provenance)
-    for queries, found in made.metrics["sets"].items():
-        print(f"{queries}: LDS in %, rows scores, columns measured losses, the whole loss last")
-        print(np.round(100 * np.array(found["lds"]), 1))
-        for place, gain in enumerate(found.get("held_out_gain", [])):
-            value, low, high = 100 * np.array([gain["value"], *gain["interval"]])
-            print(
-                f"range {place}: the best scores gain {value:.1f} [{low:.1f}, {high:.1f}] on its own, judged on other subsets"
-            )
+made = templates.finish(study, bundle, results)
+for queries, found in made.metrics["sets"].items() if made else []:
+    print(f"{queries}: LDS in %, rows scores, columns measured losses, the whole loss last")
+    print(np.round(100 * np.array(found["lds"]), 1))
+    for place, gain in enumerate(found.get("held_out_gain", [])):
+        value, low, high = 100 * np.array([gain["value"], *gain["interval"]])
+        print(f"range {place}: the best scores gain {value:.1f} [{low:.1f}, {high:.1f}] on its own, on other subsets")

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Experiment 10: from the paper's recipe to the best scores of one run
 # A change at a time: draws, checkpoints, inverse. Each rung is compared in pairs with the one it changes, for models of two
-# training seeds. What a rung needs at one checkpoint is a stage in `ladder/`; at the end all rungs become one bundle.
+# training seeds. What a rung needs at one checkpoint is kept in `ladder/`; at the end all rungs become one bundle.
 
 # %% tags=["parameters"]
 preset = "digits"  # a preset's name
@@ -27,33 +27,16 @@ results = ""  # the folder of bundles; empty: book/results
 threads = 1  # CPU threads
 
 # %%
-import time
-
-import torch
-
 import diffinf_lib as di
-from diffinf_lib.stages.ladder import LADDER
+from diffinf_lib.studies import templates
 
-torch.set_num_threads(threads)
-di.show_versions()
-opened = di.open_run(di.with_options(di.get_preset(preset), options), run or None, seed=seed, progress=False)
-truths = {
-    queries: di.load_ground_truth(ground_truth or f"{preset}-ground-truth", queries)
-    for queries in ("held-out", "generated")
-}
-study = di.LadderStudy(opened, truths)
+opened = templates.begin(preset, run, options, seed, threads=threads)
+study = di.LadderStudy(opened, templates.ground_truths(opened, ground_truth), model_seeds=model_seeds)
+templates.compute(study)
 
 # %%
-started = time.monotonic()
-for model_seed in model_seeds:
-    for rung in LADDER:
-        found = {queries: study.scores(rung, queries, model_seed) for queries in truths}
-        values = ", ".join(
-            f"{q} {100 * di.lds(scores, truths[q], bootstrap=2).mean:.1f} %" for q, (scores, _) in found.items()
-        )
-        print(f"{time.monotonic() - started:7.0f} s  seed {model_seed}, {rung.name}: {values}", flush=True)
-
-# %%
-folder = study.bundle(bundle or f"{preset}-ladder", LADDER, model_seeds, root=results or None)
-made = di.load_bundle(folder.name, root=folder.parent)
-print(made.provenance)
+made = templates.finish(study, bundle, results)
+for row in made.metrics["results"]:
+    print(
+        f"{row['queries']:9} seed {row['model_seed']}  {row['rung']:30} {100 * row['lds']:5.1f} %  {row['seconds']} s"
+    )

@@ -4,19 +4,20 @@ import torch
 from cases import random_truth
 
 import diffinf_lib as di
-from diffinf_lib.stages.ladder import LadderStudy, Rung
+from diffinf_lib.studies.ladder import LadderStudy, Rung
 
 
 def test_the_ladder_climbs_from_checkpoints_of_two_models(run, tmp_path):
     truths = {name: random_truth(run, images, 3) for name, images in di.measured_queries(run).items()}
-    study = LadderStudy(run, truths)
     uniform = di.DrawConfig(4, timesteps="uniform", noise="independent")
     rungs = [
         Rung("first", "uniform", draws=uniform, query_draws=uniform),
         Rung("second", "half-way", "first", draws=di.DrawConfig(4), checkpoints=(0.5,), inverse="kfac"),
         Rung("third", "both", "second", draws=di.DrawConfig(4), checkpoints=(0.5, 1.0), inverse="cg", split=False),
     ]
-    folder = study.bundle("smoke-ladder", rungs, (0, 1), root=tmp_path)
+    study = LadderStudy(run, truths, rungs=rungs)
+    assert len(list(study.shard())) == 2 * 2 * 4
+    folder = study.bundle(root=tmp_path)
     made = di.load_bundle(folder.name, root=folder.parent)
     assert made.arrays["held-out/lds"].shape == (3, 2, 6)
     rows = {(row["rung"], row["queries"], row["model_seed"]): row for row in made.metrics["results"]}

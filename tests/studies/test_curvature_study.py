@@ -7,13 +7,15 @@ from cases import random_truth
 
 import diffinf_lib as di
 from diffinf_lib.attribution.methods import DAMPINGS
-from diffinf_lib.stages.curvature_study import CHOICES
+from diffinf_lib.studies.curvatures import CHOICES
 
 
 def test_the_curvature_study_reads_both_approximations_from_each_fit(run, tmp_path):
     truths = {name: random_truth(run, images, 4) for name, images in di.measured_queries(run).items()}
-    study, choices = di.CurvatureStudy(run, truths), CHOICES[1:4:2]
-    made = di.load_bundle(study.bundle("smoke-curvatures", choices, root=tmp_path).name, root=tmp_path)
+    choices = CHOICES[1:4:2]
+    study = di.CurvatureStudy(run, truths, choices=choices)
+    assert len(list(study.shard())) == 4
+    made = di.load_bundle(study.bundle(root=tmp_path).name, root=tmp_path)
     assert made.arrays["generated/lds"].shape == (2, 2, len(DAMPINGS), 3)
     rows = {(row["queries"], row["partition"], row["approximation"]): row for row in made.metrics["results"]}
     assert len(rows) == 8 and "difference" not in rows["held-out", "model", "ekfac"]
@@ -25,3 +27,9 @@ def test_the_curvature_study_reads_both_approximations_from_each_fit(run, tmp_pa
     )  # fmt: skip
     found = study.scores(choices[0], "held-out")[1, DAMPINGS.index(1e-4)]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_a_damping_that_is_not_in_the_grid_is_scored_too(run):
+    preset = replace(run.preset, damping=3e-7)
+    study = di.CurvatureStudy(replace(run, preset=preset), {}, choices=CHOICES[:1])
+    assert study.dampings == sorted([*DAMPINGS, 3e-7])

@@ -1,6 +1,6 @@
-"""Ground-truth stages: models retrained on random subsets, and what they measure of every query."""
+"""Steps of the ground truth: models retrained on random subsets, and what they measure of every query."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffinf_lib.artifacts import json_digest, plain, read_arrays, read_json, stage, write_arrays, write_bundle
+from diffinf_lib.artifacts import read_json, write_bundle
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError, require
 from diffinf_lib.measurements import MeasurementConfig, measure_all
-from diffinf_lib.models import build_model
 from diffinf_lib.randomness import keyed_generator
-from diffinf_lib.stages.model import full_model, measured_queries, model_identity
-from diffinf_lib.stages.run import Run
-from diffinf_lib.training import train
+from diffinf_lib.runs.kept import Kept
+from diffinf_lib.runs.model import measured_queries
+from diffinf_lib.runs.run import Run
+from diffinf_lib.training import TrainingResult
 
 
 def subset_mask(count: int, fraction: float, index: int, *, seed: int = 0) -> Tensor:
@@ -51,45 +51,36 @@ def shard_of(subsets: int, seeds: int, shard: int, shards: int) -> list[tuple[in
     return pairs[shard::shards]
 
 
-def _unit(subset: int, seed: int) -> str:
+def unit(subset: int, seed: int) -> str:
+    """The name of one retrained model, in files."""
     return f"k{subset:03d}-r{seed}"
 
 
 def retrained_model(run: Run, subset: int, seed: int) -> Denoiser:
     """The model retrained on one subset with one seed."""
-    preset = run.preset
-    mask = subset_mask(len(run.data.train), preset.subsets.fraction, subset, seed=run.seed)
-    return train(
-        build_model(preset.unet, preset.process, seed=seed), run.data.train.subset(mask), preset.retraining(),
-        seed=seed, out=run.path("retrained", _unit(subset, seed)), device=run.device, progress=False,
-    ).model  # fmt: skip
+    return _retraining(run, subset, seed)[1]().model
+
+
+def _retraining(run: Run, subset: int, seed: int) -> tuple[Kept, Callable[[], TrainingResult]]:
+    mask = subset_mask(len(run.data.train), run.preset.subsets.fraction, subset, seed=run.seed)
+    images = run.data.train.subset(mask)
+    return run.training("retrained", unit(subset, seed), images, run.preset.retraining(), seed)
 
 
 def retrained_measurements(run: Run, subset: int, seed: int) -> dict[str, Tensor]:
     """The measurements of one retrained model: `[Q]` for each `<query set>/<measurement>`."""
-    model = retrained_model(run, subset, seed)
-    trained = read_json(run.path("retrained", _unit(subset, seed), "manifest.json"))["configuration_digest"]
-    file = _measured_file(run, subset, seed)
-    with stage(file.parent, _measuring(run) | {"model": trained}, name="measurements") as needed:
-        if needed:
-            write_arrays(file, **measured_by(run, model))
-    return {name: torch.from_numpy(values) for name, values in read_arrays(file).items()}
+    found = _measured(run, subset, seed).arrays(lambda: measured_by(run, retrained_model(run, subset, seed)))
+    return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
-def _measuring(run: Run) -> dict[str, Any]:
-    """What every model of a ground truth is measured by."""
-    return {
-        "measurements": run.preset.measurements,
-        "seed": run.seed,
-        "full_model": model_identity(run),
-        "sampling": run.preset.sampling,
-    }
-
-
-def _measured_file(run: Run, subset: int, seed: int) -> Path:
-    """Other measurements get another folder: a ground truth can be measured anew without retraining."""
-    key = json_digest(plain(_measuring(run)))[:12]
-    return run.path("measurements", key, _unit(subset, seed), "values.npz")
+def _measured(run: Run, subset: int, seed: int) -> Kept:
+    """Other measurements lie elsewhere: a ground truth can be measured anew without retraining."""
+    preset = run.preset
+    return run.kept(
+        "measurements", unit(subset, seed), measurements=preset.measurements, subset=subset, seed_of_subset=seed,
+        fraction=preset.subsets.fraction, retraining=preset.retraining(), unet=preset.unet,
+        queries={name: images.digest for name, images in measured_queries(run).items()},
+    )  # fmt: skip
 
 
 def measured_by(run: Run, model: Denoiser) -> dict[str, np.ndarray]:
@@ -125,16 +116,12 @@ def collected_measurements(run: Run, subsets: int, seeds: int) -> dict[str, Tens
     Raises:
         ArtifactError: some are not there yet; the message counts them.
     """
-    files = [[_measured_file(run, k, r) for r in range(seeds)] for k in range(subsets)]
-    missing = [file.parent.name for row in files for file in row if not (file.parent / "manifest.json").exists()
-               or not read_json(file.parent / "manifest.json")["finished"]]  # fmt: skip
-    require(not missing, f"{run.folder}: {len(missing)} of {subsets * seeds} retrained models are missing, "
+    units = shard_of(subsets, seeds, 0, 1)
+    missing = [unit(*one) for one in units if not _measured(run, *one).finished]
+    require(not missing, f"{run.folder}: {len(missing)} of {len(units)} retrained models are missing, "
             f"first {missing[:1]}; run the ground truth to its end", ArtifactError)  # fmt: skip
-    values = [[read_arrays(file) for file in row] for row in files]
-    return {
-        name: torch.stack([torch.stack([torch.from_numpy(cell[name]) for cell in row]) for row in values])
-        for name in values[0][0]
-    }
+    values = [[retrained_measurements(run, subset, seed) for seed in range(seeds)] for subset in range(subsets)]
+    return {name: torch.stack([torch.stack([cell[name] for cell in row]) for row in values]) for name in values[0][0]}
 
 
 def ground_truth_bundle(
@@ -159,7 +146,6 @@ def ground_truth_bundle(
     subsets = config.count if subsets is None else subsets
     seeds = config.seeds if seeds is None else seeds
     collected = collected_measurements(run, subsets, seeds)
-    model = full_model(run).model
     arrays: dict[str, np.ndarray] = {
         "masks": subset_masks(run, subsets).numpy(),
         **run.data.train.identifiers("train_"),
@@ -167,12 +153,12 @@ def ground_truth_bundle(
     for query_set, images in measured_queries(run).items():
         arrays |= images.identifiers(f"{query_set}/")
         arrays[f"{query_set}/images"] = images.images.numpy()
-    for kind, found in (("measured", collected), ("full", measured_by(run, model))):
+    for kind, found in (("measured", collected), ("full", measured_by(run, run.model.model))):
         for key, values in found.items():
             query_set, _, label = key.partition("/")
             arrays[f"{query_set}/{kind}/{label}"] = np.asarray(values, dtype=np.float32)
     configuration = {"preset": run.preset, "seed": run.seed, "subsets": subsets, "seeds": list(range(seeds)),
-                     "dataset_digest": run.data.digest}  # fmt: skip
+                     "dataset_digest": run.data.digest, "model": run.model_identity}  # fmt: skip
     made_in = read_json(run.path("model", "manifest.json"))["environment"]
     metrics = _ground_truth_metrics(run, subsets, seeds, collected)
     return write_bundle(
@@ -181,15 +167,13 @@ def ground_truth_bundle(
 
 
 def _ground_truth_metrics(run: Run, subsets: int, seeds: int, collected: dict[str, Tensor]) -> dict[str, Any]:
-    units = [(k, r) for k in range(subsets) for r in range(seeds)]
-    folders = [run.path("retrained", _unit(*unit)) for unit in units]
-    folders += [_measured_file(run, *unit).parent for unit in units]
-    manifests = [read_json(folder / "manifest.json") for folder in folders]
-    seconds = [manifest["measured"]["wall_seconds"] for manifest in manifests]
+    units = shard_of(subsets, seeds, 0, 1)
+    kept = [[_retraining(run, *one)[0] for one in units], [_measured(run, *one) for one in units]]
+    training, measuring = (round(sum(one.seconds for one in part), 1) for part in kept)
     return {
         "retrained_models": len(units),
-        "training_seconds": round(sum(seconds[: len(units)]), 1),
-        "measurement_seconds": round(sum(seconds[len(units) :]), 1),
-        "commits": sorted({manifest["environment"]["git_commit"] for manifest in manifests}),
+        "training_seconds": training,
+        "measurement_seconds": measuring,
+        "commits": sorted({one.manifest["environment"]["git_commit"] for part in kept for one in part}),
         "mean_measurement": {name: float(values.mean()) for name, values in collected.items()},
     }

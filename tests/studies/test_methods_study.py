@@ -1,5 +1,7 @@
 """Methods study on the smoke preset: every method gives scores of its own and says its price; cells are kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,9 @@ from cases import random_truth
 import diffinf_lib as di
 from diffinf_lib.attribution import methods as methods_module
 from diffinf_lib.attribution.methods import METHODS, get_method
-from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.stages.methods_study import MethodCell, MethodsStudy
-from diffinf_lib.stages.tasks import checkpoint_steps
+from diffinf_lib.errors import ConfigurationError, DataError
+from diffinf_lib.runs.tasks import checkpoint_steps
+from diffinf_lib.studies.methods import MethodCell, MethodsStudy
 
 
 @pytest.fixture(scope="module")
@@ -21,19 +23,21 @@ def study(run):
         sets = di.measured_queries(run)
         truths = {f"{name}/{label}": random_truth(run, images, seed)
                   for seed, (name, images) in enumerate(sets.items()) for label in ("loss", "elbo")}  # fmt: skip
-        yield MethodsStudy(run, truths)
+        yield MethodsStudy(run, truths, methods=[method.name for method in METHODS])
 
 
 def test_every_method_scores_and_says_what_it_cost(study, monkeypatch):
     count = {"held-out": 6, "generated": 3}
     seen, passes = {}, {}
-    for cell in study.cells([method.name for method in METHODS]):
-        scores, cost = study.scores(cell)
+    for cell in study.cells():
+        held = study.scores(cell)
+        scores, cost = held.scores, held.cost
         method = get_method(cell.method)
         assert scores.shape == (len(method.grid), count[cell.queries], 24), cell
         assert torch.isfinite(scores).all(), cell
         assert (cost.draws > 0) == (cell.method not in ("pixel", "random")), cell
         assert cost.seconds > 0
+        assert sum(item.draws for item in held.bill.values()) == cost.draws and held.bill["scoring"].draws == 0
         passes[cell.method] = cost.draws
         seen[cell] = scores[method.grid.index(method.default)]
     training = study.run.preset.training
@@ -59,11 +63,12 @@ def test_influence_of_the_table_is_influence(study, run):
 
 
 def test_cells_are_kept_and_bundled(study, tmp_path, monkeypatch):
-    cells = study.cells(["ekfac", "pixel", "random"], ["loss", "elbo"])
+    study = MethodsStudy(study.run, study.truths, methods=["ekfac", "pixel", "random"], attributed=["loss", "elbo"])
+    cells = list(study.shard())
     assert len(cells) == 2 * 3 + 2  # baselines once, influence for each measurement
-    folder = study.bundle("smoke-methods", cells, root=tmp_path)
+    folder = study.bundle("smoke-methods", root=tmp_path)
     monkeypatch.setattr(methods_module.Method, "__call__", lambda *_: pytest.fail("a kept cell was computed again"))
-    study.bundle("again", cells, root=tmp_path)
+    study.bundle("again", root=tmp_path)
     made = di.load_bundle(folder.name, root=folder.parent)
     rows = {(r["method"], r["queries"], r["attributed"], r["measured"]): r for r in made.metrics["results"]}
     assert len(rows) == 2 * len(cells)
@@ -83,11 +88,45 @@ def test_cells_are_kept_and_bundled(study, tmp_path, monkeypatch):
     assert rows["ekfac", "held-out", "loss", "elbo"]["lds"] == pytest.approx(expected)
 
 
+def test_a_bundle_names_the_ground_truths_that_it_was_held_against(study, tmp_path):
+    recorded = []
+    for scale in (1, 2):
+        truths = {name: replace(truth, measurements=scale * truth.measurements) for name, truth in study.truths.items()}
+        each = MethodsStudy(study.run, truths, methods=["random"])
+        assert len(list(each.shard())) == 2
+        made = di.load_bundle(each.bundle(root=tmp_path).name, root=tmp_path)
+        recorded.append(made.manifest["configuration"]["truths"])
+        assert recorded[-1] == {name: truth.digest for name, truth in truths.items()}
+        assert made.manifest["configuration"]["model"]["weights"] and made.metrics["commits"]
+    assert recorded[0] != recorded[1]
+
+
+def test_what_methods_take_besides_belongs_to_their_cells(study, monkeypatch):
+    cell = MethodCell("cg", "held-out")
+    before = study.kept(cell).folder
+    monkeypatch.setattr(methods_module, "GGN_DAMPING", 1e-3)
+    assert study.kept(cell).folder != before
+
+
+def test_foreign_ground_truths_are_refused(study):
+    truth = study.truths["generated/loss"]
+    for foreign, message in [
+        (
+            replace(truth, train_ids=truth.train_ids + 1),
+            "generated/loss: its training images are not those of this run",
+        ),
+        (replace(truth, query_ids=truth.query_ids + 1), "generated/loss: its queries are not those of this run"),
+        (replace(truth, query_images=truth.query_images.flip(-1)), "generated/loss: its queries are not those"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            _ = MethodsStudy(study.run, {"generated/loss": foreign}).queries
+
+
 def test_unknown_names_are_refused(study):
     with pytest.raises(ConfigurationError, match="method='best': no such method; give one of ekfac"):
-        study.cells(["best"])
+        MethodsStudy(study.run, study.truths, methods=["best"])
     with pytest.raises(ConfigurationError, match="measurement='likes': the preset has loss"):
-        study.measurement("likes")
+        MethodsStudy(study.run, study.truths, attributed=["likes"])
     with pytest.raises(ConfigurationError, match="checkpoints=7: the run keeps 6"):
         checkpoint_steps(study.run, 7)
     with pytest.raises(ConfigurationError, match=r"options=\[1\.0\]: pixel has no option; leave it out"):

@@ -11,8 +11,8 @@ import diffinf_lib as di
 from diffinf_lib.attribution.scoring import preconditioned
 from diffinf_lib.compression import Compression
 from diffinf_lib.errors import ConfigurationError, DataError
-from diffinf_lib.stages import compression_study
-from diffinf_lib.stages.compression_study import FORMATS, USES, CompressionStudy, pearson
+from diffinf_lib.studies import compression
+from diffinf_lib.studies.compression import FORMATS, USES, CompressionStudy, pearson
 
 
 def truth_of(run, queries, seed):
@@ -46,7 +46,7 @@ def test_packed_training_gradients_score_as_influence_does_with_the_format(study
 def test_packed_queries_are_preconditioned_ones(study, label):
     form, train = study.form(label), study.train
     compression, packed = (Compression(study.curvature, form, preconditioned=flag) for flag in (False, True))
-    queries = packed.decode(packed.encode(next(preconditioned(study.queries, study.curvature, study.inverses))))
+    queries = packed.decode(packed.encode(next(preconditioned(study.query_gradients, study.curvature, study.inverses))))
     found = study.scores(form)
     for use, gradients in (("queries", train), ("both", compression.decode(compression.encode(train)))):
         expected = sum(torch.einsum("qoi,noi->qn", queries[name], gradients[name]).double() for name in train) / 24
@@ -79,11 +79,12 @@ def test_pearson_is_scipys():
 
 def test_formats_are_kept_and_bundled(study, tmp_path, monkeypatch):
     labels = ["float32", "int8", "svd, rank 1", "projection to 256"]
-    folder = study.bundle("smoke-compression", labels, root=tmp_path)
-    later = CompressionStudy(study.run, study.truths)
+    first, later = (CompressionStudy(study.run, study.truths, formats=labels) for _ in range(2))
+    assert list(first.shard()) == labels
     for name in ("train_gradients", "query_gradients"):
-        monkeypatch.setattr(compression_study, name, lambda *_: pytest.fail("a kept format was computed again"))
-    made, again = (di.load_bundle(path.name, root=tmp_path) for path in (folder, later.bundle("b", labels, tmp_path)))
+        monkeypatch.setattr(compression, name, lambda *_: pytest.fail("a kept format was computed again"))
+    assert list(later.shard()) == labels
+    made, again = (di.load_bundle(s.bundle(n, tmp_path).name, root=tmp_path) for s, n in ((first, "a"), (later, "b")))
     for key, values in made.arrays.items():
         np.testing.assert_array_equal(values, again.arrays[key])
     lds, difference = made.arrays["held-out/lds"], made.arrays["flipped/difference"]

@@ -1,40 +1,27 @@
 """Ladder: from the paper's recipe to the best scores one training run gives, a change at a time.
 
 Each rung says which draws gradients are averaged over, from which checkpoints they are taken, and how the curvature is
-inverted. What a rung needs at one checkpoint is a cell, a stage of its own; rungs that average checkpoints read several.
+inverted. What a rung needs at one checkpoint is a cell; rungs that average checkpoints read several.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from diffinf_lib.artifacts import (
-    json_digest,
-    plain,
-    read_arrays,
-    read_json,
-    stage,
-    write_arrays,
-    write_bundle,
-    write_json,
-)
 from diffinf_lib.attribution.influence import QUERY_STAGE
-from diffinf_lib.attribution.methods import conjugate_gradients_at, influence_at
-from diffinf_lib.attribution.task import Checkpoint, Cost
+from diffinf_lib.attribution.methods import conjugate_gradients_at, fixed_settings, influence_at
+from diffinf_lib.attribution.task import Cost
 from diffinf_lib.attribution.trajectory import average_scores, split_draws
 from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import require
-from diffinf_lib.evaluation import GroundTruth, ceiling, lds, paired_difference
-from diffinf_lib.loading import load_model
-from diffinf_lib.models import build_model
-from diffinf_lib.stages.model import measured_queries
-from diffinf_lib.stages.run import Run
-from diffinf_lib.stages.tasks import checkpoint, task_of_run
-from diffinf_lib.training import train
+from diffinf_lib.evaluation import lds, paired_difference
+from diffinf_lib.runs import task_of_run
+from diffinf_lib.runs.tasks import checkpoint_at, kept_steps
+from diffinf_lib.studies.methods import as_arrays, from_arrays
+from diffinf_lib.studies.study import Arrays, Study
 
 Inverse = Literal["ekfac", "kfac", "cg"]
 ITERATIONS = 4
@@ -93,8 +80,12 @@ LADDER = (
 
 
 @dataclass(frozen=True)
-class _Cell:
-    """What a rung needs at one checkpoint of one model."""
+class RungCell:
+    """What a rung needs at one checkpoint of one model.
+
+    Attributes:
+        parts: over how many checkpoints the curvature's draws are shared out.
+    """
 
     inverse: Inverse
     step: int
@@ -102,45 +93,57 @@ class _Cell:
     query_draws: DrawConfig | None
     queries: str
     model_seed: int
+    parts: int
 
 
-class LadderStudy:
+@dataclass(eq=False)
+class LadderStudy(Study[RungCell]):
     """The ladder of one run, for models of several training seeds.
 
-    Args:
-        truths: ground truths of the preset's measurement by set of queries, from `load_ground_truth`.
+    Its bundle holds for each model the LDS `<set>/lds [rungs, seeds, Q]` and paired difference to the rung before, and the
+    cost of each.
+
+    Attributes:
+        model_seeds: trainings that are attributed; the run's own seed is the run's own model.
+
+    Raises:
+        ConfigurationError: a rung takes a checkpoint that the preset's training does not keep.
     """
 
-    def __init__(self, run: Run, truths: Mapping[str, GroundTruth]):
-        self.run, self.truths = run, dict(truths)
-        self.queries = measured_queries(run)
+    rungs: Sequence[Rung] = LADDER
+    model_seeds: Sequence[int] = (0, 1)
 
-    def scores(self, rung: Rung, queries: str, model_seed: int = 0) -> tuple[Tensor, Cost]:
-        """The scores of one rung `[Q, N]`, and what they cost."""
-        total = self.run.preset.training.steps
-        cells = [
-            _Cell(rung.inverse, round(share * total), rung.draws_at_one(), rung.query_draws, queries, model_seed)
+    name = "ladder"
+    holds_scores = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kept = kept_steps(self.run)
+        for cell in self.cells():
+            require(cell.step in kept, f"checkpoint={cell.step}: the run keeps {kept}; keep this step too")
+
+    def cells(self) -> list[RungCell]:
+        """What all rungs need, once each, model by model."""
+        each = ((rung, queries, seed) for seed in self.model_seeds for rung in self.rungs for queries in self.truths)
+        return list(dict.fromkeys(cell for one in each for cell in self._cells(*one)))
+
+    def _cells(self, rung: Rung, queries: str, model_seed: int) -> list[RungCell]:
+        total, parts = self.run.preset.training.steps, len(rung.checkpoints) if rung.split else 1
+        return [
+            RungCell(
+                rung.inverse, round(share * total), rung.draws_at_one(), rung.query_draws, queries, model_seed, parts
+            )
             for share in rung.checkpoints
         ]
-        found = [self._cell(cell, len(cells) if rung.split else 1) for cell in cells]
-        scores = found[0][0] if len(found) == 1 else average_scores([values for values, _ in found])
-        return scores, Cost(sum(cost.draws for _, cost in found), sum(cost.seconds for _, cost in found))
 
-    def _cell(self, cell: _Cell, parts: int) -> tuple[Tensor, Cost]:
-        identity = {"cell": cell, "parts": parts, "preset": self.run.preset.name, "curvature": self.run.preset.curvature,
-                    "training": self.run.preset.training, "seed": self.run.seed}  # fmt: skip
-        folder = self.run.path("ladder", json_digest(plain(identity))[:12])
-        with stage(folder, identity, name="ladder") as needed:
-            if needed:
-                scores, cost = self._computed(cell, parts)
-                write_arrays(folder / "scores.npz", scores=scores.float().numpy())
-                write_json(folder / "cost.json", cost._asdict())
-        return torch.from_numpy(read_arrays(folder / "scores.npz")["scores"]).double(), Cost(
-            **read_json(folder / "cost.json")
-        )
+    def label(self, cell: RungCell) -> str:
+        return f"seed-{cell.model_seed}-step-{cell.step}-{cell.inverse}-{cell.queries}"
 
-    def _computed(self, cell: _Cell, parts: int) -> tuple[Tensor, Cost]:
-        at = self._checkpoint(cell, parts)
+    def depends(self, cell: RungCell) -> dict[str, Any]:
+        return {"settings": fixed_settings() | {"iterations": ITERATIONS}}
+
+    def computed(self, cell: RungCell) -> Arrays:
+        at = checkpoint_at(self.run, cell.step, parts=cell.parts, model_seed=cell.model_seed)
         task = task_of_run(self.run, self.queries[cell.queries], at=at)
         if cell.query_draws is not None:
             task.query_stage = QUERY_STAGE
@@ -151,58 +154,30 @@ class LadderStudy:
                 return conjugate_gradients_at(task, at, [ITERATIONS], cell.draws)
             return influence_at(task, at, [self.run.preset.damping], cell.inverse, cell.draws)
 
-        scores, cost = task.costed(score)
-        return scores[0], cost
+        scores, _ = task.costed(score)
+        return as_arrays(scores[0], task.bill)
 
-    def _checkpoint(self, cell: _Cell, parts: int) -> Checkpoint:
-        """A checkpoint's averaged weights with a curvature of its share of the draws."""
-        run, config = self.run, self.run.preset.curvature
-        folder = self._training(cell.model_seed)
-        weights = folder / "ema" / f"step-{cell.step:06d}"
-        require(
-            weights.exists(),
-            f"checkpoint={cell.step}: the run keeps {run.preset.training.keep_ema_at}; keep this step too",
-        )
-        config = replace(config, draws=split_draws(config.draws, parts))
-        name = f"seed-{cell.model_seed}-step-{cell.step:06d}"
-        model, label = load_model(weights, device=run.device), f"{config.draws.count}-draws"
-        return checkpoint(run, model, name, config, step=cell.step, curvature=label)
+    def scores(self, rung: Rung, queries: str, model_seed: int = 0) -> tuple[Tensor, Cost]:
+        """The scores of one rung `[Q, N]`, and what they cost."""
+        found = [from_arrays(self.arrays(cell)) for cell in self._cells(rung, queries, model_seed)]
+        costs = {str(place): part.cost for place, part in enumerate(found)}
+        scores = found[0].scores if len(found) == 1 else average_scores([part.scores for part in found])
+        return scores, Cost.of(costs)
 
-    def _training(self, model_seed: int) -> Path:
-        """The folder of a training with checkpoints; that of the run, or of another seed on the same images."""
-        run, preset = self.run, self.run.preset
-        folder = run.path("model") if model_seed == run.seed else run.path("ladder-models", f"r{model_seed}")
-        train(
-            build_model(preset.unet, preset.process, seed=model_seed), run.data.train, preset.training,
-            seed=model_seed, out=folder, device=run.device, progress=run.progress,
-        )  # fmt: skip
-        return folder
-
-    def bundle(
-        self,
-        name: str,
-        rungs: Sequence[Rung] = LADDER,
-        model_seeds: Sequence[int] = (0, 1),
-        root: Path | str | None = None,
-    ) -> Path:
-        """All rungs as a bundle: LDS and paired difference to the rung before, for each model; the cost of each.
-
-        Arrays: `<set>/lds [rungs, seeds, Q]`.
-        """
-        by_name, rows, arrays = {rung.name: rung for rung in rungs}, [], {}
+    def contents(self) -> tuple[Arrays, dict[str, Any]]:
+        """All rungs, each beside the one it changes."""
+        by_name, rows, arrays = {rung.name: rung for rung in self.rungs}, [], {}
         for queries, truth in self.truths.items():
             per_query = [
                 [
                     torch.from_numpy(lds(self.scores(rung, queries, s)[0], truth, bootstrap=2).per_query)
-                    for s in model_seeds
+                    for s in self.model_seeds
                 ]
-                for rung in rungs
+                for rung in self.rungs
             ]
             arrays[f"{queries}/lds"] = torch.stack([torch.stack(row) for row in per_query]).float().numpy()
-            rows += [self._row(rung, by_name, queries, seed) for rung in rungs for seed in model_seeds]
-        configuration = {"preset": self.run.preset, "rungs": list(rungs), "model_seeds": list(model_seeds)}
-        metrics = {"results": rows, "ceilings": {q: ceiling(truth) for q, truth in self.truths.items()}}
-        return write_bundle(name, arrays, metrics, configuration, root=root)
+            rows += [self._row(rung, by_name, queries, seed) for rung in self.rungs for seed in self.model_seeds]
+        return arrays, {"results": rows, "ceilings": self.ceilings()}
 
     def _row(self, rung: Rung, by_name: Mapping[str, Rung], queries: str, seed: int) -> dict[str, Any]:
         truth = self.truths[queries]

@@ -12,8 +12,9 @@ import diffinf_lib as di
 from diffinf_lib import training
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 from diffinf_lib.measurements import measure
-from diffinf_lib.stages import retrained_measurements, retrained_model, timestep_study
-from diffinf_lib.stages.timestep_study import TimestepStudy, losses_by_timestep, timestep_shares
+from diffinf_lib.runs import retrained_measurements, retrained_model
+from diffinf_lib.studies import timesteps
+from diffinf_lib.studies.timesteps import TimestepStudy, losses_by_timestep, timestep_shares
 
 PRESET = replace(di.get_preset("smoke"), further_measurements=())
 BINS, SUBSETS = 4, 8
@@ -37,7 +38,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training._Trainer, "advance", lambda *_: pytest.fail("a model was trained again"))
         done = [list(study.shard(shard, 2)) for shard in range(2)]
-    assert sorted(done[0] + done[1]) == sorted(study.units)
+    assert sorted(done[0] + done[1]) == sorted(study.cells())
     return study, di.load_bundle(study.bundle(root=root).name, root=root)
 
 
@@ -72,9 +73,9 @@ def test_the_ranges_add_up_to_the_loss(draws):
 def test_the_whole_loss_is_what_the_ground_truth_measured(finished):
     study, _ = finished
     for name, count in (("held-out", 6), ("generated", 3)):
-        truths = study.truths(name)
+        truths = study.truths_of(name)
         assert len(truths) == BINS + 1 and truths[0].measurements.shape == (SUBSETS, 2, count)
-        for subset, seed in study.units:
+        for subset, seed in study.cells():
             expected = retrained_measurements(study.run, subset, seed)[f"{name}/loss"]
             torch.testing.assert_close(truths[-1].measurements[subset, seed], expected)
     model = retrained_model(study.run, 3, 1)
@@ -103,7 +104,7 @@ def test_the_bundle_holds_the_lds_of_every_pair(finished):
     lds = made.arrays["held-out/lds"]
     assert lds.shape == (BINS + 1, BINS + 1, 6) and made.arrays["generated/lds"].shape == (BINS + 1, BINS + 1, 3)
     removed = ~di.subset_masks(study.run, SUBSETS)
-    scores, truths = study.with_whole(study.scores("held-out"), "held-out"), study.truths("held-out")
+    scores, truths = study.with_whole(study.scores("held-out"), "held-out"), study.truths_of("held-out")
     for row, matrix in enumerate(scores):
         for column, truth in enumerate(truths):
             for query in range(6):
@@ -120,7 +121,7 @@ def test_the_bundle_holds_the_lds_of_every_pair(finished):
 
 def test_the_advantage_over_a_range_s_own_scores_is_paired(finished):
     study, made = finished
-    scores, truths = study.with_whole(study.scores("held-out"), "held-out"), study.truths("held-out")
+    scores, truths = study.with_whole(study.scores("held-out"), "held-out"), study.truths_of("held-out")
     lds, advantage = (made.arrays[f"held-out/{name}"] for name in ("lds", "advantage"))
     for row, column in ((3, 0), (0, 2), (BINS, 1)):
         found = di.paired_difference(scores[row], scores[column], truths[column], bootstrap=200)
@@ -143,11 +144,11 @@ def test_a_killed_study_goes_on(finished, tmp_path, monkeypatch):
         measured.append("done")
         return original(self, model)
 
-    monkeypatch.setattr(timestep_study.TimestepStudy, "_measured_by", counted)
+    monkeypatch.setattr(timesteps.TimestepStudy, "_measured_by", counted)
     with pytest.raises(KeyboardInterrupt):
         list(study.shard())
     assert study.missing() == [(2, 0), (3, 0)]
-    with pytest.raises(ArtifactError, match="2 of 4 models are not measured by timestep"):
+    with pytest.raises(ArtifactError, match="2 of 4 cells of study 'timesteps' are missing, first \\['k002-r0'\\]"):
         study.bundle(root=tmp_path)
     list(study.shard())
     assert measured == ["done", "done", "killed", "done", "done"] and study.missing() == []

@@ -2,35 +2,22 @@
 
 Observation 1 of Mlodozeniec et al. 2025: scores of the loss at higher timesteps predict the loss at lower ones better than
 scores of that loss itself. The timesteps are cut into equal ranges; the loss of every query within each range is measured
-by every model of a ground truth, and scored by influence. Either is one stage a unit (a model, a set of queries), over the
-draws that the ground truth itself is measured on: the parts of both add up to the loss and its scores.
+by every model of a ground truth, and scored by influence, over the draws that the ground truth itself is measured on: the
+parts of both add up to the loss and its scores. A cell is a model.
 """
 
-from collections.abc import Iterator
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.artifacts import (
-    json_digest,
-    plain,
-    read_arrays,
-    read_json,
-    stage,
-    tensor_digest,
-    write_arrays,
-    write_bundle,
-)
-from diffinf_lib.artifacts.manifest import MANIFEST
 from diffinf_lib.attribution import influence_by_timestep
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawConfig, Process, example_draws
-from diffinf_lib.errors import ArtifactError, require
+from diffinf_lib.errors import require
 from diffinf_lib.evaluation import (
     GroundTruth,
     ceiling,
@@ -42,10 +29,16 @@ from diffinf_lib.evaluation import (
 )
 from diffinf_lib.evaluation.lds import TUNABLE_SUBSETS
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, measure_all
-from diffinf_lib.stages.attribution import curvature_of_run, train_gradients
-from diffinf_lib.stages.ground_truth import retrained_model, shard_of, subset_masks
-from diffinf_lib.stages.model import QUERY_SETS, full_model, model_identity, query_sets
-from diffinf_lib.stages.run import Run
+from diffinf_lib.runs import (
+    QUERY_SETS,
+    curvature_of_run,
+    retrained_model,
+    shard_of,
+    subset_masks,
+    train_gradients,
+)
+from diffinf_lib.runs.ground_truth import unit
+from diffinf_lib.studies.study import Arrays, Study
 
 
 def timestep_shares(
@@ -117,42 +110,58 @@ def lds_by_timestep(scores: Float[Tensor, "B Q N"], truths: list[GroundTruth]) -
     return spearman(*np.broadcast_arrays(predicted[:, None], measured[None]))
 
 
-class TimestepStudy:
-    """The study of one run, over the models of its ground truth.
+class RetrainedCell(NamedTuple):
+    """One model of the ground truth."""
 
-    Args:
+    subset: int
+    seed: int
+
+
+@dataclass(eq=False)
+class TimestepStudy(Study[RetrainedCell]):
+    """The study of one run, over the models of its ground truth; those that are not there are trained.
+
+    Its bundle's arrays are, for each set of queries, float32: `<set>/lds [B + 1, B + 1, Q]`, scores of each range of t (first
+    axis) against the loss measured in each range (second axis), the whole loss last on both axes; `<set>/loss [B, Q]`, the
+    mean loss within each range over all models; `<set>/advantage [B + 1, B]` and `<set>/advantage_interval [B + 1, B, 2]`,
+    the LDS of each scores less that of the measured range's own, paired; and `edges [B + 1]`, where the ranges begin and
+    end. The advantage needs enough subsets to halve.
+
+    Attributes:
         bins: number of ranges B of t.
-        subsets: number of subsets M; default the preset's.
-        seeds: trainings of each subset, K; default the preset's.
+        subsets: number of subsets M; 0: the preset's.
+        seeds: trainings of each subset, K; 0: the preset's.
 
     Raises:
         ConfigurationError: the preset measures something else than the loss, or its draws do not suffice for the ranges.
     """
 
-    def __init__(self, run: Run, *, bins: int = 10, subsets: int | None = None, seeds: int | None = None):
-        config, measurement = run.preset.subsets, run.preset.measurement
+    bins: int = 10
+    subsets: int = 0
+    seeds: int = 0
+
+    name = "timesteps"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config, measurement = self.run.preset.subsets, self.run.preset.measurement
         require(measurement.name == "loss", f"measurement={measurement.name!r}: the study is of the loss within ranges of t; "
                 "give measurement.name=loss")  # fmt: skip
-        self.run, self.bins = run, bins
-        self.subsets = config.count if subsets is None else subsets
-        self.seeds = config.seeds if seeds is None else seeds
-        self.units = shard_of(self.subsets, self.seeds, 0, 1)
-        self._shares(run.data.queries)  # refused before any model is trained
+        self.subsets, self.seeds = self.subsets or config.count, self.seeds or config.seeds
+        self._cells = [RetrainedCell(*pair) for pair in shard_of(self.subsets, self.seeds, 0, 1)]
+        self._shares(self.run.data.queries)  # refused before any model is trained
 
-    @cached_property
-    def queries(self) -> dict[str, ImageSet]:
-        """The queries of each set."""
-        return query_sets(self.run)
+    def cells(self) -> list[RetrainedCell]:
+        return self._cells
 
-    @cached_property
-    def _measuring(self) -> dict[str, Any]:
-        """What every model is measured by."""
-        return {
-            "bins": self.bins,
-            "draws": self.run.preset.measurement.draws,
-            "seed": self.run.seed,
-            "queries": {name: tensor_digest(images.images, images.ids) for name, images in self.queries.items()},
-        }
+    def label(self, cell: RetrainedCell) -> str:
+        return unit(*cell)
+
+    def depends(self, cell: RetrainedCell) -> dict[str, Any]:
+        return {"bins": self.bins}
+
+    def options(self) -> dict[str, Any]:
+        return {"bins": self.bins, "subsets": self.subsets, "seeds": list(range(self.seeds))}
 
     def _shares(self, images: ImageSet) -> Float[Tensor, "B Q"]:
         preset = self.run.preset
@@ -160,46 +169,15 @@ class TimestepStudy:
             images, preset.measurement.draws, bins=self.bins, seed=self.run.seed, process=preset.process
         )
 
-    def _measured_by(self, model: Denoiser) -> dict[str, np.ndarray]:
+    def computed(self, cell: RetrainedCell) -> Arrays:
+        return self._measured_by(retrained_model(self.run, *cell))
+
+    def _measured_by(self, model: Denoiser) -> Arrays:
         preset, seed = self.run.preset, self.run.seed
         return {
             name: losses_by_timestep(model, images, preset.measurement.draws, bins=self.bins, seed=seed).numpy()
             for name, images in self.queries.items()
         }
-
-    def folder(self, *unit: str) -> Path:
-        """The stage of one unit: `k000-r0` of a retrained model, `scores-held-out` of a set of queries."""
-        return self.run.path("timesteps", json_digest(plain(self._measuring))[:12], *unit)
-
-    def _model_folder(self, subset: int, seed: int) -> Path:
-        return self.folder(f"k{subset:03d}-r{seed}")
-
-    def losses(self, subset: int, seed: int) -> dict[str, np.ndarray]:
-        """What one retrained model measures of each set of queries, `[B, Q]`; computed once and kept.
-
-        The model is that of the ground truth, trained here only if it is not there.
-        """
-        model, folder = retrained_model(self.run, subset, seed), self._model_folder(subset, seed)
-        identity = self._measuring | {"model": tensor_digest(*model.state_dict().values())}
-        with stage(folder, identity, name="timesteps") as needed:
-            if needed:
-                write_arrays(folder / "losses.npz", **self._measured_by(model))
-        return read_arrays(folder / "losses.npz")
-
-    def shard(self, shard: int = 0, shards: int = 1) -> Iterator[tuple[int, int]]:
-        """Measure every model of one shard, yielding each (subset, seed) when it is done.
-
-        Raises:
-            ConfigurationError: there is no such shard.
-        """
-        for subset, seed in shard_of(self.subsets, self.seeds, shard, shards):
-            self.losses(subset, seed)
-            yield subset, seed
-
-    def missing(self) -> list[tuple[int, int]]:
-        """The models, by (subset, seed), that have not measured yet."""
-        manifests = {unit: self._model_folder(*unit) / MANIFEST for unit in self.units}
-        return [unit for unit, file in manifests.items() if not (file.exists() and read_json(file)["finished"])]
 
     def measurements(self, queries: str) -> Float[Tensor, "M K Q B"]:
         """The loss of each query within each range of t by every retrained model, float64.
@@ -207,85 +185,50 @@ class TimestepStudy:
         Raises:
             ArtifactError: some models have not measured yet; the message counts them.
         """
-        missing = self.missing()
-        require(not missing, f"{self.run.folder}: {len(missing)} of {len(self.units)} models are not measured by timestep, "
-                f"first (subset, seed) = {missing[:1]}; run the study to its end", ArtifactError)  # fmt: skip
-        read = [[read_arrays(self._model_folder(subset, seed) / "losses.npz")[queries].T for seed in range(self.seeds)]
+        self.require_finished()
+        read = [[self.arrays(RetrainedCell(subset, seed))[queries].T for seed in range(self.seeds)]
                 for subset in range(self.subsets)]  # fmt: skip
         return torch.from_numpy(np.array(read))
 
     def scores(self, queries: str) -> Float[Tensor, "B Q N"]:
         """Scores of the loss within each range of t, by the preset's damping and approximation; computed once and kept."""
-        preset, model, curvature = self.run.preset, full_model(self.run).model, curvature_of_run(self.run)
-        options: dict[str, Any] = {"damping": preset.damping, "approximation": preset.curvature.approximation}
-        identity = self._measuring | options | {
-            "model": model_identity(self.run), "curvature": curvature.digest, "gradient_draws": preset.gradient_draws,
-            "store_format": preset.store_format,
-        }  # fmt: skip
-        folder, images = self.folder(f"scores-{queries}"), self.queries[queries]
-        with stage(folder, identity, name="timestep-scores") as needed:
-            if needed:
-                parts = influence_by_timestep(
-                    model, curvature, train_gradients(self.run), images, count=len(self.run.data.train), bins=self.bins,
-                    measurement=preset.measurement, seed=self.run.seed, **options,
-                )  # fmt: skip
-                within = parts / self._shares(images)[:, :, None]
-                write_arrays(folder / "scores.npz", scores=within.numpy())
-        return torch.from_numpy(read_arrays(folder / "scores.npz")["scores"])
+        run, preset, images = self.run, self.run.preset, self.queries[queries]
+
+        def scores() -> Arrays:
+            parts = influence_by_timestep(
+                run.model.model, curvature_of_run(run), train_gradients(run), images, count=len(run.data.train),
+                bins=self.bins, measurement=preset.measurement, damping=preset.damping,
+                approximation=preset.curvature.approximation, seed=run.seed,
+            )  # fmt: skip
+            return {"scores": (parts / self._shares(images)[:, :, None]).numpy()}
+
+        kept = self.kept_besides(f"scores-{queries}", {"scores": queries, "bins": self.bins})
+        return torch.from_numpy(kept.arrays(scores)["scores"])
 
     def with_whole(self, scores: Float[Tensor, "B Q N"], queries: str) -> Float[Tensor, "B+1 Q N"]:
         """Scores of the ranges, and behind them those of the whole loss."""
         whole = torch.einsum("bq,bqn->qn", self._shares(self.queries[queries]), scores)
         return torch.cat([scores, whole[None]])
 
-    def truths(self, queries: str) -> list[GroundTruth]:
+    def truths_of(self, queries: str) -> list[GroundTruth]:
         """The ground truth of the loss within each range of t, and behind them that of the whole loss."""
         images, measured = self.queries[queries], self.measurements(queries)
         whole = torch.einsum("bq,mkqb->mkq", self._shares(images), measured)
         masks, train_ids = subset_masks(self.run, self.subsets), self.run.data.train.ids
         return [GroundTruth(masks, losses, train_ids, images.ids) for losses in (*measured.unbind(-1), whole)]
 
-    def bundle(self, name: str | None = None, root: Path | str | None = None) -> Path:
-        """The finished study as a bundle; returns its folder.
-
-        Arrays, for each set of queries, float32: `<set>/lds [B + 1, B + 1, Q]`, scores of each range of t (first axis)
-        against the loss measured in each range (second axis), the whole loss last on both axes; `<set>/loss [B, Q]`, the mean
-        loss within each range over all models; `<set>/advantage [B + 1, B]` and `<set>/advantage_interval [B + 1, B, 2]`, the
-        LDS of each scores less that of the measured range's own, paired; and `edges [B + 1]`, where the ranges begin and
-        end. The advantage needs enough subsets to halve.
-
-        Args:
-            name: of the bundle; default `<preset>-timesteps`.
-            root: folder of bundles; default `book/results/`.
-
-        Raises:
-            ArtifactError: some models have not measured yet.
-        """
+    def contents(self) -> tuple[Arrays, dict[str, Any]]:
         edges = np.linspace(0, self.run.preset.process.timesteps, self.bins + 1).astype(np.int64)
         arrays, sets = {"edges": edges}, {}
         for queries in QUERY_SETS:
             found, sets[queries] = self._evaluated(queries)
             arrays |= {f"{queries}/{key}": values.astype(np.float32) for key, values in found.items()}
-        configuration = {
-            "preset": self.run.preset, "seed": self.run.seed, "bins": self.bins, "subsets": self.subsets,
-            "seeds": list(range(self.seeds)), "dataset_digest": self.run.data.digest,
-        }  # fmt: skip
-        manifests = [read_json(self._model_folder(*unit) / MANIFEST) for unit in self.units]
-        metrics = {
-            "bins": self.bins,
-            "retrained_models": len(manifests),
-            "measurement_seconds": round(sum(manifest["measured"]["wall_seconds"] for manifest in manifests), 1),
-            "commits": sorted({manifest["environment"]["git_commit"] for manifest in manifests}),
-            "sets": sets,
-        }
-        made_in = manifests[0]["environment"]
-        return write_bundle(
-            name or f"{self.run.preset.name}-timesteps", arrays, metrics, configuration, made_in=made_in, root=root
-        )
+        metrics = {"bins": self.bins, "retrained_models": len(self.cells()), "measurement_seconds": self.seconds()}
+        return arrays, metrics | {"sets": sets}
 
-    def _evaluated(self, queries: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def _evaluated(self, queries: str) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and metrics of one set of queries; in the metrics the whole loss is last."""
-        truths, measured = self.truths(queries), self.measurements(queries)
+        truths, measured = self.truths_of(queries), self.measurements(queries)
         scores = self.with_whole(self.scores(queries), queries)
         found, losses = lds_by_timestep(scores, truths), measured.mean((0, 1)).T
         arrays = {"lds": found, "loss": losses.numpy()}

@@ -6,7 +6,7 @@ import torch
 
 import diffinf_lib as di
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.stages import draws_study
+from diffinf_lib.studies import draws
 
 
 @pytest.fixture
@@ -23,8 +23,9 @@ def study(tmp_path):
 def test_a_cell_is_the_lds_of_influence_with_its_draws(study):
     cell = di.DrawsCell("signal, antithetic, shared", 4, seed=0)
     truth, preset = study.truths["held-out"], study.run.preset
+    run = study.run
     scores = di.influence(
-        study.model, study.curvature, study.run.data.train, truth.queries, measurement=preset.measurement,
+        di.full_model(run).model, di.curvature_of_run(run), run.data.train, truth.queries, measurement=preset.measurement,
         draws=di.DrawConfig(4, timesteps="signal", shared=True), damping=preset.damping,
     )  # fmt: skip
     torch.testing.assert_close(study.scores(cell)["held-out"], scores, rtol=1e-5, atol=1e-6 * float(scores.abs().max()))
@@ -34,10 +35,12 @@ def test_a_cell_is_the_lds_of_influence_with_its_draws(study):
 
 
 def test_cells_are_kept_and_bundled(study, tmp_path, monkeypatch):
-    counts, seeds = [2, 4], {2: 2, 4: 1}
-    folder = study.bundle("smoke-draws", counts, seeds, ["uniform", "signal"], root=tmp_path / "results")
-    monkeypatch.setattr(draws_study.DrawsStudy, "scores", lambda *_: pytest.fail("a kept cell was computed again"))
-    again = study.bundle("again", counts, seeds, ["uniform", "signal"], root=tmp_path / "results")
+    options = {"counts": [2, 4], "seeds": {2: 2, 4: 1}, "rules": ["uniform", "signal"]}
+    study = di.DrawsStudy(study.run, study.truths, **options)
+    assert len(list(study.shard())) == 6
+    folder = study.bundle("smoke-draws", tmp_path / "results")
+    monkeypatch.setattr(draws.DrawsStudy, "scores", lambda *_: pytest.fail("a kept cell was computed again"))
+    again = di.DrawsStudy(study.run, study.truths, **options).bundle("again", tmp_path / "results")
     made, second = (di.load_bundle(path.name, root=path.parent) for path in (folder, again))
     values = made.arrays["held-out/lds"]
     assert values.shape == (2, 2, 2, 6)
@@ -48,4 +51,4 @@ def test_cells_are_kept_and_bundled(study, tmp_path, monkeypatch):
 
 def test_an_unknown_rule_is_refused(study):
     with pytest.raises(ConfigurationError, match="rule='best': give one of uniform, stratified"):
-        study.lds(di.DrawsCell("best", 4, 0))
+        di.DrawsStudy(study.run, study.truths, rules=["best"])

@@ -1,20 +1,33 @@
-"""Runs: a folder that holds everything one preset made, a subfolder a stage."""
+"""Runs: a folder that holds everything one preset made, a subfolder a step."""
 
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock
 
-from diffinf_lib.artifacts import check_same, ensure_writable, plain, read_json, runs_root, write_json
-from diffinf_lib.data import Dataset, load_dataset
+from diffinf_lib.artifacts import (
+    check_same,
+    ensure_writable,
+    plain,
+    read_json,
+    resolved,
+    run_folder,
+    write_json,
+)
+from diffinf_lib.data import Dataset, ImageSet, load_dataset
 from diffinf_lib.errors import require
-from diffinf_lib.models import build_unet
+from diffinf_lib.models import build_model
 from diffinf_lib.presets import Preset
+from diffinf_lib.runs.kept import Kept
+from diffinf_lib.training import TrainingConfig, TrainingResult, train
 
 CONFIG = "config.json"
+Held = TypeVar("Held")
 
 
 @dataclass(frozen=True)
@@ -30,19 +43,83 @@ class Run:
     seed: int = 0
     device: str = "cpu"
     progress: bool = True
+    _held: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def data(self) -> Dataset:
         """The preset's dataset."""
         return load_dataset(self.preset.dataset)
 
+    @property
+    def model(self) -> TrainingResult:
+        """The model trained on all training images."""
+        preset = self.preset
+        return self.held("model", lambda: train(
+            build_model(preset.unet, preset.process, seed=self.seed), self.data.train, preset.training,
+            seed=self.seed, out=self.path("model"), device=self.device, progress=self.progress,
+        ))  # fmt: skip
+
+    @property
+    def model_identity(self) -> dict[str, Any]:
+        """What the full model is."""
+        return self.held("model identity", lambda: self.model.model.identity)
+
+    def training(
+        self, step: str, label: str, images: ImageSet, config: TrainingConfig, seed: int, *, progress: bool = False
+    ) -> tuple[Kept, Callable[[], TrainingResult]]:
+        """Another training of the preset's network: where it is kept, and the training itself, done by the first call.
+
+        One of other images or with other options lies elsewhere.
+        """
+        preset = self.preset
+        identity = {
+            "unet": preset.unet,
+            "process": preset.process,
+            "training": config,
+            "images": images.digest,
+            "seed": seed,
+        }
+        kept = Kept(self.folder, step, plain(identity), label)
+        return kept, lambda: train(
+            build_model(preset.unet, preset.process, seed=seed), images, config, seed=seed, out=kept.folder,
+            device=self.device, progress=progress,
+        )  # fmt: skip
+
+    def kept(self, step: str, label: str = "", /, **depends: Any) -> Kept:
+        """A place for a result of the full model.
+
+        Its identity names the model, all images of the dataset and the seed, whatever else the caller says; nothing that is
+        made from a run is kept but through here.
+
+        Args:
+            depends: everything else that the result depends on, by name.
+        """
+        always = {"model": self.model_identity, "data": self.data.digest, "seed": self.seed}
+        return Kept(self.folder, step, plain(depends | always), label)
+
+    def held(self, name: str, make: Callable[[], Held]) -> Held:
+        """What `make` gives, by the first call; kept in memory until something is discarded."""
+        if name not in self._held:
+            self._held[name] = make()
+        return self._held[name]  # type: ignore[no-any-return]
+
     def path(self, *parts: str) -> Path:
         """A path inside the run folder."""
         return self.folder.joinpath(*parts)
 
     def discard(self, *parts: str) -> None:
-        """Delete a stage, so that asking for it makes it anew."""
+        """Delete a step, so that asking for it makes it anew."""
         shutil.rmtree(self.path(*parts), ignore_errors=True)
+        self._held.clear()
+
+
+def configuration_of(preset: Preset) -> Preset:
+    """A preset as it is compared: how many subsets and seeds a ground truth has is left out, so that it can be continued with
+    more; a folder of images is the same however its path is written."""
+    name, subsets = preset.dataset.name, replace(preset.subsets, count=1, seeds=1)
+    if name.startswith("folder:"):
+        name = f"folder:{resolved(name.removeprefix('folder:'))}"
+    return replace(preset, subsets=subsets, dataset=replace(preset.dataset, name=name))
 
 
 def open_run(
@@ -65,9 +142,8 @@ def open_run(
             dataset's images; no configuration is written then.
         DataError: the dataset is missing or too small; nothing is written then.
     """
-    folder = ensure_writable(folder or runs_root() / preset.name.replace(":", "-"))
-    comparable = replace(preset, subsets=replace(preset.subsets, count=1, seeds=1))
-    configuration = plain({"preset": comparable, "seed": seed})
+    folder = ensure_writable(run_folder(preset.name, folder))
+    configuration = plain({"preset": configuration_of(preset), "seed": seed})
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     require(device == "cpu" or torch.cuda.is_available(), f"device={device!r}: there is no GPU here; give 'cpu'")
     run, config_file = Run(preset, folder, seed, device, progress), folder / CONFIG
@@ -97,4 +173,4 @@ def _check_network(run: Run) -> None:
     require(height % multiple == width % multiple == 0, f"dataset={name}: its images have {height}×{width} pixels, {blocks} "
             f"blocks take multiples of {multiple}; give dataset.image_size for a folder, or fewer blocks")  # fmt: skip
     with torch.device("meta"):
-        build_unet(unet)
+        build_model(unet)

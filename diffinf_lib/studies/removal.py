@@ -8,10 +8,8 @@ once. Its measurements of every query are kept, its weights are not.
 """
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -19,18 +17,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.artifacts import json_digest, read_arrays, read_json, stage, tensor_digest, write_arrays, write_bundle
-from diffinf_lib.artifacts.manifest import MANIFEST
-from diffinf_lib.data import ImageSet
-from diffinf_lib.errors import ArtifactError, DataError, require
+from diffinf_lib.diffusion import Denoiser
+from diffinf_lib.errors import DataError, require
 from diffinf_lib.measurements import measure
 from diffinf_lib.models import build_model
 from diffinf_lib.options import Options, PositiveInt, Range
 from diffinf_lib.randomness import keyed_generator
-from diffinf_lib.stages.attribution import influence_scores
-from diffinf_lib.stages.model import QUERY_SETS, query_sets
-from diffinf_lib.stages.run import Run
-from diffinf_lib.training import train, training_identity
+from diffinf_lib.runs import QUERY_SETS, influence_scores
+from diffinf_lib.studies.study import Arrays, Study
+from diffinf_lib.training import train
 
 CONDITIONS = ("top", "bottom")
 """Which end of a query's scores is removed, in the order of the bundle's arrays."""
@@ -108,16 +103,27 @@ def random_positions(total: int, count: int, index: int, *, seed: int = 0) -> Po
     return tuple(sorted(order[:count].tolist()))
 
 
-class RemovalStudy:
+@dataclass(eq=False)
+class RemovalStudy(Study[RemovalCell]):
     """The removal experiment of one run.
+
+    Its bundle's arrays are: `measurements [shares, 2, Q, K]` after removal of the top and of the bottom, `random [shares, R,
+    Q, K]`, `full [Q, K]`; the removed positions `removed [shares, 2, Q, k]` and `random_removed [shares, R, k]`, filled up
+    with −1 where a share removes fewer; of the queries `sets`, `positions` in the set, `ids`, `images [Q, C, H, W]`,
+    `scores [Q, N]`; `train_ids [N]`, and `train_names` where they are files.
 
     Attributes:
         query_index: of each chosen query: its set and its position there.
         counts: how many images each share removes.
     """
 
-    def __init__(self, run: Run, config: RemovalConfig | None = None):
-        self.run, self.config = run, config or RemovalConfig()
+    config: RemovalConfig = RemovalConfig()
+
+    name = "removal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        run = self.run
         self.counts = [removed_count(share, len(run.data.train)) for share in self.config.shares]
         totals = {"held-out": len(run.data.queries), "generated": run.preset.sampling.count}
         self.query_index = [
@@ -125,17 +131,9 @@ class RemovalStudy:
         ]
 
     @cached_property
-    def _query_sets(self) -> dict[str, ImageSet]:
-        return query_sets(self.run)
-
-    @cached_property
-    def _query_digest(self) -> str:
-        return tensor_digest(*(part for images in self._query_sets.values() for part in (images.images, images.ids)))
-
-    @cached_property
     def scores(self) -> Float[Tensor, "Q N"]:
         """Scores of the chosen queries, `[Q, N]`, at the preset's damping: those of the whole sets, which a run keeps."""
-        found = {name: influence_scores(self.run, images)[0] for name, images in self._query_sets.items()}
+        found = {name: influence_scores(self.run, images)[0] for name, images in self.queries.items()}
         return torch.stack([found[name][position] for name, position in self.query_index])
 
     @cached_property
@@ -162,86 +160,36 @@ class RemovalStudy:
             removals += [queries[query] for share in self.removed for queries in share]
         return [RemovalCell(removed, seed) for seed in range(self.config.seeds) for removed in dict.fromkeys(removals)]
 
-    def shard(self, shard: int = 0, shards: int = 1) -> Iterator[RemovalCell]:
-        """Retrain and measure every model of one shard, yielding each when it is done.
+    def label(self, cell: RemovalCell) -> str:
+        return f"{len(cell.removed):04d}-removed-r{cell.seed}"
 
-        Raises:
-            ConfigurationError: there is no such shard.
-        """
-        require(shards > 0 and 0 <= shard < shards, f"shard={shard} of {shards}: give 0 <= shard < shards")
-        for cell in self.cells()[shard::shards]:
-            self.measurements(cell)
-            yield cell
+    def options(self) -> dict[str, Any]:
+        return {"removal": asdict(self.config)}
 
-    def folder(self, cell: RemovalCell) -> Path:
-        """The stage of one model."""
-        ids = self.run.data.train.ids[list(cell.removed)].tolist()
-        unit = f"{len(ids):04d}-{json_digest(ids)[:12]}" if ids else "full"
-        return self.run.path("removal", f"{unit}-r{cell.seed}")
-
-    def measurements(self, cell: RemovalCell) -> dict[str, np.ndarray]:
-        """What one retrained model measures of every query, per set `[Q]`; computed once and kept."""
+    def computed(self, cell: RemovalCell) -> Arrays:
+        """What one retrained model measures of every query; the model is deleted once it has."""
         run, training = self.run, replace(self.run.preset.training, keep_ema_at=())
         kept = torch.ones(len(run.data.train), dtype=torch.bool)
         kept[list(cell.removed)] = False
-        images, model = run.data.train.subset(kept), build_model(run.preset.unet, run.preset.process, seed=cell.seed)
-        identity = {
-            "training": training_identity(model, images, training, cell.seed),
-            "measurement": run.preset.measurement,
-            "seed": run.seed,
-            "queries": self._query_digest,
-        }
-        folder = self.folder(cell)
-        with stage(folder, identity, name="removal") as needed:
-            if needed:
-                trained = train(
-                    model, images, training, seed=cell.seed, out=folder / "model", device=run.device, progress=False,
-                ).model  # fmt: skip
-                write_arrays(folder / "values.npz", **self._measured(trained))
-                shutil.rmtree(folder / "model")
-        return read_arrays(folder / "values.npz")
+        folder = self.kept(cell).folder / "model"
+        trained = train(
+            build_model(run.preset.unet, run.preset.process, seed=cell.seed), run.data.train.subset(kept), training,
+            seed=cell.seed, out=folder, device=run.device, progress=False,
+        ).model  # fmt: skip
+        found = self._measured(trained)
+        shutil.rmtree(folder)
+        return found
 
-    def _measured(self, model: Any) -> dict[str, np.ndarray]:
+    def measurements(self, cell: RemovalCell) -> Arrays:
+        """What one retrained model measures of every query, per set `[Q]`; computed once and kept."""
+        return self.arrays(cell)
+
+    def _measured(self, model: Denoiser) -> Arrays:
         preset, seed = self.run.preset, self.run.seed
         return {
             name: measure(model, images, preset.measurement, seed=seed).cpu().numpy()
-            for name, images in self._query_sets.items()
+            for name, images in self.queries.items()
         }
-
-    def missing(self) -> list[RemovalCell]:
-        """The models that are not retrained and measured yet."""
-        manifests = {cell: self.folder(cell) / MANIFEST for cell in self.cells()}
-        return [cell for cell, file in manifests.items() if not (file.exists() and read_json(file)["finished"])]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The finished experiment as arrays; the bundle's.
-
-        `measurements [shares, 2, Q, K]` after removal of the top and of the bottom, `random [shares, R, Q, K]`, `full [Q, K]`;
-        the removed positions `removed [shares, 2, Q, k]` and `random_removed [shares, R, k]`, filled up with −1 where
-        a share removes fewer; of the queries `sets`, `positions` in the set, `ids`, `images [Q, C, H, W]`,
-        `scores [Q, N]`; `train_ids [N]`, and `train_names` where they are files.
-
-        Raises:
-            ArtifactError: some models are missing; the message counts them.
-        """
-        self._require_finished()
-        own = [[[self._by_seed(removed)[query] for query, removed in enumerate(queries)] for queries in share]
-               for share in self.removed]  # fmt: skip
-        return {
-            "measurements": np.array(own),
-            "random": np.array([[self._by_seed(removed) for removed in share] for share in self.randomly_removed]),
-            "full": self._by_seed(()),
-            "removed": self._padded(self.removed),
-            "random_removed": self._padded(self.randomly_removed),
-            **self._query_arrays(),
-            "scores": self.scores.numpy().astype(np.float32),
-            **self.run.data.train.identifiers("train_"),
-        }
-
-    def _require_finished(self) -> None:
-        missing, total = self.missing(), len(self.cells())
-        require(not missing, f"{self.run.folder}: {len(missing)} of {total} retrained models are missing, first "
-                f"{[self.folder(cell).name for cell in missing[:1]]}; run the removal to its end", ArtifactError)  # fmt: skip
 
     def _by_seed(self, removed: Positions) -> np.ndarray:
         """What the models without these images measure of the chosen queries, `[Q, K]`."""
@@ -258,7 +206,7 @@ class RemovalStudy:
 
     def _query_arrays(self) -> dict[str, np.ndarray]:
         names, positions = zip(*self.query_index, strict=True)
-        chosen = [self._query_sets[name].subset([position]) for name, position in self.query_index]
+        chosen = [self.queries[name].subset([position]) for name, position in self.query_index]
         return {
             "sets": np.array(names),
             "positions": np.array(positions),
@@ -266,35 +214,28 @@ class RemovalStudy:
             "images": torch.cat([query.images for query in chosen]).numpy(),
         }
 
-    def bundle(self, name: str | None = None, root: Path | str | None = None) -> Path:
-        """Collect the finished experiment into a bundle (see `arrays`) and return its folder.
-
-        Args:
-            name: of the bundle; default `<preset>-removal`.
-            root: folder of bundles; default `book/results/`.
-
-        Raises:
-            ArtifactError: some models are missing.
-        """
-        arrays = self.arrays()
-        manifests = [read_json(self.folder(cell) / MANIFEST) for cell in self.cells()]
-        configuration = {
-            "preset": self.run.preset, "seed": self.run.seed, "removal": asdict(self.config),
-            "dataset_digest": self.run.data.digest,
-        }  # fmt: skip
+    def contents(self) -> tuple[Arrays, dict[str, Any]]:
+        own = [[[self._by_seed(removed)[query] for query, removed in enumerate(queries)] for queries in share]
+               for share in self.removed]  # fmt: skip
+        arrays = {
+            "measurements": np.array(own),
+            "random": np.array([[self._by_seed(removed) for removed in share] for share in self.randomly_removed]),
+            "full": self._by_seed(()),
+            "removed": self._padded(self.removed),
+            "random_removed": self._padded(self.randomly_removed),
+            **self._query_arrays(),
+            "scores": self.scores.numpy().astype(np.float32),
+            **self.run.data.train.identifiers("train_"),
+        }
         metrics = {
-            "retrained_models": len(manifests),
-            "seconds": round(sum(manifest["measured"]["wall_seconds"] for manifest in manifests), 1),
-            "commits": sorted({manifest["environment"]["git_commit"] for manifest in manifests}),
+            "retrained_models": len(self.cells()),
+            "seconds": self.seconds(),
             "shares": list(self.config.shares),
             "removed_images": self.counts,
             "conditions": list(CONDITIONS),
             "mean_change": self._mean_changes(arrays),
         }
-        made_in = manifests[0]["environment"]
-        return write_bundle(
-            name or f"{self.run.preset.name}-removal", arrays, metrics, configuration, made_in=made_in, root=root
-        )
+        return arrays, metrics
 
     def _mean_changes(self, arrays: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
         """The mean change of the measurement against the full models, by share and condition."""

@@ -1,40 +1,36 @@
 """Methods study: every method's scores on one run, and how well they predict what retraining does.
 
-Each cell (method, set of queries, measurement attributed) is a stage of its own, so a killed study goes on with the next
-cell. Scores are computed at every value of a method's option at once; which value is reported is decided on one half of the
-subsets and judged on the other, beside the default.
+A cell is a method, a set of queries and the measurement that is attributed. Scores are computed at every value of a method's
+option at once; which value is reported is decided on one half of the subsets and judged on the other, beside the default.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffinf_lib.artifacts import (
-    json_digest,
-    plain,
-    read_arrays,
-    read_json,
-    stage,
-    write_arrays,
-    write_bundle,
-    write_json,
-)
-from diffinf_lib.attribution.methods import METHODS, Method, get_method
+from diffinf_lib.attribution.clip import clip_identity
+from diffinf_lib.attribution.methods import METHODS, Method, fixed_settings, get_method
 from diffinf_lib.attribution.task import AttributionTask, Cost
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
-from diffinf_lib.evaluation import GroundTruth, ceiling, lds, paired_difference, predicted_changes, spearman, tuned_lds
+from diffinf_lib.evaluation import (
+    lds,
+    mean_measurements,
+    paired_difference,
+    predicted_changes,
+    spearman,
+    tuned_lds,
+)
 from diffinf_lib.evaluation.lds import check_tunable
 from diffinf_lib.measurements import MeasurementConfig, proxy_sign
-from diffinf_lib.stages.model import full_model, has_trajectories, measured_queries, model_identity
-from diffinf_lib.stages.run import Run
-from diffinf_lib.stages.tasks import task_of_run
+from diffinf_lib.runs import generated_trajectories, measured_queries, task_of_run
+from diffinf_lib.runs.tasks import ENSEMBLE, kept_steps
+from diffinf_lib.studies.study import Arrays, Study
 
 REFERENCE = "ekfac"
 """The method that others are compared with in pairs."""
@@ -54,63 +50,104 @@ class CellScores(NamedTuple):
 
     Attributes:
         scores: `[D, Q, N]`, for each value of the method's grid.
-        cost: of all of them together, gradients included; shared gradients are counted for each method that reads them.
+        bill: what each thing took that the method used, for all values together, gradients included; shared gradients are on
+            the bill of each method that reads them.
     """
 
     scores: Tensor
-    cost: Cost
+    bill: dict[str, Cost]
+
+    @property
+    def cost(self) -> Cost:
+        """The sum of the bill."""
+        return Cost.of(self.bill)
 
 
-class MethodsStudy:
+def as_arrays(scores: Tensor, bill: Mapping[str, Cost]) -> Arrays:
+    """Scores with the bill for them, as they are kept."""
+    draws, seconds = zip(*bill.values(), strict=True)
+    paid = {"used": list(bill), "draws": draws, "seconds": seconds}
+    return {"scores": scores.float().numpy(), **{name: np.array(values) for name, values in paid.items()}}
+
+
+def from_arrays(arrays: Arrays) -> CellScores:
+    """What `as_arrays` was given."""
+    items = zip(arrays["used"].tolist(), arrays["draws"].tolist(), arrays["seconds"].tolist(), strict=True)
+    bill = {name: Cost(draws, seconds) for name, draws, seconds in items}
+    return CellScores(torch.from_numpy(arrays["scores"]).double(), bill)
+
+
+@dataclass(eq=False)
+class MethodsStudy(Study[MethodCell]):
     """The study of one run.
 
-    Args:
-        truths: ground truths by `<set of queries>/<measurement>`, from `load_ground_truth`.
+    Its bundle's metrics have `results`, one entry a cell and measurement, see `results`, and `ceilings`; its arrays are
+    `<set>/<measured>/lds [cells, D, Q]`, the LDS of each query at each value of the option, NaN beyond a method's grid.
+
+    Attributes:
+        truths: ground truths by `<set of queries>/<measurement>`.
+        methods: names; default all whose needs the run meets. Trajectories are sampled for a method that is named, or where
+            the preset measures along them.
+        attributed: labels of the measurements whose gradients are taken.
+        further: methods for all measurements but the first; default those of `methods` that attribute any measurement.
         clip_source: a CLIP model for the method that needs one; empty leaves it out.
 
     Raises:
-        ConfigurationError: a ground truth has too few subsets to tune options on one half and judge them on the other.
+        ConfigurationError: a ground truth has too few subsets to tune options on one half and judge them on the other, or a
+            method or measurement is unknown.
     """
 
-    def __init__(self, run: Run, truths: Mapping[str, GroundTruth], *, clip_source: str = ""):
-        check_tunable(truths)
-        self.run, self.truths, self.clip_source = run, dict(truths), clip_source
-        full_model(run)
+    methods: Sequence[str] | None = None
+    attributed: Sequence[str] = ("loss",)
+    further: Sequence[str] | None = None
+    clip_source: str = ""
+
+    name = "methods"
+    holds_scores = True
+
+    def __post_init__(self) -> None:
+        check_tunable(self.truths)
+        super().__post_init__()
+        for label in self.attributed:
+            self.measurement(label)
+        named, preset = [get_method(name) for name in self.methods or []], self.run.preset
+        along = any(method.needs == "trajectories" for method in named) and preset.has_trajectories
+        self._along = along or preset.measures_trajectories
+        first = METHODS if self.methods is None else named
+        others = [m for m in (first if self.further is None else map(get_method, self.further)) if m.any_measurement]
+        self._methods = dict.fromkeys(self.attributed, others) | {self.attributed[0]: list(first)}
 
     @cached_property
     def queries(self) -> dict[str, ImageSet]:
-        """The run's queries by set, with trajectories where there are any."""
-        return measured_queries(self.run)
+        """The run's queries by set, with trajectories where a method or a measurement needs them."""
+        along = {"generated": generated_trajectories(self.run)} if self._along else {}
+        return self._checked(measured_queries(self.run) | along)
 
-    def cells(
-        self,
-        methods: Sequence[str] | None = None,
-        attributed: Sequence[str] = ("loss",),
-        further: Sequence[str] | None = None,
-    ) -> list[MethodCell]:
-        """The cells that this run can fill: methods whose needs are met, on each set of queries.
-
-        Args:
-            methods: names; default all of them.
-            attributed: labels of the measurements whose gradients are taken.
-            further: methods for all measurements but the first; default those of `methods` that attribute any measurement.
-        """
-        first = METHODS if methods is None else [get_method(name) for name in methods]
-        others = [m for m in (first if further is None else map(get_method, further)) if m.any_measurement]
+    def cells(self) -> list[MethodCell]:
+        """The cells that this run can fill: methods whose needs are met, on each set of queries."""
         return [
             MethodCell(method.name, queries, label)
-            for label in attributed
+            for label in self.attributed
             for queries in self.queries
-            for method in (first if label == attributed[0] else others)
+            for method in self._methods[label]
             if self._possible(method, queries)
         ]
 
     def _possible(self, method: Method, queries: str) -> bool:
         if method.needs == "trajectories":
-            return queries == "generated" and has_trajectories(self.run)
+            return queries == "generated" and self._along
         if method.needs == "checkpoints":
-            return len(self.run.preset.training.keep_ema_at) > 1
+            return len(kept_steps(self.run)) >= method.checkpoints
         return method.needs != "clip" or bool(self.clip_source)
+
+    def depends(self, cell: MethodCell) -> dict[str, Any]:
+        """The values of the method's option, and what all methods take besides."""
+        method = get_method(cell.method)
+        clip = clip_identity(self.clip_source) if method.needs == "clip" else None
+        return {"options": method.grid, "settings": fixed_settings(), "ensemble": ENSEMBLE, "clip": clip}
+
+    def options(self) -> dict[str, Any]:
+        return {"cells": self.cells()}
 
     def measurement(self, label: str) -> MeasurementConfig:
         """The preset's measurement of that label."""
@@ -124,23 +161,14 @@ class MethodsStudy:
             self.run, self.queries[cell.queries], self.measurement(cell.attributed), clip_source=self.clip_source
         )
 
+    def computed(self, cell: MethodCell) -> Arrays:
+        method, task = get_method(cell.method), self.task(cell)
+        found, _ = task.costed(lambda: method(task, method.grid))
+        return as_arrays(found, task.bill)
+
     def scores(self, cell: MethodCell) -> CellScores:
         """The scores of one cell, computed once and kept."""
-        method, preset = get_method(cell.method), self.run.preset
-        identity = {
-            "cell": cell, "options": method.grid, "model": model_identity(self.run), "draws": preset.gradient_draws,
-            "measurement": self.measurement(cell.attributed), "curvature": preset.curvature, "sampling": preset.sampling,
-            "seed": self.run.seed, "clip": self.clip_source if method.needs == "clip" else "",
-        }  # fmt: skip
-        folder = self.run.path("methods", json_digest(plain(cell))[:12])
-        with stage(folder, identity, name="methods") as needed:
-            if needed:
-                task = self.task(cell)
-                found, cost = task.costed(lambda: method(task, method.grid))
-                write_arrays(folder / "scores.npz", scores=found.float().numpy())
-                write_json(folder / "cost.json", cost._asdict())
-        values = torch.from_numpy(read_arrays(folder / "scores.npz")["scores"]).double()
-        return CellScores(values, Cost(**read_json(folder / "cost.json")))
+        return from_arrays(self.arrays(cell))
 
     def results(self, cell: MethodCell, measured: str) -> dict[str, Any]:
         """How well a cell's scores predict one measurement: at the default, tuned on other subsets, and beside EK-FAC.
@@ -149,8 +177,11 @@ class MethodsStudy:
         first stand for what is measured (`proxy_difference`, paired).
         """
         method, truth = get_method(cell.method), self.truths[f"{cell.queries}/{measured}"]
-        scores, cost = self.scores(cell)
-        scores = scores * proxy_sign(self.measurement(cell.attributed), self.measurement(measured))
+        held = self.scores(cell)
+        cost, scores = (
+            held.cost,
+            held.scores * proxy_sign(self.measurement(cell.attributed), self.measurement(measured)),
+        )
         place = method.grid.index(method.default)
         default = lds(scores[place], truth)
         found: dict[str, Any] = {
@@ -191,29 +222,22 @@ class MethodsStudy:
                 if queries == cell.queries:
                     yield cell, measured
 
-    def bundle(self, name: str, cells: Sequence[MethodCell], root: Path | str | None = None) -> Path:
-        """All results as a bundle.
-
-        Metrics: `results`, one entry a cell and measurement, see `results`; `ceilings`. Arrays: `<set>/<measured>/lds
-        [cells, D, Q]`, the LDS of each query at each value of the option, NaN beyond a method's grid.
-        """
-        rows = [self.results(cell, measured) for cell, measured in self.rows(cells)]
-        most, arrays = max(len(method.grid) for method in METHODS), {}
+    def contents(self) -> tuple[Arrays, dict[str, Any]]:
+        cells, most, arrays = self.cells(), max(len(method.grid) for method in METHODS), {}
         for key, truth in self.truths.items():
             queries, _, measured = key.partition("/")
             chosen = [cell for cell in cells if cell.queries == queries]
             values = np.full((len(chosen), most, len(truth.query_ids)), np.nan, dtype=np.float32)
-            for index, cell in enumerate(chosen):
+            for row, cell in zip(values, chosen, strict=True):
                 found = self._per_option(cell, measured)
-                values[index, : len(found)] = found
+                row[: len(found)] = found
             arrays[f"{key}/lds"] = values
-        configuration = {"preset": self.run.preset, "seed": self.run.seed, "cells": list(cells)}
-        metrics = {"results": rows, "ceilings": {key: ceiling(truth) for key, truth in self.truths.items()}}
-        return write_bundle(name, arrays, metrics, configuration, root=root)
+        rows = [self.results(cell, measured) for cell, measured in self.rows(cells)]
+        return arrays, {"results": rows, "ceilings": self.ceilings()}
 
     def _per_option(self, cell: MethodCell, measured: str) -> np.ndarray:
         """LDS of each query at each value of the option, `[D, Q]`."""
         truth = self.truths[f"{cell.queries}/{measured}"]
         sign = proxy_sign(self.measurement(cell.attributed), self.measurement(measured))
-        mean = truth.measurements.mean(1).T.numpy()
+        mean = mean_measurements(truth)
         return np.stack([spearman(sign * predicted_changes(s, truth), mean) for s in self.scores(cell).scores])

@@ -6,9 +6,10 @@ import torch
 from cases import assert_equal_but_for_rounding
 
 import diffinf_lib as di
+from diffinf_lib import training
 from diffinf_lib.artifacts import read_json, stage
 from diffinf_lib.errors import ArtifactError, ConfigurationError
-from diffinf_lib.stages import QUERY_SETS, retrained_measurements, shard_of, subset_mask
+from diffinf_lib.runs import QUERY_SETS, retrained_measurements, shard_of, subset_mask
 
 PRESET = di.get_preset("smoke")
 
@@ -52,14 +53,10 @@ def test_a_ground_truth_from_models_to_bundle(tmp_path):
 
 
 def test_measuring_something_else_retrains_nothing(tmp_path, monkeypatch):
-    from diffinf_lib.stages import ground_truth
-
     run = di.open_run(PRESET, tmp_path / "run", progress=False)
     before = retrained_measurements(run, 0, 0)
     other = replace(PRESET, further_measurements=(di.MeasurementConfig("square_norm", draws=di.DrawConfig(8)),))
-    monkeypatch.setattr(ground_truth, "train", lambda *_, **__: pytest.fail("retrained"))
-    stored = di.load_model(tmp_path / "run" / "retrained" / "k000-r0")
-    monkeypatch.setattr(ground_truth, "retrained_model", lambda *_: stored)
+    monkeypatch.setattr(training._Trainer, "advance", lambda *_: pytest.fail("retrained"))
     after = retrained_measurements(replace(run, preset=other), 0, 0)
     assert after.keys() == {f"{name}/{label}" for name in QUERY_SETS for label in ("loss", "square_norm")}
     assert_equal_but_for_rounding(after["held-out/loss"], before["held-out/loss"])
@@ -112,6 +109,6 @@ def test_a_refused_network_is_not_written(tmp_path):
     assert not (tmp_path / "config.json").exists()
     run = di.open_run(replace(PRESET, unet=four), tmp_path)
     image, network = run.data.train.images[:1], di.build_model(four)
-    assert network(image, torch.zeros(1)).sample.shape == image.shape
+    assert network(image, torch.zeros(1)).shape == image.shape
     with pytest.raises(RuntimeError):
         di.build_model(five)(image, torch.zeros(1))

@@ -2,13 +2,12 @@
 
 The paper's appendix F (Mlodozeniec et al. 2025) packs queries in few bits, in few singular directions, or in both. Here a
 format packs the training gradients (algorithm 2), the preconditioned queries (algorithm 1), or both of them. All
-gradients are computed once, in full; a format packs and unpacks them in memory. Each format is a stage of its own, so a
-killed study goes on with the next one.
+gradients are computed once, in full; a format packs and unpacks them in memory. A cell is a format.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.artifacts import json_digest, plain, read_arrays, stage, tensor_digest, write_arrays, write_bundle
 from diffinf_lib.attribution.scoring import Inverses, KeptQueries
 from diffinf_lib.compression import Compression, StoreFormat, stored_bytes
-from diffinf_lib.errors import DataError, require
-from diffinf_lib.evaluation import GroundTruth, ceiling, paired_difference, predicted_changes, spearman
-from diffinf_lib.evaluation.lds import mean_measurements
+from diffinf_lib.curvature import Curvature
+from diffinf_lib.errors import require
+from diffinf_lib.evaluation import GroundTruth, mean_measurements, paired_difference, predicted_changes, spearman
 from diffinf_lib.gradients import LayerGradients
-from diffinf_lib.stages.attribution import curvature_of_run, query_gradients, train_gradients
-from diffinf_lib.stages.model import model_identity
-from diffinf_lib.stages.run import Run
+from diffinf_lib.runs import curvature_of_run, query_gradients, train_gradients
+from diffinf_lib.studies.study import Arrays, Study
 
 FORMATS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -48,28 +45,49 @@ VALUES = ("lds", "rank_correlation", "correlation")
 """What is kept of each query: its LDS, and the correlations over training images of its scores with those in float32."""
 
 
-class CompressionStudy:
+@dataclass(eq=False)
+class CompressionStudy(Study[str]):
     """The study of one run against its ground truths.
 
-    Args:
-        truths: ground truths by query set, from `load_ground_truth`.
+    Its bundle's arrays are those of `results`, `[formats, uses, Q]` and `[formats, uses, 3]`, and `bytes` of one stored
+    gradient, `[formats]`; its metrics are the means over queries, and the bytes as a share of those of float32.
+
+    Attributes:
+        formats: names of `FORMATS`; default all.
 
     Raises:
-        ConfigurationError: the run keeps its gradients packed.
+        ConfigurationError: the run keeps its gradients packed, or a format is unknown.
         DataError: a ground truth was made with other training images than the run's.
     """
 
-    def __init__(self, run: Run, truths: Mapping[str, GroundTruth]):
-        for name, form in (("store_format", run.preset.store_format), ("query_format", run.preset.query_format)):
+    formats: Sequence[str] = tuple(FORMATS)
+
+    name = "compression"
+    takes_queries_of_truths = True
+
+    def __post_init__(self) -> None:
+        preset = self.run.preset
+        for name, form in (("store_format", preset.store_format), ("query_format", preset.query_format)):
             full = form is None or form.kind == "float32"
             require(full, f"{name}={form and form.kind}: the study packs gradients itself; give {name}.kind=float32")
-        for name, truth in truths.items():
-            same = torch.equal(truth.train_ids, run.data.train.ids)
-            require(same, f"ground truth of {name}: its training images are not those of this run; give its own preset",
-                    DataError)  # fmt: skip
-        self.run, self.truths = run, truths
-        self.curvature = curvature_of_run(run).to(run.device)
-        self.inverses = Inverses([run.preset.damping], [run.preset.curvature.approximation])
+        super().__post_init__()
+        self.inverses = Inverses([preset.damping], [preset.curvature.approximation])
+        for label in self.formats:
+            self.form(label)
+
+    def options(self) -> dict[str, Any]:
+        return {"formats": {label: self.form(label) for label in self.formats}}
+
+    def cells(self) -> list[str]:
+        return list(self.formats)
+
+    def depends(self, cell: str) -> dict[str, Any]:
+        return {"format": self.form(cell)}
+
+    @cached_property
+    def curvature(self) -> Curvature:
+        """The run's."""
+        return curvature_of_run(self.run).to(self.run.device)
 
     def form(self, label: str) -> StoreFormat:
         """The format of a row of `FORMATS`."""
@@ -82,9 +100,9 @@ class CompressionStudy:
         return train_gradients(self.run)
 
     @cached_property
-    def queries(self) -> LayerGradients:
+    def query_gradients(self) -> LayerGradients:
         """Gradients of all sets of queries in one piece, in the order of the ground truths."""
-        sets = [query_gradients(self.run, truth.queries) for truth in self.truths.values()]
+        sets = [query_gradients(self.run, images) for images in self.queries.values()]
         return {name: torch.cat([gradients[name] for gradients in sets]) for name in sets[0]}
 
     @cached_property
@@ -105,39 +123,23 @@ class CompressionStudy:
         return {use: self._by_set(scores[0] / len(self.run.data.train)) for use, scores in found.items()}
 
     def _kept(self, form: StoreFormat | None, train_form: StoreFormat | None = None) -> KeptQueries:
-        return KeptQueries([self.queries], self.curvature, self.inverses, form, train_form)
+        return KeptQueries([self.query_gradients], self.curvature, self.inverses, form, train_form)
 
     def _by_set(self, scores: Float[Tensor, "A N"]) -> dict[str, Float[Tensor, "Q N"]]:
         sizes = [len(truth.query_ids) for truth in self.truths.values()]
         return dict(zip(self.truths, scores.split(sizes), strict=True))
 
-    def results(self, label: str) -> dict[str, np.ndarray]:
+    def results(self, label: str) -> Arrays:
         """What a format loses, computed once and kept; NaN for a use that the format does not have.
 
         Returns:
             for each query set `<set>/lds`, `<set>/rank_correlation`, `<set>/correlation` of each use and query, `[U, Q]`, and
             `<set>/difference`, the LDS minus that of float32 and the ends of its interval, `[U, 3]`.
         """
-        form, preset = self.form(label), self.run.preset
-        identity = {
-            "format": form,
-            "model": model_identity(self.run),
-            "curvature": self.curvature.digest,
-            "gradient_draws": preset.gradient_draws,
-            "measurement": preset.measurement,
-            "damping": preset.damping,
-            "approximation": preset.curvature.approximation,
-            "seed": self.run.seed,
-            "truths": {
-                name: tensor_digest(truth.masks, truth.measurements, truth.queries.images, truth.query_ids)
-                for name, truth in self.truths.items()
-            },
-        }
-        folder = self.run.path("compression-study", json_digest(plain(form))[:12])
-        with stage(folder, identity, name="compression-study") as needed:
-            if needed:
-                write_arrays(folder / "results.npz", **self._compared(self.scores(form)))
-        return read_arrays(folder / "results.npz")
+        return self.arrays(label)
+
+    def computed(self, cell: str) -> Arrays:
+        return self._compared(self.scores(self.form(cell)))
 
     def _compared(self, scores: Mapping[str, Mapping[str, Tensor]]) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
@@ -153,26 +155,20 @@ class CompressionStudy:
         """Bytes of one stored gradient."""
         return stored_bytes(self.form(label), [layer.shape for layer in self.curvature.layers.values()])
 
-    def bundle(self, name: str, labels: Sequence[str] = tuple(FORMATS), root: Path | str | None = None) -> Path:
-        """All formats as a bundle.
-
-        Its arrays are those of `results`, `[formats, uses, Q]` and `[formats, uses, 3]`, and `bytes` of one stored gradient,
-        `[formats]`; its metrics are the means over queries, and the bytes as a share of those of float32.
-        """
-        rows = [self.results(label) for label in labels]
+    def contents(self) -> tuple[Arrays, dict[str, Any]]:
+        """All formats, and the bytes of each."""
+        rows = [self.results(label) for label in self.cells()]
         arrays = {key: np.stack([row[key] for row in rows]).astype(np.float32) for key in rows[0]}
-        size = [self.stored_bytes(label) for label in labels]
-        forms = {label: self.form(label) for label in labels}
+        size = [self.stored_bytes(label) for label in self.cells()]
         means = {key: _listed(v if key.endswith("/difference") else v.mean(-1)) for key, v in arrays.items()}
         metrics = {
-            "formats": list(labels),
+            "formats": self.cells(),
             "uses": USES,
             "bytes": [count / self.stored_bytes("float32") for count in size],
             "means": means,
-            "ceiling": {queries: ceiling(truth) for queries, truth in self.truths.items()},
+            "ceiling": self.ceilings(),
         }
-        configuration = {"preset": self.run.preset, "seed": self.run.seed, "formats": forms}
-        return write_bundle(name, arrays | {"bytes": np.array(size)}, metrics, configuration, root=root)
+        return arrays | {"bytes": np.array(size)}, metrics
 
 
 def compared(scores: Float[Tensor, "Q N"], exact: Float[Tensor, "Q N"], truth: GroundTruth) -> dict[str, np.ndarray]:

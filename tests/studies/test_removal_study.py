@@ -10,8 +10,8 @@ from cases import assert_equal_but_for_rounding
 import diffinf_lib as di
 from diffinf_lib import training
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError
-from diffinf_lib.stages import removal
-from diffinf_lib.stages.removal import (
+from diffinf_lib.studies import removal
+from diffinf_lib.studies.removal import (
     RemovalCell,
     RemovalConfig,
     RemovalStudy,
@@ -29,7 +29,7 @@ SMALL = RemovalConfig(queries=1, shares=(0.09, 0.25), seeds=2, random_sets=2)
 
 
 def study_in(folder, config=SMALL):
-    return RemovalStudy(di.open_run(PRESET, folder, progress=False), config)
+    return RemovalStudy(di.open_run(PRESET, folder, progress=False), config=config)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_the_bundle_holds_every_model(finished):
     assert made.metrics["mean_change"]["0.25"]["top"] == pytest.approx(top)
     assert made.metrics["retrained_models"] == len(study.cells()) <= 2 * (1 + 2 * 2 + 2 * 2 * 2)
     kept = [file.name for file in study.run.path("removal").rglob("*") if file.is_file() and file.name[0] != "."]
-    assert sorted(kept) == ["manifest.json"] * len(study.cells()) + ["values.npz"] * len(study.cells())
+    assert sorted(kept) == ["manifest.json"] * len(study.cells()) + ["removal.npz"] * len(study.cells())
 
 
 def test_a_model_is_the_full_training_without_the_removed_images(finished):
@@ -131,7 +131,7 @@ def test_equal_removals_are_trained_once(finished):
     removed = [set(ends) for share in study.removed for ends in [share[0] + share[1]]]
     assert len(study.cells()) == 2 * (1 + 2 + len(removed[0])) == 2 * (1 + 2 + len(removed[0] | removed[1]))
     assert study.missing() == []
-    arrays = study.arrays()
+    arrays = study.contents()[0]
     np.testing.assert_array_equal(arrays["measurements"][0], arrays["measurements"][1])
 
 
@@ -139,7 +139,7 @@ def test_seeds_are_outermost(finished):
     study, _ = finished
     fewer = study_in(study.run.folder, replace(SMALL, seeds=1))
     assert fewer.cells() == study.cells()[: len(fewer.cells())]
-    np.testing.assert_array_equal(fewer.arrays()["measurements"], study.arrays()["measurements"][..., :1])
+    np.testing.assert_array_equal(fewer.contents()[0]["measurements"], study.contents()[0]["measurements"][..., :1])
 
 
 def test_a_killed_study_goes_on_and_ends_with_the_same_arrays(finished, tmp_path, monkeypatch):
@@ -158,7 +158,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_arrays(finished, tmp_path
         with pytest.raises(KeyboardInterrupt):
             list(study.shard())
     assert len(study.missing()) == total - 2
-    with pytest.raises(ArtifactError, match=f"{total - 2} of {total} retrained models are missing"):
+    with pytest.raises(ArtifactError, match=f"{total - 2} of {total} cells"):
         study.bundle(root=tmp_path)
     assert not (tmp_path / "smoke-removal").exists()
 
@@ -175,7 +175,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_arrays(finished, tmp_path
         for shard in (1, 0):
             list(again.shard(shard, 2))
     assert len(steps) == 3 * STEPS + 2 + (total - 3) * STEPS, "a finished model was trained again"
-    arrays, expected = again.arrays(), study_in(finished[0].run.folder, config).arrays()
+    arrays, expected = (one.contents()[0] for one in (again, study_in(finished[0].run.folder, config)))
     assert arrays.keys() == expected.keys()
     for name in arrays:
         np.testing.assert_array_equal(arrays[name], expected[name], err_msg=name)
