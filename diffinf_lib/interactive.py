@@ -4,9 +4,7 @@ The fragment needs no kernel and no network: images are inlined, a few lines of 
 `select`, which brings the keyboard and the screen reader along. Colours are inherited, so dark pages stay readable.
 """
 
-import base64
 import html
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,25 +12,16 @@ from itertools import count
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Process
 from diffinf_lib.errors import require
 from diffinf_lib.figures import ranked
+from diffinf_lib.pictures import data_uri
 
 _numbers = count()
 _PICTURE = "image-rendering:pixelated;border:1px solid currentColor"
-
-
-def data_uri(image: Tensor) -> str:
-    """An image `[C, H, W]` in [−1, 1] as an inline PNG."""
-    values = ((image.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
-    array = values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass(frozen=True)

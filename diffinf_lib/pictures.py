@@ -1,0 +1,34 @@
+"""Pictures: images as Pillow has them, and as data URIs that a page holds inside."""
+
+import base64
+import io
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+SMALL = 48
+"""Thumbnails up to this side are kept pixel for pixel; larger ones are packed with loss."""
+
+
+def picture(image: Tensor) -> Image.Image:
+    """An image `[C, H, W]` in [−1, 1] as one of Pillow's.
+
+    One channel is grey, three or more are read as red, green and blue; of two, the first is shown.
+    """
+    values = ((image.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(values[:3].permute(1, 2, 0).numpy() if len(values) >= 3 else values[0].numpy())
+
+
+def data_uri(image: Tensor, side: int | None = None) -> str:
+    """An image `[C, H, W]` in [−1, 1] inline, as PNG.
+
+    Args:
+        side: of a thumbnail: larger images are scaled down to it, and those above `SMALL` packed as WebP.
+    """
+    shown, buffer = picture(image), io.BytesIO()
+    small = side is None or max(shown.size) <= SMALL
+    if side is not None:
+        shown.thumbnail((side, side))
+    shown.save(buffer, format="PNG" if small else "WEBP", quality=80, optimize=True)
+    return f"data:image/{'png' if small else 'webp'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
