@@ -5,6 +5,7 @@ Memory is the most that is alive at any moment of a pass, by following every ten
 kernel takes for itself (workspaces, copies in another layout) is not seen.
 """
 
+import copy
 import weakref
 from collections.abc import Callable
 from functools import cached_property
@@ -23,7 +24,9 @@ from diffinf_lib.curvature.blocks import Block
 from diffinf_lib.curvature.covariance import input_covariance_sum
 from diffinf_lib.curvature.kfac import output_gradient_factor_sum, second_moment
 from diffinf_lib.curvature.layers import differentiable, layer_parameters
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.models import UNetConfig, build_model, count_parameters
+from diffinf_lib.shapes import ImageShape
 
 Pass = Callable[[int], Any]
 COUNTED_DRAWS = 8
@@ -72,15 +75,25 @@ class FusedAttention(TorchFunctionMode):
 
 
 class NetworkCount:
-    """FLOPs a draw and bytes a batch of the passes that the stages are made of."""
+    """FLOPs a draw and bytes a batch of the passes that the stages are made of.
 
-    def __init__(self, unet: UNetConfig, curvature: CurvatureConfig):
-        with torch.device("meta"):
-            self.model = build_model(unet)
+    Args:
+        unet: the configuration of a UNet, or a model.
+        shape: (C, H, W) of one image, of a model that is given as it is.
+    """
+
+    def __init__(self, unet: UNetConfig | Denoiser, curvature: CurvatureConfig, shape: ImageShape | None = None):
+        if isinstance(unet, UNetConfig):
+            with torch.device("meta"):
+                self.model = build_model(unet)
+            shape = (unet.in_channels, unet.sample_size, unet.sample_size)
+        else:
+            self.model = copy.deepcopy(unet).to("meta").eval()
+        assert shape is not None
         self.curvature = curvature
         self.layers = curvature_layers(self.model)
         self.blocks: dict[str, Block] = curvature_blocks(self.model, curvature.bias)
-        self.shape = (unet.in_channels, unet.sample_size, unet.sample_size)
+        self.shape = shape
         self.parameters = count_parameters(self.model)
 
     # --- sizes
@@ -106,23 +119,27 @@ class NetworkCount:
         noisy = torch.empty(draws, *self.shape, device="meta")
         return noisy, torch.zeros(draws, dtype=torch.int64, device="meta")
 
+    def _output(self, draws: int) -> Tensor:
+        noisy, timesteps = self._inputs(draws)
+        return self.model(noisy, timesteps, **dict.fromkeys(self.model.needs, timesteps))
+
     def forward_pass(self, draws: int) -> Tensor:
         """The prediction alone, nothing kept for a backward pass: measuring and sampling."""
         with torch.no_grad():
-            return self.model(*self._inputs(draws))
+            return self._output(draws)
 
     def training_pass(self, draws: int) -> None:
         """The loss and its gradients of all parameters, dropout on."""
         self.model.train()
         try:
-            self.model(*self._inputs(draws)).square().mean().backward()
+            self._output(draws).square().mean().backward()
         finally:
             self.model.eval().zero_grad(set_to_none=True)
 
     def gradient_pass(self, draws: int) -> tuple[Tensor, ...]:
         """The loss and its gradients of the layers' weights and biases."""
         with differentiable(self.model, self.layers):
-            loss = self.model(*self._inputs(draws)).square().mean()
+            loss = self._output(draws).square().mean()
             return torch.autograd.grad(loss, layer_parameters(self.layers))
 
     def pulled_back_pass(self, draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -139,7 +156,7 @@ class NetworkCount:
         handles = [layer.module.register_forward_hook(hook(name)) for name, layer in self.layers.items()]
         try:
             with differentiable(self.model, self.layers):
-                prediction = self.model(*self._inputs(draws))
+                prediction = self._output(draws)
         finally:
             for handle in handles:
                 handle.remove()

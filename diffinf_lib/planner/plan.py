@@ -116,7 +116,7 @@ def estimate(
     network = NetworkCount(preset.unet, preset.curvature)
     rates = measured_rates(preset, network, device) if rate is None else Rates.uniform(rate)
     workspace = CPU_WORKSPACE if device == "cpu" and rate is None else 1.0
-    return Plan(preset.name, tuple(_Estimator(preset, network, rates, train, held_out, workspace).stages()))
+    return Plan(preset.name, tuple(Estimator(preset, network, rates, train, held_out, workspace).stages()))
 
 
 def counts(preset: Preset, train_count: int | None, query_count: int | None) -> tuple[int, int]:
@@ -137,15 +137,26 @@ def counts(preset: Preset, train_count: int | None, query_count: int | None) -> 
     return train, queries
 
 
-class _Estimator:
-    """The arithmetic of the stages."""
+class Estimator:
+    """The arithmetic of the stages.
+
+    Args:
+        train: N.
+        held_out: queries from elsewhere.
+        workspace: memory of a pass over what its tensors hold.
+        generated: queries that the model draws; default the preset's.
+        batches: draws a pass, of the curvature and of gradients.
+    """
 
     def __init__(
-        self, preset: Preset, network: NetworkCount, rates: Rates, train: int, held_out: int, workspace: float
-    ):
+        self, preset: Preset, network: NetworkCount, rates: Rates, train: int, held_out: int, workspace: float,
+        generated: int | None = None, batches: tuple[int, int] = (FIT_BATCH, GRADIENT_BATCH),
+    ):  # fmt: skip
+        generated = preset.sampling.count if generated is None else generated
         self.preset, self.network, self.rates = preset, network, rates
-        self.train, self.queries, self.workspace = train, held_out + preset.sampling.count, workspace
-        self.largest_set = max(held_out, preset.sampling.count)
+        self.train, self.queries, self.workspace = train, held_out + generated, workspace
+        self.largest_set = max(held_out, generated)
+        self.fit_batch, self.gradient_batch = batches
 
     def passing(self, run: Pass, draws: int) -> float:
         """Peak bytes of a pass over so many draws."""
@@ -223,7 +234,7 @@ class _Estimator:
         )
         kept = network.factor_entries + (2 if config.approximation == "ekfac" else 1) * network.entries
         peak = self.weights + DOUBLE * (network.factor_entries + network.entries) + FLOAT * kept
-        peak += self.passing(network.factor_pass, FIT_BATCH)
+        peak += self.passing(network.factor_pass, self.fit_batch)
         return StageEstimate("curvature", passes + products + decomposition, seconds, FLOAT * kept, peak)
 
     def gradients(self, name: str, images: int, draws: DrawConfig, form: StoreFormat) -> StageEstimate:
@@ -232,7 +243,7 @@ class _Estimator:
         seconds = passes / self.rates.gradient + products / self.rates.products
         bases = FLOAT * (network.factor_entries + 2 * network.entries)
         shard = 3 * FLOAT * min(SHARD, images) * network.entries
-        batch = min(draws.count, GRADIENT_BATCH)
+        batch = min(draws.count, self.gradient_batch)
         peak = self.weights + bases + shard + self.passing(network.gradient_pass, batch)
         if name == "train gradients":  # scoring holds a set of queries meanwhile
             peak += self.held_queries

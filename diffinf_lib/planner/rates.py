@@ -1,7 +1,8 @@
 """Rates: FLOPs a second of each kind of work, measured on the machine at hand in a few seconds, or given for another one."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -62,19 +63,26 @@ def _wait() -> None:
 def measured_rates(preset: Preset, count: NetworkCount, device: str) -> Rates:
     """Rates of this machine with the preset's own network, at the batch sizes of its stages."""
     model = build_model(preset.unet, preset.process).to(device)
+    draws = {"forward": 512, "training": preset.training.batch_size, "gradient": min(preset.gradient_draws.count, 256)}
+    return rates_of(model, count, device, draws)
+
+
+def rates_of(model: Denoiser, count: NetworkCount, device: str, draws: Mapping[str, int]) -> Rates:
+    """Rates of this machine with a model.
+
+    Args:
+        draws: a batch of each kind of pass, at most; a kind that is left out is not measured, and its rate is infinite.
+    """
     calibration = _Calibration(model, count, device)
-    batches = {
-        "forward": calibration.batch(count.forward, 512),
-        "training": calibration.batch(count.gradient, preset.training.batch_size),
-        "gradient": calibration.batch(count.gradient, min(preset.gradient_draws.count, 256)),
-    }
-    seconds = {name: seconds_of(getattr(calibration, name)(batch)) for name, batch in batches.items()}
+    rates = dict.fromkeys(("forward", "training", "gradient"), math.inf)
+    for name, wanted in draws.items():
+        flops = count.forward if name == "forward" else count.gradient
+        batch = calibration.batch(flops, wanted)
+        rates[name] = flops * batch / seconds_of(getattr(calibration, name)(batch))
     side, size = 1024, 256
     square, symmetric = torch.randn(side, side, device=device), torch.eye(size, device=device).double()
     return Rates(
-        forward=count.forward * batches["forward"] / seconds["forward"],
-        training=count.gradient * batches["training"] / seconds["training"],
-        gradient=count.gradient * batches["gradient"] / seconds["gradient"],
+        **rates,
         products=2 * side**3 / seconds_of(lambda: square @ square),
         decomposition=9 * size**3 / seconds_of(lambda: torch.linalg.eigh(symmetric + square[:size, :size].double())),
     )
