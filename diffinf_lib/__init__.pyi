@@ -7,6 +7,7 @@ from . import (
     evaluation as evaluation,
     figures as figures,
     interactive as interactive,
+    report as report,
     runs as runs,
     studies as studies,
     training as training,
@@ -133,6 +134,7 @@ from .options import with_options as with_options
 from .planner import Plan as Plan, estimate as estimate
 from .presets import PRESETS as PRESETS, Preset as Preset, get_preset as get_preset
 from .randomness import keyed_generator as keyed_generator
+from .report import Report as Report, attribute as attribute
 from .runs import (
     as_queries as as_queries,
     baseline_scores as baseline_scores,

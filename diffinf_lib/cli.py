@@ -66,6 +66,7 @@ class _Commands:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="diffinf", description="Data attribution for diffusion models.")
     commands = _Commands(parser)
+    _add_attribute(commands)
     presets = commands.add("presets", _presets, "list the presets, or print one")
     presets.add_argument("name", nargs="?", help="a preset's name")
     plan = commands.add("plan", _plan, "what each stage of a run will cost: FLOPs, time, disk, memory")
@@ -78,6 +79,28 @@ def _parser() -> argparse.ArgumentParser:
     _add_stage_commands(commands)
     _add_template_commands(commands)
     return parser
+
+
+def _add_attribute(commands: _Commands) -> None:
+    added = commands.add(
+        "attribute",
+        _attribute,
+        "explain images by the training images behind them: scores and a page that opens from disk",
+    )
+    added.add_argument("model", metavar="MODEL", help="a pipeline folder, a network folder, or a hub id")
+    added.add_argument("images", metavar="IMAGES", help="folder of the images it was trained on, all of them")
+    added.add_argument("queries", metavar="QUERIES", nargs="*", help="folder or files to explain")
+    added.add_argument("--generate", type=int, default=0, metavar="N", help="explain N samples of the model instead")
+    added.add_argument("--out", default="report", help="folder of the report; default: report")
+    added.add_argument("--damping", type=float, action="append", help="λ; may be given several times; default: 1e-8")
+    added.add_argument("--draws", type=int, help="draws of each training gradient; default: 64")
+    added.add_argument("--measurement", help="what of the queries is attributed: loss (the default), elbo, …")
+    added.add_argument("--image-size", type=int, help="side in pixels; default: the network's own")
+    added.add_argument("--seed", type=int, default=0)
+    added.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
+    added.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    added.add_argument("--force", action="store_true", help="take other options for a folder that holds a report")
+    added.add_argument("--quiet", action="store_true", help="no plan and no progress")
 
 
 def _add_stage_commands(commands: _Commands) -> None:
@@ -145,14 +168,31 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars; a log file gets none anyway")
 
 
-def _preset(options: argparse.Namespace) -> Any:
+def _set_threads(threads: int | None) -> None:
     import torch
 
+    if threads is not None:
+        require(threads > 0, f"threads={threads}: give a positive number")
+        torch.set_num_threads(threads)
+
+
+def _attribute(options: argparse.Namespace) -> None:
     import diffinf_lib as di
 
-    if options.threads is not None:
-        require(options.threads > 0, f"threads={options.threads}: give a positive number")
-        torch.set_num_threads(options.threads)
+    _set_threads(options.threads)
+    report = di.attribute(
+        options.model, options.images, options.queries, options.out, generate=options.generate, seed=options.seed,
+        damping=1e-8 if options.damping is None else options.damping, draws=options.draws,
+        measurement=options.measurement, image_size=options.image_size, device=options.device, force=options.force,
+        progress=not options.quiet,
+    )  # fmt: skip
+    print(report)
+
+
+def _preset(options: argparse.Namespace) -> Any:
+    import diffinf_lib as di
+
+    _set_threads(options.threads)
     preset = di.with_options(di.get_preset(options.preset), _pairs(options.options))
     if options.dataset is not None:
         preset = replace(preset, dataset=replace(preset.dataset, name=options.dataset, classes=None))

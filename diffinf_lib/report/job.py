@@ -1,0 +1,397 @@
+"""Job: from a model, a folder of images and images to explain to a page for people, in stages that can be killed."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from diffinf_lib.artifacts import (
+    atomic_write,
+    check_same,
+    ensure_writable,
+    environment,
+    file_digest,
+    is_finished,
+    json_digest,
+    plain,
+    read_json,
+    read_tensors,
+    stage,
+    tensor_digest,
+    write_json,
+    write_tensors,
+)  # fmt: skip
+from diffinf_lib.curvature import Curvature, CurvatureConfig, fit_curvature
+from diffinf_lib.data import ImageSet, read_image_folder
+from diffinf_lib.diffusion import Denoiser, DrawConfig
+from diffinf_lib.errors import ArtifactError, DataError, first_few, require
+from diffinf_lib.loading import load_model
+from diffinf_lib.measurements import MeasurementConfig, MeasurementName
+from diffinf_lib.pictures import picture
+from diffinf_lib.planner.plan import readable_time
+from diffinf_lib.report.findings import Likeness, compare, find_copies, find_label_doubts, find_unusual
+from diffinf_lib.report.options import SAMPLER_STEPS, Options, options_for
+from diffinf_lib.report.page import render
+from diffinf_lib.report.plan import JobPlan, Sizes, as_record, in_words
+from diffinf_lib.report.result import Findings, Named, Report, pixel_distances
+from diffinf_lib.report.scores import Stores, score_training_images
+from diffinf_lib.report.tables import write_tables
+from diffinf_lib.report.text import counted
+from diffinf_lib.sampling import sample
+from diffinf_lib.settings import own_settings
+from diffinf_lib.shapes import ImageShape
+from diffinf_lib.stages.model import as_queries
+
+CONFIG = "config.json"
+CHECKPOINT_SECONDS = 10.0
+
+Source = str | Path
+
+
+@own_settings
+def attribute(
+    model: Source | Denoiser,
+    images: Source | Sequence[Source],
+    queries: Source | Sequence[Source] | None = None,
+    out: Source = "report",
+    *,
+    generate: int = 0,
+    seed: int = 0,
+    damping: float | Sequence[float] = 1e-8,
+    draws: DrawConfig | int | None = None,
+    curvature: CurvatureConfig | None = None,
+    measurement: MeasurementConfig | MeasurementName | None = None,
+    image_size: int | None = None,
+    device: str | None = None,
+    force: bool = False,
+    progress: bool = False,
+) -> Report:
+    """Explain images by the training images behind them: scores, what may be wrong with the images, and a page for people.
+
+    Everything is checked before any work, and planned: time, memory and disk are said if `progress` is on. A killed call goes
+    on with the same files and ends with the same scores. What it leaves in `out`: `index.html`, a page that opens from
+    disk; `scores.csv` and `scores.npz`, every score by file name; `findings.csv`; `manifest.json`, what was run; and below
+    them the stages, from which the next call with other queries and `force` takes the curvature and the training gradients.
+
+    Args:
+        model: a pipeline folder, a network folder, a hub id, or a model from `load_model`.
+        images: folder of the images that the model was trained on, or a list of files; all of them are training images.
+        queries: folder, file or files to explain.
+        out: folder of the report.
+        generate: explain so many samples of the model instead of files.
+        seed: of all draws, and of generated images.
+        damping: λ, one or several; the page shows the first.
+        draws: of each training gradient; default 64 shared draws in proportion to the signal. A number takes as many.
+        curvature: what is fitted; default EK-FAC of GGN^model, from draws as the number of images allows.
+        measurement: what of the queries is attributed; default the loss.
+        image_size: side in pixels to which images are brought; default the network's own.
+        device: default a GPU where there is one.
+        force: take other options for a folder that holds a report.
+        progress: print the plan and show progress with the time left.
+
+    Returns:
+        what the page shows, as `Report`.
+
+    Raises:
+        ConfigurationError: an option that cannot be used, images that do not fit the network, or too little disk.
+        DataError: a folder or file that is missing or cannot be read.
+        ArtifactError: `out` holds a report of other options, and `force` is not given; or a model that cannot be read.
+    """
+    asked, folder = _check_sources(images, queries, generate), Path(out).expanduser()
+    _check_apart(folder, images, asked or [])
+    device = _device(device)
+    network = (model if isinstance(model, Denoiser) else load_model(model)).to(device)
+    shape = image_shape(network, image_size)
+    train = _read(images, shape)
+    options = options_for(
+        len(train),
+        damping=damping,
+        draws=draws,
+        curvature=curvature,
+        measurement=measurement,
+        seed=seed,
+        generate=generate,
+    )
+    named = None if asked is None else _read(asked, shape)
+    named = None if named is None else _of_same_classes(named, train)
+    _check_classes(network, train, named)
+    folder = ensure_writable(folder)
+    job = _Job(network, shape, train, named, options, folder, device, force, progress)
+    with FileLock(folder / f".{CONFIG}.lock"):
+        return job.run(described=model if isinstance(model, (str, Path)) else type(model).__name__, images=images)
+
+
+def _check_sources(
+    images: Source | Sequence[Source], queries: Source | Sequence[Source] | None, generate: int
+) -> Source | Sequence[Source] | None:
+    """Refuse what is not there before anything is loaded; the queries, or None where they are to be generated."""
+    asked = queries if isinstance(queries, (str, Path)) else list(queries or [])
+    asked = asked[0] if isinstance(asked, list) and len(asked) == 1 else asked
+    require(generate >= 0, f"generate={generate}: give a positive number")
+    require(bool(asked) != bool(generate), "queries: give a folder or files to explain, or generate=16 (--generate 16) for "
+            "samples of the model; one of the two")  # fmt: skip
+    for what, sources in (("images", images), ("queries", asked or [])):
+        for source in [sources] if isinstance(sources, (str, Path)) else sources:
+            there = str(source) != "" and Path(source).expanduser().exists()
+            require(there, f"{what}={source}: there is no such folder or file", DataError)
+    return asked or None
+
+
+def _check_apart(out: Path, *sources: Source | Sequence[Source]) -> None:
+    """A report inside a folder of images would be read as images the next time."""
+    for source in sources:
+        for path in [source] if isinstance(source, (str, Path)) else source:
+            inside = out.resolve().is_relative_to(Path(path).expanduser().resolve())
+            require(not inside, f"out={out}: it lies inside {path}, and its pictures would be read as images of it; give "
+                    "another folder")  # fmt: skip
+
+
+def _device(device: str | None) -> str:
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    require(chosen == "cpu" or torch.cuda.is_available(), f"device={chosen!r}: there is no GPU here; give 'cpu'")
+    return chosen
+
+
+def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
+    """(C, H, W) of the images that a network takes, from its configuration.
+
+    Raises:
+        ConfigurationError: its configuration names no size, and none is given.
+    """
+    config: Any = getattr(model.network, "config", {})
+    size = image_size or config.get("sample_size")
+    require(
+        size is not None, "image_size: the network's configuration names no sample_size; give one (--image-size 32)"
+    )
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    require(sides[0] == sides[1], f"sample_size={size}: images are read as squares; give image_size (--image-size)")
+    require(sides[0] > 0, f"image_size={size}: give a positive number")
+    return (config.get("in_channels", 3), sides[0], sides[1])
+
+
+def _read(source: Source | Sequence[Source], shape: ImageShape) -> Named:
+    found = read_image_folder(source, image_size=shape[1], channels=shape[0])
+    return Named(found.images, found.images.names or (), found.class_names, found.notes)
+
+
+def _of_same_classes(queries: Named, train: Named) -> Named:
+    """Queries in folders that are named as the classes of the training images are of these classes, others of none."""
+    names = [queries.class_names[label] if label >= 0 else "" for label in queries.images.labels.tolist()]
+    known = {name: label for label, name in enumerate(train.class_names)}
+    labels = torch.tensor([known.get(name, -1) for name in names])
+    return replace(queries, images=replace(queries.images, labels=labels), class_names=train.class_names)
+
+
+def _check_classes(model: Denoiser, train: Named, queries: Named | None) -> None:
+    """A network that is told the class of each image needs one for each."""
+    if not model.needs:
+        return
+    require(queries is not None, "generate: the network is told the class of each image; give files to explain, in folders "
+            "named as the classes of the training images")  # fmt: skip
+    for what, named in (("images", train), ("queries", queries)):
+        assert named is not None
+        missing = [name for name, label in zip(named.names, named.images.labels.tolist(), strict=True) if label < 0]
+        require(not missing, f"{what}: the network is told the class of each image, {first_few(missing)} have none; give them "
+                "in folders named as the classes of the training images", DataError)  # fmt: skip
+    require(len(train.class_names) <= (model.classes or 0), f"images: {len(train.class_names)} classes (folders), the network "
+            f"knows {model.classes}; give the images that it was trained on", DataError)  # fmt: skip
+
+
+@dataclass
+class _Job:
+    """One report in the making."""
+
+    model: Denoiser
+    shape: ImageShape
+    train: Named
+    queries: Named | None
+    options: Options
+    folder: Path
+    device: str
+    force: bool
+    progress: bool
+
+    def run(self, described: object, images: object) -> Report:
+        """All stages, and the files for people."""
+        record, sizes, planned = self.begun()
+        if self.queries is None:
+            self.queries = self.generated()
+        report = self.report(record, sizes)
+        made = self.made(record, sizes, planned)
+        made["summary"] = {"model": str(described), "training images": str(images), **self.summary(made)}
+        report.made.update(made)
+        said = write_tables(report, self.folder)
+        with atomic_write(report.page) as temporary:
+            temporary.write_text(render(report), encoding="utf-8")
+        files = {
+            name: file_digest(self.folder / name) for name in ("index.html", "scores.csv", "scores.npz", "findings.csv")
+        }
+        write_json(self.folder / "manifest.json", made | said | {"files": files})
+        return report
+
+    def say(self, text: str) -> None:
+        """Tell the user, if wanted."""
+        if self.progress:
+            print(text, file=sys.stderr, flush=True)
+
+    # --- what was asked for, and what is there already
+
+    def record(self) -> dict[str, Any]:
+        """Everything that scores depend on."""
+        asked = None if self.queries is None else _digest(self.queries.images)
+        model, images = _short(self.model), _digest(self.train.images)
+        return plain({"model": model, "images": images, "queries": asked, "options": self.options})  # type: ignore[no-any-return]
+
+    def begun(self) -> tuple[dict[str, Any], Sizes, dict[str, float]]:
+        """Compare with what is in the folder, plan, and write down what is to be made."""
+        record, path = self.record(), self.folder / CONFIG
+        found = read_json(path) if path.exists() else None
+        if found is not None and found["asked"] != record:
+            if not self.force:
+                check_same(found["asked"], record, self.folder)
+            self._discard(found["asked"], record)
+            found = found if _base(found["asked"]) == _base(record) else None
+        plan = JobPlan(self.model, self.shape, len(self.train), self._query_count(), self.options, self.device)
+        sizes = plan.sizes(self.folder) if found is None else Sizes(**found["sizes"])
+        planned = {} if found is None else found["planned"]
+        if not (self.folder / "scores" / "manifest.json").exists() or not planned:
+            estimate = plan.estimate(sizes)
+            self.say(f"{counted(len(self.train), 'training image')}, {counted(self._query_count(), 'query', 'queries')}: "
+                     f"{in_words(estimate)}\n{estimate}")  # fmt: skip
+            planned = {stage.name: round(stage.seconds, 3) for stage in estimate.stages}
+        write_json(path, {"asked": record, "sizes": as_record(sizes), "planned": planned})
+        return record, sizes, planned
+
+    def _query_count(self) -> int:
+        return self.options.generate if self.queries is None else len(self.queries)
+
+    def _discard(self, found: Any, asked: Any) -> None:
+        """Delete what other options made, and only that."""
+        stale = ["samples", "scores", "gradients/queries"]
+        stale += [] if _base(found) == _base(asked) else ["curvature", "gradients"]
+        for name in stale:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    # --- stages
+
+    def generated(self) -> Named:
+        """Samples of the model as queries, kept as tensors and as files to look at."""
+        folder, count = self.folder / "samples", self.options.generate
+        names = tuple(f"sample-{i:04d}.png" for i in range(count))
+        steps = min(SAMPLER_STEPS, self.model.process.timesteps)
+        with stage(folder, {"model": _short(self.model), "count": count, "seed": self.options.seed, "steps": steps},
+                   name="samples") as needed:  # fmt: skip
+            if needed:
+                first = self.options.seed * count
+                images = sample(
+                    self.model, range(first, first + count), self.shape, steps=steps, progress=self.progress
+                )
+                for name, image in zip(names, images, strict=True):
+                    _write_picture(folder / name, image)
+                write_tensors(folder / "samples.safetensors", {"images": images})
+        return Named(as_queries(read_tensors(folder / "samples.safetensors")["images"]), names)
+
+    def curvature(self, sizes: Sizes) -> Curvature:
+        """The curvature of the model on its training images."""
+        return fit_curvature(
+            self.model, self.train.images, self.options.curvature, seed=self.options.seed, batch_size=sizes.fit_batch,
+            out=self.folder / "curvature", checkpoint_seconds=CHECKPOINT_SECONDS, progress=self.progress,
+        ).to(self.device)  # fmt: skip
+
+    def report(self, record: dict[str, Any], sizes: Sizes) -> Report:
+        """Scores and findings; nothing is computed again that is there."""
+        queries = self.queries
+        assert queries is not None
+        folder, gradients = self.folder / "scores", self.folder / "gradients"
+        curvature = None if is_finished(folder, record) else self.curvature(sizes)
+        with stage(folder, record, name="scores") as needed:
+            if needed:
+                assert curvature is not None
+                stores = Stores(gradients / "train" if sizes.keep else None, folder / "parts", gradients / "queries",
+                                sizes.query_format, sizes.sketch)  # fmt: skip
+                found = score_training_images(
+                    self.model, curvature, self.train.images, queries.images, self.options, stores,
+                    batch_size=sizes.batch, progress=self.progress,
+                )  # fmt: skip
+                found |= vars(compare(found.pop("vectors"), self.train.images.images))
+                write_tensors(folder / "scores.safetensors", found)
+                shutil.rmtree(folder / "parts", ignore_errors=True)
+        found = read_tensors(folder / "scores.safetensors")
+        scores, itself, alike = found.pop("scores"), found.pop("self_influence"), Likeness(**found)
+        return Report(
+            self.folder, self.train, queries, self.options.dampings, self.options.measurement, scores,
+            pixel_distances(queries.images.images, self.train.images.images), itself, alike, self.findings(itself, alike),
+        )  # fmt: skip
+
+    def findings(self, self_influence: Tensor, alike: Likeness) -> Findings:
+        """What may be wrong with the training images."""
+        images, labels = self.train.images.images, self.train.images.labels
+        return Findings(find_copies(images, alike), find_unusual(self_influence), find_label_doubts(alike, labels))
+
+    # --- what was run
+
+    def made(self, record: dict[str, Any], sizes: Sizes, planned: dict[str, float]) -> dict[str, Any]:
+        """Options, versions and cost."""
+        stages = {"samples": "samples", "curvature": "curvature", "query gradients": "gradients/queries",
+                  "train gradients": "gradients/train", "scores": "scores"}  # fmt: skip
+        measured = {}
+        for name, folder in stages.items():
+            with suppress(ArtifactError, KeyError):
+                measured[name] = read_json(self.folder / folder / "manifest.json")["measured"]["wall_seconds"]
+        inside = sum(measured.get(name, 0.0) for name in ("query gradients", "train gradients"))
+        measured["scores"] = round(max(0.0, measured["scores"] - inside), 3)
+        return {
+            "asked": record, "digest": json_digest(record), "sizes": as_record(sizes), "planned_seconds": planned,
+            "measured_seconds": measured, "environment": environment(), "notes": [*self.train.notes],
+        }  # fmt: skip
+
+    def summary(self, made: dict[str, Any]) -> dict[str, str]:
+        """The same for the foot of the page, in words."""
+        options, draws = self.options, self.options.draws
+        rule = (
+            f"{draws.count} draws, timesteps {draws.timesteps}, noise {draws.noise}{', shared' if draws.shared else ''}"
+        )
+        versions = " · ".join(f"{name} {number}" for name, number in made["environment"]["versions"].items())
+        seconds = " · ".join(f"{name} {readable_time(value)}" for name, value in made["measured_seconds"].items())
+        curvature = options.curvature
+        return {
+            "images as read": f"{self.shape[0]} channel(s), {self.shape[1]} × {self.shape[2]} pixels",
+            "curvature": f"{curvature.approximation} of GGN^{curvature.partition}, {curvature.draws.count} draws an image",
+            "training gradients": rule,
+            "query gradients": f"of {options.measurement.label}, {options.measurement.measured_draws.count} draws",
+            "damping": ", ".join(f"{value:g}" for value in options.dampings),
+            "seed": str(options.seed),
+            "time": f"{seconds} (planned in all: {readable_time(sum(made['planned_seconds'].values()))})",
+            "device": f"{made['environment']['device']}, {made['environment']['threads']} thread(s)",
+            "versions": versions,
+            "commit": made["environment"]["git_commit"],
+        }
+
+
+def _digest(images: ImageSet) -> dict[str, Any]:
+    return {"count": len(images), "digest": tensor_digest(images.images, images.labels, images.ids)[:16]}
+
+
+def _short(model: Denoiser) -> dict[str, Any]:
+    """What scores depend on of a model, in a line where it is named in a message."""
+    identity = model.identity
+    trainable = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return identity | {"structure": json_digest(identity["structure"])[:16], "trainable": json_digest(trainable)[:16]}
+
+
+def _base(record: dict[str, Any]) -> Any:
+    """What the curvature and the training gradients depend on."""
+    options = record["options"]
+    return record["model"], record["images"], options["seed"], options["draws"], options["curvature"]
+
+
+def _write_picture(path: Path, image: Tensor) -> None:
+    with atomic_write(path) as temporary:
+        picture(image).save(temporary, format="PNG")
