@@ -250,7 +250,7 @@ class _Job:
         return plain({"model": model, "images": images, "queries": asked, "options": self.options})  # type: ignore[no-any-return]
 
     def begun(self) -> tuple[dict[str, Any], Sizes, dict[str, float]]:
-        """Compare with what is in the folder, plan, and write down what is to be made."""
+        """Compare with what is in the folder, fit sizes to the machine, tell the plan, and write down what is to be made."""
         record, path = self.record(), self.folder / CONFIG
         found = read_json(path) if path.exists() else None
         if found is not None and found["asked"] != record:
@@ -261,7 +261,7 @@ class _Job:
         plan = JobPlan(self.model, self.shape, len(self.train), self._query_count(), self.options, self.device)
         sizes = plan.sizes(self.folder) if found is None else Sizes(**found["sizes"])
         planned = {} if found is None else found["planned"]
-        if not (self.folder / "scores" / "manifest.json").exists() or not planned:
+        if self.progress and not (self.folder / "scores" / "manifest.json").exists():
             estimate = plan.estimate(sizes)
             self.say(f"{counted(len(self.train), 'training image')}, {counted(self._query_count(), 'query', 'queries')}: "
                      f"{in_words(estimate)}\n{estimate}")  # fmt: skip
@@ -360,18 +360,18 @@ class _Job:
         )
         versions = " · ".join(f"{name} {number}" for name, number in made["environment"]["versions"].items())
         seconds = " · ".join(f"{name} {readable_time(value)}" for name, value in made["measured_seconds"].items())
-        curvature = options.curvature
+        curvature, planned = options.curvature, sum(made["planned_seconds"].values())
         return {
-            "images as read": f"{self.shape[0]} channel(s), {self.shape[1]} × {self.shape[2]} pixels",
+            "images as read": f"{self.shape[1]} × {self.shape[2]} pixels, {counted(self.shape[0], 'channel')}",
             "curvature": f"{curvature.approximation} of GGN^{curvature.partition}, {curvature.draws.count} draws an image",
             "training gradients": rule,
             "query gradients": f"of {options.measurement.label}, {options.measurement.measured_draws.count} draws",
             "damping": ", ".join(f"{value:g}" for value in options.dampings),
             "seed": str(options.seed),
-            "time": f"{seconds} (planned in all: {readable_time(sum(made['planned_seconds'].values()))})",
-            "device": f"{made['environment']['device']}, {made['environment']['threads']} thread(s)",
+            "time": f"{seconds}{f' (planned: {readable_time(planned)})' if planned else ''}",
+            "device": f"{made['environment']['device']}, {counted(made['environment']['threads'], 'thread')}",
             "versions": versions,
-            "commit": made["environment"]["git_commit"],
+            "diffinf commit": made["environment"]["git_commit"],
         }
 
 

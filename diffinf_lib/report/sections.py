@@ -147,7 +147,7 @@ def findings_section(report: Report, shown: Shown) -> str:
     """What may be wrong with the training images."""
     return (
         '<section id="findings" tabindex="-1"><h2>What may be wrong with the training images</h2>'
-        "<p>Candidates to look at, found by how training images influence one another. None of them is a verdict: "
+        "<p>Candidates to look at, found by what the images did to the model and by their pixels. None of them is a verdict: "
         "an unusual image can be the most valuable one.</p>"
         f"{_copies(report)}{_unusual(report)}{_labels(report)}</section>"
     )
@@ -178,7 +178,7 @@ _KINDS = {
 
 
 def _copy_group(report: Report, group: CopyGroup) -> str:
-    text = _KINDS[group.by] + ("" if group.by == "pixels" else f" {group.value:.3f}")
+    text = _KINDS[group.by] + ("" if group.by == "pixels" else f" {min(group.value, 0.9999):.4f}")
     labels = {report.train.class_of(n) for n in group.members}
     text += ", in different classes" if len(labels) > 1 else ""
     rest = len(group.members) - MEMBERS
@@ -198,8 +198,8 @@ def _unusual(report: Report) -> str:
     return (
         '<section id="unusual" tabindex="-1"><h3>Unusual images</h3>'
         "<p>Images that the model could not learn from others: their influence on themselves is the largest. Damaged files "
-        f"come first here, and rare but good images too. {apart} apart, further out than the largest of {len(report.train):,} "
-        "ordinary ones would be expected; the list goes on in order all the same.</p>"
+        f"tend to come first, and rare but good images too. {apart} apart, further out than the largest of "
+        f"{len(report.train):,} ordinary ones would be expected; the list goes on in order all the same.</p>"
         f"{cards(items, 'The most unusual training images')}</section>"
     )
 

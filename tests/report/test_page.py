@@ -107,10 +107,10 @@ def test_what_the_page_says_of_planted_images(report, page):
 
 
 def test_a_page_of_many_images_stays_small(tmp_path):
-    many = made_up_report(tmp_path, count=3000, queries=200, side=64)
+    many = made_up_report(tmp_path, count=1200, queries=100, side=64)
     whole = render(many)
-    assert len(whole) < 8_000_000
-    assert "152 more are in" in Elements(whole).text
+    assert len(whole) < 6_000_000
+    assert "52 more are in" in Elements(whole).text
 
 
 def test_tables_by_file_name(report, tmp_path):

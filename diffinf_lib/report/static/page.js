@@ -60,7 +60,7 @@
     close.addEventListener("click", function () { dialog.close(); });
     dialog.append(picture("t" + number, data.size, image.name));
     if (image.class !== null) element("bdi", image.class, element("p", "Class: ", dialog));
-    element("p", ordinal(image.selfRank) + " most unusual of " + data.count.toLocaleString("en") + " training images.", dialog);
+    if (image.selfRank <= data.count / 10) element("p", ordinal(image.selfRank) + " most unusual of " + data.count.toLocaleString("en") + " training images.", dialog);
     element("h3", "Counts for", dialog);
     if (!image.queries.length) element("p", "It is among the first or the last for none of the images asked about.", dialog);
     const list = element("ol", null, dialog);
