@@ -68,15 +68,18 @@ def _listed(values: tuple[int, ...]) -> str:
 
 
 @own_settings
-def build_unet(config: UNetConfig, *, seed: int = 0) -> "UNet2DModel":
+def build_unet(config: UNetConfig, *, seed: int = 0, device: str = "cpu") -> "UNet2DModel":
     """A freshly initialised UNet in eval mode; the weights depend on `seed` and the configuration only.
+
+    Args:
+        device: `cpu`, or `meta` for a network that has shapes and no weights.
 
     Raises:
         ConfigurationError: diffusers cannot build that network, such as one with blocks of an unknown type.
     """
     from diffusers import UNet2DModel
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(keyed_seed("unet", seed))
         try:
             return UNet2DModel(**asdict(config)).eval()
@@ -88,9 +91,9 @@ def build_unet(config: UNetConfig, *, seed: int = 0) -> "UNet2DModel":
             ) from None
 
 
-def build_model(config: UNetConfig, process: Process = Process(), *, seed: int = 0) -> Denoiser:
+def build_model(config: UNetConfig, process: Process = Process(), *, seed: int = 0, device: str = "cpu") -> Denoiser:
     """A freshly initialised UNet with its process, as `build_unet` makes it; the starting point of a training."""
-    return Denoiser(build_unet(config, seed=seed), process).eval()
+    return Denoiser(build_unet(config, seed=seed, device=device), process).eval()
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -84,8 +84,7 @@ class NetworkCount:
 
     def __init__(self, unet: UNetConfig | Denoiser, curvature: CurvatureConfig, shape: ImageShape | None = None):
         if isinstance(unet, UNetConfig):
-            with torch.device("meta"):
-                self.model = build_model(unet)
+            self.model = build_model(unet, device="meta")
             shape = (unet.in_channels, unet.sample_size, unet.sample_size)
         else:
             self.model = copy.deepcopy(unet).to("meta").eval()

@@ -172,5 +172,4 @@ def _check_network(run: Run) -> None:
     blocks, multiple = len(unet.block_out_channels), 2 ** (len(unet.block_out_channels) - 1)
     require(height % multiple == width % multiple == 0, f"dataset={name}: its images have {height}×{width} pixels, {blocks} "
             f"blocks take multiples of {multiple}; give dataset.image_size for a folder, or fewer blocks")  # fmt: skip
-    with torch.device("meta"):
-        build_model(unet)
+    build_model(unet, device="meta")
