@@ -44,10 +44,10 @@ from diffinf_lib.report.result import Findings, Named, Report, pixel_distances
 from diffinf_lib.report.scores import Stores, score_training_images
 from diffinf_lib.report.tables import write_tables
 from diffinf_lib.report.text import counted
+from diffinf_lib.runs.model import as_queries
 from diffinf_lib.sampling import sample
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageShape
-from diffinf_lib.stages.model import as_queries
 
 CONFIG = "config.json"
 CHECKPOINT_SECONDS = 10.0
