@@ -169,16 +169,19 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    require(threads > 0, f"threads={threads}: give a positive number")
     import torch
 
-    if threads is not None:
-        require(threads > 0, f"threads={threads}: give a positive number")
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
 
 
 def _attribute(options: argparse.Namespace) -> None:
     import diffinf_lib as di
+    from diffinf_lib.report.sources import check_sources
 
+    check_sources(options.images, options.queries, options.generate, options.out)  # before torch is loaded
     _set_threads(options.threads)
     report = di.attribute(
         options.model, options.images, options.queries, options.out, generate=options.generate, seed=options.seed,

@@ -1,31 +1,5 @@
 """Report: one command from a model and a folder of images to a page for people, and to what is wrong with the images."""
 
-from diffinf_lib.report.findings import (
-    CopyGroup,
-    LabelDoubt,
-    Likeness,
-    Unusual,
-    compare,
-    find_copies,
-    find_label_doubts,
-    find_unusual,
-)
-from diffinf_lib.report.job import attribute
-from diffinf_lib.report.page import render
-from diffinf_lib.report.result import Findings, Named, Report
+import lazy_loader
 
-__all__ = [
-    "CopyGroup",
-    "Findings",
-    "LabelDoubt",
-    "Likeness",
-    "Named",
-    "Report",
-    "Unusual",
-    "attribute",
-    "compare",
-    "find_copies",
-    "find_label_doubts",
-    "find_unusual",
-    "render",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -42,6 +42,7 @@ from diffinf_lib.report.page import render
 from diffinf_lib.report.plan import JobPlan, Sizes, as_record, in_words
 from diffinf_lib.report.result import Findings, Named, Report, pixel_distances
 from diffinf_lib.report.scores import Stores, score_training_images
+from diffinf_lib.report.sources import Source, check_sources
 from diffinf_lib.report.tables import write_tables
 from diffinf_lib.report.text import counted
 from diffinf_lib.runs.model import as_queries
@@ -51,8 +52,6 @@ from diffinf_lib.shapes import ImageShape
 
 CONFIG = "config.json"
 CHECKPOINT_SECONDS = 10.0
-
-Source = str | Path
 
 
 @own_settings
@@ -104,8 +103,7 @@ def attribute(
         DataError: a folder or file that is missing or cannot be read.
         ArtifactError: `out` holds a report of other options, and `force` is not given; or a model that cannot be read.
     """
-    asked, folder = _check_sources(images, queries, generate), Path(out).expanduser()
-    _check_apart(folder, images, asked or [])
+    asked, folder = check_sources(images, queries, generate, out), Path(out).expanduser()
     device = _device(device)
     network = (model if isinstance(model, Denoiser) else load_model(model)).to(device)
     shape = image_shape(network, image_size)
@@ -126,31 +124,6 @@ def attribute(
     job = _Job(network, shape, train, named, options, folder, device, force, progress)
     with FileLock(folder / f".{CONFIG}.lock"):
         return job.run(described=model if isinstance(model, (str, Path)) else type(model).__name__, images=images)
-
-
-def _check_sources(
-    images: Source | Sequence[Source], queries: Source | Sequence[Source] | None, generate: int
-) -> Source | Sequence[Source] | None:
-    """Refuse what is not there before anything is loaded; the queries, or None where they are to be generated."""
-    asked = queries if isinstance(queries, (str, Path)) else list(queries or [])
-    asked = asked[0] if isinstance(asked, list) and len(asked) == 1 else asked
-    require(generate >= 0, f"generate={generate}: give a positive number")
-    require(bool(asked) != bool(generate), "queries: give a folder or files to explain, or generate=16 (--generate 16) for "
-            "samples of the model; one of the two")  # fmt: skip
-    for what, sources in (("images", images), ("queries", asked or [])):
-        for source in [sources] if isinstance(sources, (str, Path)) else sources:
-            there = str(source) != "" and Path(source).expanduser().exists()
-            require(there, f"{what}={source}: there is no such folder or file", DataError)
-    return asked or None
-
-
-def _check_apart(out: Path, *sources: Source | Sequence[Source]) -> None:
-    """A report inside a folder of images would be read as images the next time."""
-    for source in sources:
-        for path in [source] if isinstance(source, (str, Path)) else source:
-            inside = out.resolve().is_relative_to(Path(path).expanduser().resolve())
-            require(not inside, f"out={out}: it lies inside {path}, and its pictures would be read as images of it; give "
-                    "another folder")  # fmt: skip
 
 
 def _device(device: str | None) -> str:
