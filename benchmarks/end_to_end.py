@@ -163,7 +163,7 @@ ENGINES: dict[str, Engine] = {
 }  # fmt: skip
 
 
-def settings(preset: di.Preset) -> dict[str, Setting]:
+def settings(preset: di.presets.Preset) -> dict[str, Setting]:
     """The two choices of draws."""
     uniform = di.DrawConfig(250, "uniform", "independent")
     as_paper = replace(preset.curvature, draws=di.DrawConfig(30, "uniform", "independent"))
@@ -186,7 +186,7 @@ def one_round(problem: Problem, rows: list[tuple[str, str]], choices: dict[str, 
     return results
 
 
-def summarised(rounds: list[dict[str, Any]], truth: di.GroundTruth | None) -> dict[str, Any]:
+def summarised(rounds: list[dict[str, Any]], truth: di.evaluation.GroundTruth | None) -> dict[str, Any]:
     """Median seconds by stage, the ratio to the first row taken round by round, and the LDS with its interval."""
     first = next(iter(rounds[0]))
     results: dict[str, Any] = {}
@@ -218,8 +218,8 @@ def main(arguments: list[str] | None = None) -> None:
     preset = di.get_preset("digits")
     ground_truth = di.load_ground_truth("digits-ground-truth", "held-out")
     run = di.open_run(preset, options.run, device=options.device, progress=False)
-    problem = Problem(di.full_model(run).model, run.data.train, ground_truth.queries, preset.damping)
-    truth: di.GroundTruth | None = ground_truth
+    problem = Problem(di.runs.full_model(run).model, run.data.train, ground_truth.queries, preset.damping)
+    truth: di.evaluation.GroundTruth | None = ground_truth
     if options.train or options.queries:
         problem, truth = problem.first(options.train or 300, options.queries or 57), None
     choices = settings(preset)

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from benchmarks import harness, peers
-from diffinf_lib import CurvatureConfig, DrawConfig, ImageSet, build_model, count_parameters, fit_curvature, get_preset
+from diffinf_lib import CurvatureConfig, DrawConfig, ImageSet, build_model, fit_curvature, get_preset
 from diffinf_lib.errors import require
+from diffinf_lib.models import count_parameters
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def scoring(train: di.ImageSet, queries: di.ImageSet, draws: di.DrawConfig) -> d
 def grouping(images: di.ImageSet, count: int) -> dict[str, Callable[[], Any]]:
     """Per-example gradients of few draws, each example in a batch of its own, or 256 draws of several in one."""
     model = di.build_model(di.get_preset("digits").unet)
-    blocks = di.curvature_blocks(model)
+    blocks = di.curvature.curvature_blocks(model)
     config = di.GradientConfig(di.DrawConfig(count, noise="independent"))
     return {
         f"{count} draws, one example a batch": lambda: compute.separate_gradients(model, images, config, blocks, 256),

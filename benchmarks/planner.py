@@ -23,8 +23,8 @@ def stages(run: di.runs.Run) -> dict[str, Callable[[], Any]]:
     sets = run.preset.subsets
 
     def scores() -> None:
-        train, curvature = train_gradients(run), di.curvature_of_run(run)
-        for queries in di.query_sets(run).values():
+        train, curvature = train_gradients(run), di.runs.curvature_of_run(run)
+        for queries in di.runs.query_sets(run).values():
             gradients = query_gradients(run, queries)
             taken["scores"] += harness.timed(
                 lambda gradients=gradients: di.scores_from_gradients(
@@ -34,23 +34,23 @@ def stages(run: di.runs.Run) -> dict[str, Callable[[], Any]]:
 
     taken, train = {"scores": 0.0}, di.GradientConfig(run.preset.gradient_draws, seed=run.seed)
     work: dict[str, Callable[[], Any]] = {
-        "model": lambda: di.full_model(run),
-        "samples": lambda: di.generated_queries(run),
-        **({"trajectories": lambda: di.generated_trajectories(run)} if run.preset.measures_trajectories else {}),
-        "curvature": lambda: di.curvature_of_run(run),
+        "model": lambda: di.runs.full_model(run),
+        "samples": lambda: di.runs.generated_queries(run),
+        **({"trajectories": lambda: di.runs.generated_trajectories(run)} if run.preset.measures_trajectories else {}),
+        "curvature": lambda: di.runs.curvature_of_run(run),
         "train gradients": lambda: stored(run, run.data.train, train),
-        "query gradients": lambda: [query_gradients(run, queries) for queries in di.query_sets(run).values()],
+        "query gradients": lambda: [query_gradients(run, queries) for queries in di.runs.query_sets(run).values()],
     }
     assert sets.count * sets.seeds >= MODELS
     work["retrained"] = lambda: [di.runs.retrained_model(run, subset, 0) for subset in range(MODELS)]
-    work["measurements"] = lambda: [di.retrained_measurements(run, subset, 0) for subset in range(MODELS)]
+    work["measurements"] = lambda: [di.runs.retrained_measurements(run, subset, 0) for subset in range(MODELS)]
     work["scores"] = lambda: (scores(), taken["scores"])[1]
     return work
 
 
 def stored(run: di.runs.Run, images: di.ImageSet, config: di.GradientConfig) -> None:
     """Make a store of gradients, holding one shard at a time."""
-    model, curvature = di.full_model(run).model, di.curvature_of_run(run)
+    model, curvature = di.runs.full_model(run).model, di.runs.curvature_of_run(run)
     store = store_folder(run.path("gradients"), "train", model, curvature, images, config)
     for _ in di.gradient_shards(model, curvature, images, config, store=store):
         pass
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     harness.settle(options)
     preset = di.get_preset(options.preset)
-    plan = di.estimate(preset, device=options.device)
+    plan = di.planner.estimate(preset, device=options.device)
     with tempfile.TemporaryDirectory() as folder:
         run = di.open_run(preset, folder, device=options.device, progress=False)
         found = measured(run)

@@ -62,7 +62,7 @@ class Case:
     """A run of preset `digits`, and its gradients in the basis of the weights."""
 
     def __init__(self, run: di.runs.Run):
-        self.run, self.curvature = run, di.curvature_of_run(run)
+        self.run, self.curvature = run, di.runs.curvature_of_run(run)
         self.truths = {name: di.load_ground_truth("digits-ground-truth", name) for name in ("held-out", "generated")}
         self.queries = {name: self.plain(query_gradients(run, truth.queries)) for name, truth in self.truths.items()}
         self.train = self.plain(train_gradients(run))
@@ -71,12 +71,12 @@ class Case:
         """Gradients out of the eigenbasis of the run's own curvature."""
         return {name: layer.from_eigenbasis(gradients[name]) for name, layer in self.curvature.layers.items()}
 
-    def turned(self, gradients: Any, curvature: di.Curvature) -> Any:
+    def turned(self, gradients: Any, curvature: di.curvature.Curvature) -> Any:
         """Gradients in the eigenbasis of another curvature, cut into its blocks."""
-        parts = di.curvature.split_into_blocks(gradients, curvature.blocks(di.full_model(self.run).model))
+        parts = di.curvature.split_into_blocks(gradients, curvature.blocks(di.runs.full_model(self.run).model))
         return {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}
 
-    def scores(self, curvature: di.Curvature, approximation: Any) -> dict[str, torch.Tensor]:
+    def scores(self, curvature: di.curvature.Curvature, approximation: Any) -> dict[str, torch.Tensor]:
         """Scores of each query set with a curvature."""
         train = self.turned(self.train, curvature)
         return {
@@ -93,10 +93,10 @@ def fit_results(case: Case) -> dict[str, Any]:
     results: dict[str, Any] = {}
     reference: dict[str, torch.Tensor] = {}
     for name, config in fits(case.run.preset.curvature.draws).items():
-        fitted: list[di.Curvature] = []
+        fitted: list[di.curvature.Curvature] = []
 
-        def work(config: di.CurvatureConfig = config, fitted: list[di.Curvature] = fitted) -> None:
-            fitted.append(di.fit_curvature(di.full_model(case.run).model, case.run.data.train, config))
+        def work(config: di.CurvatureConfig = config, fitted: list[di.curvature.Curvature] = fitted) -> None:
+            fitted.append(di.fit_curvature(di.runs.full_model(case.run).model, case.run.data.train, config))
 
         results[name] = {"seconds": harness.timed(work)}
         for approximation in ("ekfac", "kfac") if config.approximation == "ekfac" else (config.approximation,):
@@ -107,7 +107,7 @@ def fit_results(case: Case) -> dict[str, Any]:
     return results
 
 
-def compared(scores: torch.Tensor, reference: torch.Tensor, truth: di.GroundTruth) -> dict[str, Any]:
+def compared(scores: torch.Tensor, reference: torch.Tensor, truth: di.evaluation.GroundTruth) -> dict[str, Any]:
     """LDS with its interval, and the paired difference to a reference with its own."""
     found, (difference, interval) = di.lds(scores, truth), di.paired_difference(scores, reference, truth)
     return {"lds": found.mean, "interval": found.interval, "difference": difference, "difference_interval": interval}

@@ -228,7 +228,7 @@ def _presets(options: argparse.Namespace) -> None:
     if options.name:
         print(json.dumps(di.artifacts.plain(di.get_preset(options.name)), indent=2))
         return
-    for preset in di.PRESETS.values():
+    for preset in di.presets.PRESETS.values():
         print(f"{preset.name:20} {preset.summary}")
 
 
@@ -240,7 +240,7 @@ def _plan(options: argparse.Namespace) -> None:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     require(device == "cpu" or torch.cuda.is_available(), f"device={device!r}: there is no GPU here; give --flops, the rate of "
             "the machine that you plan for")  # fmt: skip
-    plan = di.estimate(
+    plan = di.planner.estimate(
         _preset(options), train_count=options.train_count, query_count=options.query_count, device=device,
         flops_per_second=options.flops,
     )  # fmt: skip
@@ -254,8 +254,8 @@ def _model(options: argparse.Namespace) -> None:
     if options.force:
         for step in ("model", "samples", "trajectories"):
             run.discard(step)
-    di.full_model(run)
-    di.generated_queries(run)
+    di.runs.full_model(run)
+    di.runs.generated_queries(run)
     print(run.path("model"))
 
 
@@ -266,9 +266,9 @@ def _ground_truth(options: argparse.Namespace) -> None:
     if options.force:
         run.discard("retrained")
         run.discard("measurements")
-    di.full_model(run)
+    di.runs.full_model(run)
     counts = {"subsets": options.subsets, "seeds": options.seeds}
-    for subset, seed in di.ground_truth_shard(run, **counts, shard=options.shard, shards=options.shards):
+    for subset, seed in di.runs.ground_truth_shard(run, **counts, shard=options.shard, shards=options.shards):
         if not options.quiet:
             print(f"subset {subset}, seed {seed}", flush=True)
     print(run.path("measurements"))
@@ -278,7 +278,11 @@ def _bundle(options: argparse.Namespace) -> None:
     import diffinf_lib as di
 
     run = _open(options)
-    print(di.ground_truth_bundle(run, options.name, subsets=options.subsets, seeds=options.seeds, root=options.results))
+    print(
+        di.runs.ground_truth_bundle(
+            run, options.name, subsets=options.subsets, seeds=options.seeds, root=options.results
+        )
+    )
 
 
 def _scores(options: argparse.Namespace) -> None:
@@ -290,7 +294,7 @@ def _scores(options: argparse.Namespace) -> None:
         for stage in ("curvature", "gradients", "scores"):
             run.discard(stage)
     check_dampings([run.preset.damping] if options.damping is None else options.damping)
-    images = di.queries(run, options.queries)
+    images = di.runs.queries(run, options.queries)
     scores = di.influence_scores(run, images, damping=options.damping)
     print(f"{run.path('scores')}: {tuple(scores.shape)} dampings × queries × training images")
 
@@ -302,7 +306,7 @@ def _lds(options: argparse.Namespace) -> None:
     truth = di.load_ground_truth(options.ground_truth or f"{run.preset.name}-ground-truth", options.queries)
     if options.subsets is not None:
         truth = truth.first_subsets(options.subsets)
-    for name, result in di.lds_of_run(run, truth, damping=options.damping).items():
+    for name, result in di.runs.lds_of_run(run, truth, damping=options.damping).items():
         print(f"{name:24} LDS {result}")
 
 

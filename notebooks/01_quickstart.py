@@ -52,7 +52,7 @@ di.figures.image_grid(data.train.images[:32], columns=16)
 # training, as is usual for diffusion models; {doc}`02_ddpm` builds all of this from scratch.
 
 # %% mystnb={"image": {"alt": "Training loss against step, falling by about a factor of ten"}, "figure": {"caption": "The loss of each batch, and its running mean.", "name": "fig-training"}}
-trained = di.full_model(run)
+trained = di.runs.full_model(run)
 di.figures.training_curve(trained.losses)
 
 # %% [markdown]
@@ -97,7 +97,7 @@ di.figures.image_grid(samples, columns=16)
 
 # %%
 truth = di.load_ground_truth("digits-ground-truth", "generated")
-curvature = di.curvature_of_run(run)
+curvature = di.runs.curvature_of_run(run)
 scores = di.influence_scores(run, truth.queries, damping=[preset.damping])[0]
 scores.shape  # queries × training images
 
@@ -138,7 +138,7 @@ di.figures.predicted_against_measured(scores, truth, query=1)
 
 # %%
 held_out = di.load_ground_truth("digits-ground-truth", "held-out")
-results = di.lds_of_run(run, held_out)
+results = di.runs.lds_of_run(run, held_out)
 for method, result in results.items():
     print(f"{method:22} {result}")
 
@@ -161,7 +161,7 @@ assert results["random"].interval[0] < 0 < results["random"].interval[1]
 # And for the generated digits:
 
 # %% mystnb={"image": {"alt": "The same bar chart for generated digits"}, "figure": {"caption": "LDS on generated digits.", "name": "fig-lds-generated"}}
-di.figures.lds_bars(di.lds_of_run(run, truth))
+di.figures.lds_bars(di.runs.lds_of_run(run, truth))
 
 # %% [markdown]
 # The dashed line is not 100%. Two models trained on the same half with different seeds differ, and no prediction from the

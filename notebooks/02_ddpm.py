@@ -226,7 +226,7 @@ def step_back(x_t, t, guess, z):
 # the same noise:
 
 # %%
-model = di.full_model(run).model
+model = di.runs.full_model(run).model
 draws = [di.keyed_generator("sample", seed) for seed in range(4)]
 x = torch.stack([torch.randn(data.train.shape, generator=draw) for draw in draws])
 with torch.no_grad():
@@ -234,7 +234,7 @@ with torch.no_grad():
         guess = model(x, torch.full((4,), t))
         z = torch.stack([torch.randn(data.train.shape, generator=draw) for draw in draws]) if t > 0 else 0
         x = step_back(x, t, guess, z).float()
-trajectories = di.sample_states(model, 4, data.train.shape, keep=[0, 500, 700, 800, 900, 950, 1000])
+trajectories = di.sampling.sample_states(model, 4, data.train.shape, keep=[0, 500, 700, 800, 900, 950, 1000])
 torch.testing.assert_close(x, trajectories[:, -1], rtol=0, atol=0.05)
 
 # %% mystnb={"image": {"alt": "Four rows of seven pictures: pure noise on the left turns into a clean digit on the right"}, "figure": {"caption": "Four samples on their way from noise to digit, after 0, 500, 700, 800, 900, 950 and 1,000 steps.", "name": "fig-trajectories"}} tags=["hide-input"]
@@ -279,7 +279,7 @@ image = data.train.subset(slice(0, 1))
 def loss_and_gradient(count, seed, **rule):
     draws = di.DrawConfig(count, **rule)
     loss = di.measure(model, image, di.MeasurementConfig(draws=draws), seed=seed)
-    matrices = di.example_gradient(model, image, di.GradientConfig(draws, seed=seed))
+    matrices = di.gradients.example_gradient(model, image, di.GradientConfig(draws, seed=seed))
     return loss, torch.cat([matrix.flatten() for matrix in matrices.values()])
 
 

@@ -260,7 +260,7 @@ def test_a_compressed_store_is_read_back_as_it_was_used(case, kind, tmp_path):
     again = di.influence(model, curvature, train, queries, measurement=measurement, store=tmp_path, **options)
     assert once.shape == (2, 2, 5, 12)
     assert torch.equal(kept, once) and torch.equal(again, once)
-    with pytest.raises(di.ArtifactError, match=f"format.kind is {kind} there, float32 asked"):
+    with pytest.raises(di.errors.ArtifactError, match=f"format.kind is {kind} there, float32 asked"):
         di.influence(model, curvature, train, queries, measurement=measurement, store=tmp_path, draws=DRAWS)
 
 
@@ -310,7 +310,7 @@ def test_queries_are_packed_once_after_they_are_divided(case, kind, tmp_path):
             torch.testing.assert_close(
                 scores * len(train), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
             )
-    with pytest.raises(di.ArtifactError, match="another configuration"):  # what is stored has no format
+    with pytest.raises(di.errors.ArtifactError, match="another configuration"):  # what is stored has no format
         next(di.gradient_shards(model, curvature, queries, configs[0], store=tmp_path, form=form))
 
 

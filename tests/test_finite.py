@@ -93,7 +93,7 @@ def test_a_query_of_broken_pixels_is_the_one_that_is_named():
 
 def test_scores_that_overflow_are_refused():
     """Finite gradients whose products are not."""
-    curvature = di.Curvature({"layer": LayerCurvature(corrected_eigenvalues=torch.ones(1, 2))})
+    curvature = di.curvature.Curvature({"layer": LayerCurvature(corrected_eigenvalues=torch.ones(1, 2))})
     huge = {"layer": torch.full((3, 1, 2), 1e30)}
     huge["layer"][0] = 1.0
     with pytest.raises(ConfigurationError, match="scores: not finite at training image 1"):

@@ -32,7 +32,7 @@ def test_a_gradient_is_that_of_the_mean_loss_over_its_own_draws():
     per_draw_loss(model, batch.images, batch.timesteps, batch.noise).mean().backward()
     expected = {
         name: torch.cat([layer.weight.grad.flatten(1)] + [layer.bias.grad.unsqueeze(1)] * (layer.bias is not None), 1)
-        for name, layer in di.curvature_layers(model).items()
+        for name, layer in di.curvature.curvature_layers(model).items()
     }
     for batch_size in (10, 4, 1):
         gradient = example_gradient(model, data.subset([1]), CONFIG, batch_size=batch_size)

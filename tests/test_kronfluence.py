@@ -77,7 +77,8 @@ def peer_scores(strategy, model, data, queries, damping, folder):
     analyzer.compute_pairwise_scores("s", "f", *points, 8, 16, score_args=arguments)
     shape = (len(queries), QUERY_DRAWS.count, len(data), TRAIN_DRAWS.count)
     return {
-        name: pairs.view(shape).mean((1, 3)) / len(data) for name, pairs in analyzer.load_pairwise_scores("s").items()
+        name.removeprefix("network."): pairs.view(shape).mean((1, 3)) / len(data)
+        for name, pairs in analyzer.load_pairwise_scores("s").items()
     }
 
 
@@ -157,7 +158,7 @@ def position_counts(model, data):
         return hook
 
     kinds = (torch.nn.Conv2d, torch.nn.Linear)
-    handles = [m.register_forward_hook(count(n)) for n, m in model.named_modules() if isinstance(m, kinds)]
+    handles = [m.register_forward_hook(count(n)) for n, m in model.network.named_modules() if isinstance(m, kinds)]
     model(data.images[:1].double(), torch.tensor([5]))
     for handle in handles:
         handle.remove()

@@ -17,7 +17,7 @@ SMOKE = di.get_preset("smoke")
 
 
 def planned(preset=SMOKE, **options):
-    return di.estimate(preset, flops_per_second=1e9, **options)
+    return di.planner.estimate(preset, flops_per_second=1e9, **options)
 
 
 def test_the_paper_s_network_costs_what_the_paper_s_network_costs():
@@ -55,13 +55,13 @@ def test_bytes_are_those_of_a_real_run(tmp_path):
 
 def test_trajectories_are_planned_and_sampled_where_something_is_measured_along_them(tmp_path):
     preset = replace(
-        SMOKE, sampling=di.SamplingConfig(count=3, steps=20), process=di.Process(timesteps=20, beta_end=0.3)
+        SMOKE, sampling=di.sampling.SamplingConfig(count=3, steps=20), process=di.Process(timesteps=20, beta_end=0.3)
     )
     along = replace(preset, further_measurements=(di.MeasurementConfig("trajectory_log_prob"),))
     sizes = []
     for name, each in (("without", preset), ("along", along)):
         run = di.open_run(each, tmp_path / name, progress=False)
-        assert isinstance(di.measured_queries(run)["generated"], di.Trajectories) == (name == "along")
+        assert isinstance(di.runs.measured_queries(run)["generated"], di.data.Trajectories) == (name == "along")
         files = [path.stat().st_size for path in run.path("trajectories").rglob("*.safetensors")]
         sizes.append(sum(files))
         assert ("trajectories" in str(planned(each))) == (name == "along")
@@ -69,7 +69,7 @@ def test_trajectories_are_planned_and_sampled_where_something_is_measured_along_
     for name in ("cifar2", "cifar10", "cifar2deq", "artbench10", "cifar2-small", "cifar2-tiny"):
         assert not di.get_preset(name).measures_trajectories
     assert di.get_preset("digits").measures_trajectories
-    short = replace(along, sampling=di.SamplingConfig(count=3, steps=10))
+    short = replace(along, sampling=di.sampling.SamplingConfig(count=3, steps=10))
     assert not short.measures_trajectories and "trajectories" not in str(planned(short))
 
 
@@ -112,7 +112,7 @@ def test_costs_grow_as_they_should():
 def test_weighted_draws_cost_what_weighted_draws_cost(rule):
     """Weights forbid the short way to a convolution's factor; whether a rule has any is what its draws say."""
     draws = di.DrawConfig(4, timesteps=rule, proposal=(1.0, 3.0) if rule == "importance" else None)
-    weights = di.example_draws(0, (1, 2, 2), draws, seed=0, stage="x").weights
+    weights = di.diffusion.example_draws(0, (1, 2, 2), draws, seed=0, stage="x").weights
     assert draws.weighted == bool((weights != 1).any())
     config = di.CurvatureConfig(draws=draws, factor_draws=draws, input_positions=None)
     count = NetworkCount(SMOKE.unet, config)
@@ -122,7 +122,7 @@ def test_weighted_draws_cost_what_weighted_draws_cost(rule):
 
 def test_seconds_are_counts_over_rates(monkeypatch):
     monkeypatch.setattr(plan, "measured_rates", lambda *_: Rates(1e9, 2e9, 4e9, 8e9, 1e30))
-    found = di.estimate(SMOKE)
+    found = di.planner.estimate(SMOKE)
     network = NetworkCount(SMOKE.unet, SMOKE.curvature)
     gradients = found["train gradients"]
     passes = 24 * SMOKE.gradient_draws.count * network.gradient
@@ -146,7 +146,7 @@ def test_sizes_are_known_without_a_download():
     with pytest.raises(ConfigurationError, match="dataset='paintings': its size is not known; give train_count"):
         plan.counts(unknown, None, None)
     with pytest.raises(ConfigurationError, match="flops_per_second=-1"):
-        di.estimate(SMOKE, flops_per_second=-1)
+        di.planner.estimate(SMOKE, flops_per_second=-1)
 
 
 def test_the_table_reads_well(capsys):

@@ -38,22 +38,22 @@ def everything():
     training = replace(PRESET.training, steps=3, batch_size=4, horizontal_flip=True, keep_ema_at=())
     model = di.train(di.build_model(PRESET.unet), data.train, training, progress=False).model
     curvature = di.fit_curvature(model, data.train, di.CurvatureConfig(draws=di.DrawConfig(4)))
-    likelihood = di.LikelihoodConfig(steps=2, draws=2)
+    likelihood = di.likelihood.LikelihoodConfig(steps=2, draws=2)
     options = {"measurement": di.MeasurementConfig(draws=DRAWS), "draws": DRAWS, "damping": 1e-6}
     shards = di.gradient_shards(model, curvature, data.train, di.GradientConfig(DRAWS))
     return {
         "images": data.train.images,
-        "noise": di.example_draws(3, (1, 8, 8), DRAWS, seed=0, stage="x").noise,
-        "weights": di.example_draws(3, (1, 8, 8), DRAWS, seed=0, stage="x").weights,
-        "even": di.example_draws(3, (1, 8, 8), di.DrawConfig(4, "grid"), seed=0, stage="x").timesteps,
-        "batch": next(di.iterate_draws(data.train.images, data.train.ids, DRAWS, seed=0, stage="x")).noise,
+        "noise": di.diffusion.example_draws(3, (1, 8, 8), DRAWS, seed=0, stage="x").noise,
+        "weights": di.diffusion.example_draws(3, (1, 8, 8), DRAWS, seed=0, stage="x").weights,
+        "even": di.diffusion.example_draws(3, (1, 8, 8), di.DrawConfig(4, "grid"), seed=0, stage="x").timesteps,
+        "batch": next(di.diffusion.iterate_draws(data.train.images, data.train.ids, DRAWS, seed=0, stage="x")).noise,
         "model": torch.cat([parameter.flatten() for parameter in model.parameters()]),
         "sample": di.sample(model, 2, (1, 8, 8), steps=3),
         "measured": di.measure(model, data.queries, di.MeasurementConfig("elbo", draws=DRAWS, levels=17)),
-        "likelihood": di.log_likelihood(model, data.queries, likelihood, levels=17),
+        "likelihood": di.likelihood.log_likelihood(model, data.queries, likelihood, levels=17),
         "influence": di.influence(model, curvature, data.train, data.queries, **options),
         "self-influence": di.self_influence(shards, curvature, count=6),
-        "random": di.random_scores(2, 3),
+        "random": di.attribution.random_scores(2, 3),
     }
 
 

@@ -13,7 +13,9 @@ GROUND_TRUTH = ("dataset", "unet", "training", "subsets", "sampling", "measureme
 
 def agrees(recorded, now):
     """Whether what was recorded still holds; options that came later must be off."""
-    if not isinstance(recorded, dict):
+    if isinstance(recorded, list) and isinstance(now, list):
+        return len(recorded) == len(now) and all(map(agrees, recorded, now))
+    if not isinstance(recorded, dict) or not isinstance(now, dict):
         return recorded == now
     later = [value for key, value in now.items() if key not in recorded]
     return not any(later) and all(agrees(value, now.get(key)) for key, value in recorded.items())

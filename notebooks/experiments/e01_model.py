@@ -29,14 +29,14 @@ opened = templates.begin(preset, run, options, seed, threads=threads)
 opened.preset
 
 # %%
-result = di.full_model(opened)
+result = di.runs.full_model(opened)
 di.figures.training_curve(result.losses)
 
 # %%
-samples = di.generated_queries(opened)
+samples = di.runs.generated_queries(opened)
 di.figures.image_grid(samples.images, columns=16)
 
 # %%
-for name, queries in di.query_sets(opened).items():
+for name, queries in di.runs.query_sets(opened).items():
     measured = di.measure(result.model, queries, opened.preset.measurement, seed=seed)
     print(f"{name}: mean {opened.preset.measurement.name} {measured.mean():.4f} over {len(queries)} queries")

@@ -37,7 +37,7 @@ opened.preset.subsets
 
 # %%
 started = time.monotonic()
-for subset, training_seed in di.ground_truth_shard(
+for subset, training_seed in di.runs.ground_truth_shard(
     opened, subsets=subsets or None, seeds=seeds or None, shard=shard, shards=shards
 ):
     print(f"{time.monotonic() - started:7.0f} s  subset {subset}, seed {training_seed}", flush=True)

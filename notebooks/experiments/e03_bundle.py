@@ -29,7 +29,7 @@ import diffinf_lib as di
 from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed)
-folder = di.ground_truth_bundle(
+folder = di.runs.ground_truth_bundle(
     opened, bundle or None, subsets=subsets or None, seeds=seeds or None, root=results or None
 )
 made = di.load_bundle(folder.name, root=folder.parent)

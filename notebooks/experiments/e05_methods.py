@@ -36,7 +36,7 @@ import diffinf_lib as di
 from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
-study = di.MethodsStudy(
+study = di.studies.MethodsStudy(
     opened, templates.ground_truths(opened, ground_truth, measured), methods=methods or None, attributed=attributed,
     further=further, clip_source=clip_source,
 )  # fmt: skip

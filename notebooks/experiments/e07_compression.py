@@ -33,7 +33,9 @@ from diffinf_lib.studies import templates
 from diffinf_lib.studies.compression import FORMATS, USES
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
-study = di.CompressionStudy(opened, templates.ground_truths(opened, ground_truth), formats=formats or list(FORMATS))
+study = di.studies.CompressionStudy(
+    opened, templates.ground_truths(opened, ground_truth), formats=formats or list(FORMATS)
+)
 templates.compute(study)
 
 # %%

@@ -36,8 +36,8 @@ import diffinf_lib as di
 from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
-config = di.RemovalConfig(queries=queries, shares=shares, seeds=seeds, random_sets=random_sets)
-study = di.RemovalStudy(opened, config=config)
+config = di.studies.RemovalConfig(queries=queries, shares=shares, seeds=seeds, random_sets=random_sets)
+study = di.studies.RemovalStudy(opened, config=config)
 print(f"shares {list(config.shares)}: {study.counts} of {len(opened.data.train)} images")
 templates.compute(study, shard, shards)
 

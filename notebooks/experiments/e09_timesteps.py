@@ -37,7 +37,7 @@ import diffinf_lib as di
 from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
-study = di.TimestepStudy(opened, bins=bins, subsets=subsets, seeds=seeds)
+study = di.studies.TimestepStudy(opened, bins=bins, subsets=subsets, seeds=seeds)
 templates.compute(study, shard, shards)
 
 # %%

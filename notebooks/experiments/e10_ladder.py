@@ -31,7 +31,7 @@ import diffinf_lib as di
 from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
-study = di.LadderStudy(opened, templates.ground_truths(opened, ground_truth), model_seeds=model_seeds)
+study = di.studies.LadderStudy(opened, templates.ground_truths(opened, ground_truth), model_seeds=model_seeds)
 templates.compute(study)
 
 # %%

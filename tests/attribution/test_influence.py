@@ -247,4 +247,4 @@ def test_input_of_the_wrong_kind_is_refused_in_one_line():
     with pytest.raises(ConfigurationError, match="count=0: give N"):
         di.self_influence(iter([]), curvature, count=0)
     with pytest.raises(ConfigurationError, match="give one number here"):
-        di.scores_by_layer({}, {}, curvature, count=2, damping=[1e-8, 1e-6])
+        di.attribution.scores_by_layer({}, {}, curvature, count=2, damping=[1e-8, 1e-6])

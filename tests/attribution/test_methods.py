@@ -17,9 +17,9 @@ CURVATURE = di.CurvatureConfig(draws=di.DrawConfig(4))
 def task(tmp_path):
     model, train, queries = conv_denoiser(), images(6, 4), images(3, 4, seed=1)
     curvature = di.fit_curvature(model, train, CURVATURE)
-    at = di.Checkpoint("final", model, curvature, curvature_draws=36, curvature_seconds=2.0)
+    at = di.attribution.Checkpoint("final", model, curvature, curvature_draws=36, curvature_seconds=2.0)
     measurement = di.MeasurementConfig(draws=di.DrawConfig(8))
-    return di.AttributionTask(at, train, queries, measurement, di.DrawConfig(12), folder=tmp_path / "g")
+    return di.attribution.AttributionTask(at, train, queries, measurement, di.DrawConfig(12), folder=tmp_path / "g")
 
 
 def test_rows_name_each_method_once_and_cite_what_the_book_lists():

@@ -66,7 +66,7 @@ def test_layers_add_up(case):
     _, curvature, _, _ = case
     queries, train = gradients(case)
     whole = di.scores_from_gradients(queries, train, curvature, count=7, damping=1e-4)[0]
-    parts = di.scores_by_layer(queries, train, curvature, count=7, damping=1e-4)
+    parts = di.attribution.scores_by_layer(queries, train, curvature, count=7, damping=1e-4)
     assert list(parts) == list(curvature.layers)
     torch.testing.assert_close(sum(parts.values()), whole, rtol=1e-11, atol=1e-14)
 
@@ -76,7 +76,7 @@ def test_timesteps_add_up(case, bins):
     model, curvature, _, queries = case
     query_gradients, train = gradients(case)
     whole = di.scores_from_gradients(query_gradients, train, curvature, count=7, damping=1e-4)[0]
-    parts = di.influence_by_timestep(
+    parts = di.attribution.influence_by_timestep(
         model, curvature, train, queries, count=7, bins=bins, measurement=MEASUREMENT, damping=1e-4
     )
     assert parts.shape == (bins, 3, 7)

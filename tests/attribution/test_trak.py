@@ -226,5 +226,5 @@ def test_one_decomposition_serves_every_query_and_damping():
         expected = trak_scores(queries, train, damping=damping)
         torch.testing.assert_close(ready.scores(queries, damping), expected)
         torch.testing.assert_close(kernel.scores(gradient_products(queries, train), damping), expected)
-    dot = di.gradient_dot_scores(queries, train)  # what is left of TRAK under a heavy damping
+    dot = di.attribution.gradient_dot_scores(queries, train)  # what is left of TRAK under a heavy damping
     torch.testing.assert_close(ready.scores(queries, 1e9)[0] * 1e9, dot, rtol=1e-6, atol=1e-6)

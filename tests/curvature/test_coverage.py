@@ -183,7 +183,7 @@ def test_iterative_influence_solves_with_the_ggn_of_what_the_curvature_covers():
     ggn = brute_ggn(model, draw_batch(train, DrawConfig(2), stage="ggn"))
     inverse = torch.linalg.inv(ggn + 0.1 * torch.eye(len(ggn), dtype=torch.float64))
     model.requires_grad_(True)
-    scores = di.iterative_influence(
+    scores = di.attribution.iterative_influence(
         model, curvature, train, queries, measurement=MEASUREMENT, draws=DRAWS, damping=0.1, tolerance=1e-8,
         max_iterations=60,
     )  # fmt: skip

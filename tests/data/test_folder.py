@@ -293,7 +293,7 @@ def test_names_go_with_their_images(split_folder):
     for index in (slice(2, 4), [3, 2], torch.tensor([5]), part.labels == 1):
         places = torch.arange(24)[index].tolist()
         assert part.subset(index).names == tuple(part.names[place] for place in places)
-    states = di.Trajectories(part.images, part.labels, part.ids, torch.zeros(24, 3, 3, 4, 4), torch.zeros(24, 2, 3, 4, 4),
+    states = di.data.Trajectories(part.images, part.labels, part.ids, torch.zeros(24, 3, 3, 4, 4), torch.zeros(24, 2, 3, 4, 4),
                              names=part.names)  # fmt: skip
     assert states.subset([4, 1]).names == (part.names[4], part.names[1])
 

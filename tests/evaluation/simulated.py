@@ -23,7 +23,7 @@ def simulated(subsets=40, seeds=3, queries=8, count=30, noise=1.0, seed=0):
 def truth_of(masks, measured, **fields) -> GroundTruth:
     """A ground truth with ids that do not meet."""
     train_ids, query_ids = torch.arange(masks.shape[1]), 1000 + torch.arange(measured.shape[2])
-    return di.GroundTruth(masks, measured, train_ids, query_ids, **fields)
+    return di.evaluation.GroundTruth(masks, measured, train_ids, query_ids, **fields)
 
 
 def world(generator, errors=(1.0,), subsets=24, seeds=1, queries=16, noise=1.0, common=0.9):

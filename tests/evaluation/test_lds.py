@@ -38,7 +38,7 @@ def test_the_ceiling_is_one_seed_against_the_others():
 
 def test_random_scores_have_an_interval_around_zero():
     _, truth = simulated(subsets=60, queries=20)
-    low, high = di.lds(di.random_scores(20, 30), truth).interval
+    low, high = di.lds(di.attribution.random_scores(20, 30), truth).interval
     assert low < 0 < high
 
 
@@ -110,9 +110,9 @@ def test_bad_input_is_refused():
         changed = list(parts)
         changed[position] = wrong
         with pytest.raises(ConfigurationError, match=message):
-            di.GroundTruth(*changed)
+            di.evaluation.GroundTruth(*changed)
     with pytest.raises(DataError, match="NaN"):
-        di.GroundTruth(truth.masks, truth.measurements * float("nan"), truth.train_ids, truth.query_ids)
+        di.evaluation.GroundTruth(truth.masks, truth.measurements * float("nan"), truth.train_ids, truth.query_ids)
 
 
 def test_parts_of_a_ground_truth_hold_one_entry_for_each_query():
@@ -127,10 +127,10 @@ def test_queries_among_the_training_images_are_flagged_in_one_line():
     ids = truth.query_ids.clone()
     ids[[1, 5]] = torch.tensor([3, 29])
     with pytest.warns(UserWarning, match=r"queries 3, 29 are training images \(2 of 8\)") as caught:
-        di.GroundTruth(truth.masks, truth.measurements, truth.train_ids, ids)
+        di.evaluation.GroundTruth(truth.masks, truth.measurements, truth.train_ids, ids)
     assert len(caught) == 1 and "\n" not in str(caught[0].message)
     with pytest.warns(UserWarning, match=r"queries 0, 1, 2, … are training images \(8 of 8\)"):
-        di.GroundTruth(truth.masks, truth.measurements, truth.train_ids, torch.arange(8))
+        di.evaluation.GroundTruth(truth.masks, truth.measurements, truth.train_ids, torch.arange(8))
 
 
 def test_constant_measurements_are_flagged_and_score_nothing():
@@ -143,7 +143,7 @@ def test_constant_measurements_are_flagged_and_score_nothing():
 
 
 def test_an_unknown_set_of_queries_is_refused(tmp_path):
-    di.write_bundle(
+    di.artifacts.write_bundle(
         "g-ground-truth", {"masks": np.ones((2, 2), bool), "held-out/ids": np.arange(2)}, {}, {}, root=tmp_path
     )
     with pytest.raises(ConfigurationError, match="bundle g-ground-truth has held-out"):

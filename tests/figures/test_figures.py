@@ -60,7 +60,7 @@ def test_top_influence_shows_the_ranked_images():
 def test_predictions_are_drawn_against_measurements():
     masks = torch.eye(10, dtype=torch.bool)
     measured = torch.randn(10, 2, 3, dtype=torch.float64)
-    truth = di.GroundTruth(masks, measured, TRAIN.ids, QUERIES.ids)
+    truth = di.evaluation.GroundTruth(masks, measured, TRAIN.ids, QUERIES.ids)
     figure = figures.predicted_against_measured(SCORES, truth, query=2)
     points = figure.axes[0].collections[0].get_offsets()
     np.testing.assert_allclose(points[:, 0], (SCORES[2].sum() - SCORES[2]).numpy())

@@ -32,11 +32,11 @@ def test_shards_part_the_work():
 
 def test_a_ground_truth_from_models_to_bundle(tmp_path):
     run = di.open_run(PRESET, tmp_path / "run", progress=False)
-    assert list(di.ground_truth_shard(run, shard=1, shards=2)) == shard_of(4, 2, 1, 2)
+    assert list(di.runs.ground_truth_shard(run, shard=1, shards=2)) == shard_of(4, 2, 1, 2)
     with pytest.raises(ArtifactError, match="4 of 8 retrained models are missing"):
-        di.ground_truth_bundle(run, root=tmp_path)
-    list(di.ground_truth_shard(run, shard=0, shards=2))
-    bundle = di.load_bundle(di.ground_truth_bundle(run, "g", root=tmp_path).name, root=tmp_path)
+        di.runs.ground_truth_bundle(run, root=tmp_path)
+    list(di.runs.ground_truth_shard(run, shard=0, shards=2))
+    bundle = di.load_bundle(di.runs.ground_truth_bundle(run, "g", root=tmp_path).name, root=tmp_path)
     assert bundle.arrays["masks"].shape == (4, 24)
     for name, count in zip(QUERY_SETS, (6, 3), strict=True):
         for measurement in ("loss", "elbo", "log_likelihood"):

@@ -28,14 +28,14 @@ def test_the_model_is_entered_once_however_many_models_are_retrained(tmp_path, m
         "diffinf_lib.runs.attribution.fit_curvature", lambda *args, **kw: (fits.append(1), fit(*args, **kw))[1]
     )
     run = di.open_run(PRESET, tmp_path / "run", progress=False)
-    assert len(list(di.ground_truth_shard(run))) == 8
+    assert len(list(di.runs.ground_truth_shard(run))) == 8
     di.influence_scores(run, run.data.queries)
-    di.baseline_scores(run, di.generated_queries(run))
+    di.runs.baseline_scores(run, di.runs.generated_queries(run))
     assert entered.count("model") == 1 and len(entered) == 9 and len(fits) == 1
-    before = di.full_model(run)
-    assert di.full_model(run) is before
+    before = di.runs.full_model(run)
+    assert di.runs.full_model(run) is before
     run.discard("model")
-    assert di.full_model(run) is not before and entered.count("model") == 2
+    assert di.runs.full_model(run) is not before and entered.count("model") == 2
 
 
 def test_what_is_kept_always_names_model_images_and_seed(tmp_path):
@@ -59,10 +59,10 @@ def test_a_network_of_other_options_is_not_read_for_this_one(tmp_path):
     other = replace(PRESET.unet, flip_sin_to_cos=not PRESET.unet.flip_sin_to_cos)
     first, second = (di.build_unet(unet).state_dict() for unet in (PRESET.unet, other))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    di.full_model(di.open_run(PRESET, tmp_path, progress=False))
+    di.runs.full_model(di.open_run(PRESET, tmp_path, progress=False))
     changed = di.open_run(replace(PRESET, unet=other), tmp_path, progress=False, force=True)
     with pytest.raises(ArtifactError, match="initial_model.config.flip_sin_to_cos is True there, False asked"):
-        di.full_model(changed)
+        di.runs.full_model(changed)
 
 
 def test_one_place_has_one_spelling(tmp_path, monkeypatch):
@@ -89,6 +89,6 @@ def test_commands_find_what_studies_kept(tmp_path, capsys):
     run = di.open_run(PRESET, tmp_path / "run", progress=False)
     assert isinstance(run, Run) and len(list(run.path("scores").glob("*/scores.npz"))) == 1
     di.influence_scores(run, run.data.queries)
-    di.query_gradients(run, run.data.queries)
+    di.runs.query_gradients(run, run.data.queries)
     assert [path.name.split("-")[0] for path in sorted(run.path("gradients").glob("[!.]*"))] == ["queries", "train"]
     assert len(list(run.path("scores").glob("*/scores.npz"))) == 1

@@ -19,7 +19,7 @@ def truth_of(run, queries, seed):
     generator = torch.Generator().manual_seed(seed)
     masks = torch.stack([torch.randperm(24, generator=generator) < 12 for _ in range(6)])
     measurements = torch.rand(6, 2, len(queries), generator=generator, dtype=torch.float64)
-    return di.GroundTruth(masks, measurements, run.data.train.ids, queries.ids, queries.images)
+    return di.evaluation.GroundTruth(masks, measurements, run.data.train.ids, queries.ids, queries.images)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_packed_training_gradients_score_as_influence_does_with_the_format(study
     found = study.scores(study.form(label))["training gradients"]
     for name, truth in study.truths.items():
         scores = di.influence(
-            di.full_model(study.run).model, study.curvature, study.run.data.train, truth.queries,
+            di.runs.full_model(study.run).model, study.curvature, study.run.data.train, truth.queries,
             measurement=preset.measurement, draws=preset.gradient_draws, damping=preset.damping, train_format=study.form(label),
         )  # fmt: skip
         torch.testing.assert_close(found[name], scores, rtol=1e-4, atol=1e-5 * float(scores.abs().max()))

@@ -20,7 +20,7 @@ def study(run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods_module, "DAS_PROBES", 2)
         patch.setattr(methods_module, "CG_CHECKPOINTS", 2)
-        sets = di.measured_queries(run)
+        sets = di.runs.measured_queries(run)
         truths = {f"{name}/{label}": random_truth(run, images, seed)
                   for seed, (name, images) in enumerate(sets.items()) for label in ("loss", "elbo")}  # fmt: skip
         yield MethodsStudy(run, truths, methods=[method.name for method in METHODS])
@@ -56,7 +56,7 @@ def test_influence_of_the_table_is_influence(study, run):
     cell = MethodCell("ekfac", "held-out")
     grid = get_method("ekfac").grid
     expected = di.influence(
-        di.full_model(run).model, study.task(cell).final.curvature, run.data.train, study.queries["held-out"],
+        di.runs.full_model(run).model, study.task(cell).final.curvature, run.data.train, study.queries["held-out"],
         measurement=run.preset.measurement, draws=run.preset.gradient_draws, damping=grid,
     )  # fmt: skip
     torch.testing.assert_close(study.scores(cell).scores, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
@@ -135,6 +135,6 @@ def test_unknown_names_are_refused(study):
 
 def test_too_few_subsets_to_tune_are_refused_before_scoring(study):
     few = {name: truth.first_subsets(7) for name, truth in study.truths.items()}
-    for kind in (di.MethodsStudy, di.CurvatureStudy):
+    for kind in (di.studies.MethodsStudy, di.studies.CurvatureStudy):
         with pytest.raises(ConfigurationError, match="subsets=7 of held-out/loss: too few to halve; .* subsets=8"):
             kind(study.run, few)

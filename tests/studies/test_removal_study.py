@@ -72,7 +72,7 @@ def test_random_sets_are_nested_distinct_and_uniform():
 def test_what_is_removed_is_what_the_scores_say(finished):
     study, made = finished
     run, arrays = study.run, made.arrays
-    held_out, generated = run.data.queries.subset([3]), di.generated_queries(run).subset([1])
+    held_out, generated = run.data.queries.subset([3]), di.runs.generated_queries(run).subset([1])
     scores = torch.cat([di.influence_scores(run, images)[0] for images in (held_out, generated)])
     assert arrays["sets"].tolist() == ["held-out", "generated"] and arrays["positions"].tolist() == [3, 1]
     np.testing.assert_array_equal(arrays["ids"], torch.cat([held_out.ids, generated.ids]))
@@ -120,7 +120,7 @@ def test_a_model_is_the_full_training_without_the_removed_images(finished):
     config = replace(PRESET.training, keep_ema_at=())
     model = di.train(di.build_model(PRESET.unet, seed=1), kept, config, seed=1, progress=False).model
     values = study.measurements(RemovalCell(removed, 1))
-    for name, images in (("held-out", study.run.data.queries), ("generated", di.generated_queries(study.run))):
+    for name, images in (("held-out", study.run.data.queries), ("generated", di.runs.generated_queries(study.run))):
         expected = di.measure(model, images, PRESET.measurement)
         assert_equal_but_for_rounding(values[name], expected)
 

@@ -20,19 +20,19 @@ PRESET = di.with_options(
 )  # fmt: skip
 
 STUDIES = {
-    di.DrawsStudy: {"counts": [2], "rules": ["signal"]},
-    di.MethodsStudy: {"methods": ["ekfac", "trak"]},
-    di.CurvatureStudy: {"choices": CHOICES[1:2]},
-    di.CompressionStudy: {"formats": ["int4"]},
-    di.RemovalStudy: {"config": di.RemovalConfig(queries=1, shares=(0.1,), seeds=1, random_sets=1)},
-    di.TimestepStudy: {"bins": 4, "subsets": 4, "seeds": 1},
-    di.LadderStudy: {"rungs": [Rung("both", "", draws=FOUR, checkpoints=(0.5, 1.0))], "model_seeds": (0, 1)},
+    di.studies.DrawsStudy: {"counts": [2], "rules": ["signal"]},
+    di.studies.MethodsStudy: {"methods": ["ekfac", "trak"]},
+    di.studies.CurvatureStudy: {"choices": CHOICES[1:2]},
+    di.studies.CompressionStudy: {"formats": ["int4"]},
+    di.studies.RemovalStudy: {"config": di.studies.RemovalConfig(queries=1, shares=(0.1,), seeds=1, random_sets=1)},
+    di.studies.TimestepStudy: {"bins": 4, "subsets": 4, "seeds": 1},
+    di.studies.LadderStudy: {"rungs": [Rung("both", "", draws=FOUR, checkpoints=(0.5, 1.0))], "model_seeds": (0, 1)},
 }
-WITHOUT_TRUTHS = (di.RemovalStudy, di.TimestepStudy)
+WITHOUT_TRUTHS = (di.studies.RemovalStudy, di.studies.TimestepStudy)
 STEPS = {
-    "samples": lambda run: di.generated_queries(run).images,
+    "samples": lambda run: di.runs.generated_queries(run).images,
     "scores": lambda run: di.influence_scores(run, run.data.queries),
-    "measurements": lambda run: torch.cat(list(di.retrained_measurements(run, 0, 0).values())),
+    "measurements": lambda run: torch.cat(list(di.runs.retrained_measurements(run, 0, 0).values())),
 }
 
 
@@ -61,7 +61,9 @@ def opened(folder, change=None):
 
 
 def truths_of(run, change=None):
-    truths = {name: random_truth(run, images, seed) for seed, (name, images) in enumerate(di.query_sets(run).items())}
+    truths = {
+        name: random_truth(run, images, seed) for seed, (name, images) in enumerate(di.runs.query_sets(run).items())
+    }
     if change == "ground truth":
         truths = {name: replace(truth, measurements=truth.measurements.flip(0)) for name, truth in truths.items()}
     return truths
@@ -69,7 +71,7 @@ def truths_of(run, change=None):
 
 def study_results(kind, run, truths):
     """Every kept cell of a study, and what its bundle holds."""
-    if kind is di.MethodsStudy:
+    if kind is di.studies.MethodsStudy:
         truths = {f"{name}/loss": truth for name, truth in truths.items()}
     study = kind(run, **STUDIES[kind]) if kind in WITHOUT_TRUTHS else kind(run, truths, **STUDIES[kind])
     cells = [study.arrays(cell) for cell in study.shard()]
@@ -132,7 +134,7 @@ def test_labels_and_trajectories_belong_to_data():
         di.ImageSet(images, 1 - labels, ids),
         di.ImageSet(images, labels, ids + 1),
     ]
-    sets += [di.Trajectories(images, labels, ids, states + k, guesses + m) for k, m in ((0, 0), (1, 0), (0, 1))]
+    sets += [di.data.Trajectories(images, labels, ids, states + k, guesses + m) for k, m in ((0, 0), (1, 0), (0, 1))]
     assert len({one.digest for one in sets}) == len(sets)
     assert QUERY_SETS == ("held-out", "generated")
 
@@ -140,7 +142,9 @@ def test_labels_and_trajectories_belong_to_data():
 def test_a_ground_truth_is_what_it_holds():
     generator = torch.Generator().manual_seed(0)
     masks = torch.stack([torch.randperm(6, generator=generator) < 3 for _ in range(4)])
-    truth = di.GroundTruth(masks, torch.rand(4, 1, 2, dtype=torch.float64), torch.arange(6), torch.tensor([10, 11]))
+    truth = di.evaluation.GroundTruth(
+        masks, torch.rand(4, 1, 2, dtype=torch.float64), torch.arange(6), torch.tensor([10, 11])
+    )
     other = replace(truth, query_images=torch.zeros(2, 1, 2, 2))
     digests = {truth.digest, other.digest, truth.first_subsets(3).digest, replace(truth, masks=~masks).digest}
     assert len(digests) == 4 and truth.digest == replace(truth, provenance="elsewhere").digest

@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
     """A study run to its end in two shards over the models of a ground truth, and its bundle."""
     root = tmp_path_factory.mktemp("finished")
     study = study_in(root / "run", subsets=SUBSETS)
-    list(di.ground_truth_shard(study.run, subsets=SUBSETS))
+    list(di.runs.ground_truth_shard(study.run, subsets=SUBSETS))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training._Trainer, "advance", lambda *_: pytest.fail("a model was trained again"))
         done = [list(study.shard(shard, 2)) for shard in range(2)]
@@ -48,7 +48,7 @@ def test_a_range_s_loss_is_the_mean_over_its_draws(draws):
     losses = losses_by_timestep(model, queries, draws, bins=BINS, seed=2, batch_size=7)
     for query in range(3):
         image = queries.images[query].double().expand(draws.count, -1, -1, -1)
-        drawn = di.example_draws(int(queries.ids[query]), queries.shape, draws, seed=2, stage="measurement")
+        drawn = di.diffusion.example_draws(int(queries.ids[query]), queries.shape, draws, seed=2, stage="measurement")
         values = di.per_draw_loss(model, image, drawn.timesteps, drawn.noise.double()).detach()
         for place in range(BINS):
             inside = (drawn.timesteps >= 250 * place) & (drawn.timesteps < 250 * (place + 1))
@@ -89,7 +89,7 @@ def test_scores_of_a_range_are_those_of_its_weighted_loss(finished):
     for place in range(BINS):  # two slices of the draws a range
         weights = tuple(float(BINS * (slot == place)) for slot in range(BINS))
         expected = di.influence(
-            di.full_model(run).model, di.curvature_of_run(run), run.data.train, run.data.queries,
+            di.runs.full_model(run).model, di.runs.curvature_of_run(run), run.data.train, run.data.queries,
             measurement=di.MeasurementConfig("weighted_loss", PRESET.measurement.draws, weights=weights),
             draws=PRESET.gradient_draws, damping=PRESET.damping,
         )  # fmt: skip
@@ -103,7 +103,7 @@ def test_the_bundle_holds_the_lds_of_every_pair(finished):
     study, made = finished
     lds = made.arrays["held-out/lds"]
     assert lds.shape == (BINS + 1, BINS + 1, 6) and made.arrays["generated/lds"].shape == (BINS + 1, BINS + 1, 3)
-    removed = ~di.subset_masks(study.run, SUBSETS)
+    removed = ~di.runs.subset_masks(study.run, SUBSETS)
     scores, truths = study.with_whole(study.scores("held-out"), "held-out"), study.truths_of("held-out")
     for row, matrix in enumerate(scores):
         for column, truth in enumerate(truths):
