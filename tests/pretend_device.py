@@ -9,6 +9,7 @@ Speed, kernels and rounding of a real one are not in it.
 """
 
 import contextlib
+from typing import ClassVar
 from unittest import mock
 
 import torch
@@ -20,6 +21,7 @@ DEVICE = torch.device("meta")  # known everywhere in torch, and no driver stands
 
 COPIES = {"_to_copy", "copy_", "_local_scalar_dense"}
 INDEXED = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
+GENERATOR = torch.Generator
 ITEMS = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
 MAKERS = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
 
@@ -66,8 +68,17 @@ class Elsewhere(torch.Tensor):
         return memo[id(self)]
 
 
-class _Generator(torch.Generator):
-    """A generator of DEVICE; its numbers are the CPU's."""
+class _Generators:
+    """Generators of DEVICE; their numbers are the CPU's, and their addresses tell them from others."""
+
+    made: ClassVar[dict[int, torch.Generator]] = {}
+
+    @classmethod
+    def make(cls, device="cpu"):
+        made = GENERATOR()
+        if torch.device(device).type == DEVICE.type:
+            cls.made[made._cdata] = made
+        return made
 
 
 class _Operations(TorchDispatchMode):
@@ -98,19 +109,16 @@ class _Makers(TorchFunctionMode):
 @contextlib.contextmanager
 def pretended():
     """DEVICE can be used inside; autocast, which knows no such device, does nothing there."""
-    autocast, generator = torch.autocast, torch.Generator
+    autocast = torch.autocast
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
 
     def cast(kind, *args, **kwargs):
         return contextlib.nullcontext() if kind == DEVICE.type else autocast(kind, *args, **kwargs)
 
-    def generators(device="cpu"):
-        return _Generator() if torch.device(device).type == DEVICE.type else generator(device)
-
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch("torch.autocast", cast))
-        for module in ("torch", "curvlinops.kfac"):
-            stack.enter_context(mock.patch(f"{module}.Generator", generators))
+        for module in ("torch", "curvlinops.kfac", "curvlinops.ekfac"):
+            stack.enter_context(mock.patch(f"{module}.Generator", _Generators.make))
         stack.enter_context(_Makers())
         stack.enter_context(_Operations())
         # Module.to() puts new parameters in place of the old ones, whose `held` it would not know to change
@@ -131,7 +139,7 @@ def operate(func, args, kwargs):
     if moved and name not in COPIES:
         _refuse_mixed(name, args, kwargs)
     generator = kwargs.get("generator")
-    if generator is not None and there != isinstance(generator, _Generator):
+    if generator is not None and there != (generator._cdata in _Generators.made):
         raise MixedDevices(f"{name}: numbers are made on one device, the generator is of the other")
     changes = {"device": torch.device("cpu")} if device is not None else {}
     changes |= {"pin_memory": False} if kwargs.get("pin_memory") else {}
