@@ -1,9 +1,9 @@
 """Peers: the unit, and EK-FAC by curvlinops 3.0.1, set up for diffusion models as its authors would.
 
-curvlinops and kronfluence (`benchmarks.kronfluence_peer`) fit the same matrix as this library's default, GGN^model = (2/C) E[JᵀJ] with one sampled label a draw, over the same
-Conv2d and Linear layers, biases joined to their weights, weights shared over positions as in K-FAC-expand. A data point
-of either is one draw (image, t, ε): the whole predicted noise is one output vector, hence one loss term. Both run both
-stages over the draws: the factors, then the eigenvalues in the eigenbasis of the factors.
+curvlinops and kronfluence (`benchmarks.kronfluence_peer`) fit the same matrix as this library's default, GGN^model =
+(2/C) E[JᵀJ] with one sampled label a draw, over the same Conv2d and Linear layers, biases joined to their weights, weights
+shared over positions as in K-FAC-expand. A data point of either is one draw (image, t, ε): the whole predicted noise is one
+output vector, hence one loss term. Both run both stages over the draws: the factors, then the eigenvalues in their eigenbasis.
 
 They are given what makes them fast: draws made beforehand, batches cut beforehand, no progress bars, no profiling, no
 checks of determinism, no counting passes over the data.
