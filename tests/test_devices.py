@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from cases import by_definition, conv_denoiser, images, tiny_unet
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
 from pretend_device import DEVICE, Elsewhere, MixedDevices, pretended
 from torch.utils._pytree import tree_leaves
 
@@ -22,6 +23,7 @@ from diffinf_lib.curvature.inverses import largest_eigenvalue
 from diffinf_lib.diffusion import draws, objective_batches, objectives
 from diffinf_lib.gradients import compute
 from diffinf_lib.planner import network as planner_network, rates
+from diffinf_lib.report import job, plan
 
 PROCESS = di.Process(timesteps=6, beta_end=0.3)
 FLOW = di.Process(timesteps=6, target="velocity")
@@ -438,6 +440,36 @@ def _(s):
         di.tuned_lds(torch.stack(options), truth, options=[1.0, 2.0], default=1.0).tuned.value,
     ]
     return judged
+
+
+@work("attribute")
+def _(s):
+    """From files to the page; how much fits the device is planned with tensors that have no numbers, and is given here."""
+    network = in_float32(told_of_classes("cpu")).network
+    DDPMPipeline(network, DDPMScheduler(num_train_timesteps=6)).save_pretrained(s.folder / "pipeline")
+    for name, data in (("photos", s.train), ("asked", s.queries)):
+        for index, image in enumerate(data.images):
+            path = s.folder / name / f"class-{index}" / f"{index}.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(((image[0] + 1) * 127).byte().numpy()).save(path)
+    sizes = plan.Sizes(fit_batch=4, batch=4, keep=True, pack_queries=False, sketch=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "_device", str)
+        patch.setattr(job, "JobPlan", lambda *given: SimpleNamespace(sizes=lambda folder: sizes))
+        options = {
+            "draws": 2,
+            "curvature": di.CurvatureConfig(draws=FEW),
+            "measurement": di.MeasurementConfig(draws=FEW),
+        }
+        made = di.attribute(
+            s.folder / "pipeline",
+            s.folder / "photos",
+            s.folder / "asked",
+            s.folder / "out",
+            device=str(s.device),
+            **options,
+        )
+    return made.scores
 
 
 @work("largest-eigenvalue")
