@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 import diffinf_lib as di
-from benchmarks import harness, peers
+from benchmarks import harness, kronfluence_peer, peers
 from diffinf_lib.attribution.influence import QUERY_STAGE
 from diffinf_lib.curvature.layers import curvature_layers, layer_parameters
 from diffinf_lib.gradients import TRAIN_STAGE
@@ -129,9 +129,9 @@ def through_curvlinops(problem: Problem, setting: Setting, stages: Stages) -> Te
 def through_kronfluence(problem: Problem, setting: Setting, stages: Stages) -> Tensor:
     """Scores by kronfluence's factors and its own pairwise scores."""
     model, seed = problem.model, problem.seed
-    with peers.kronfluence_analyzer(model) as analyzer:
+    with kronfluence_peer.kronfluence_analyzer(model) as analyzer:
         with stages("fit"):
-            peers.fit_factors(analyzer, _curvature_batches(problem, setting), has_shared_parameters=True)
+            kronfluence_peer.fit_factors(analyzer, _curvature_batches(problem, setting), has_shared_parameters=True)
         with stages("scores"):
             query_batches = peers.draw_batches(
                 model, problem.queries, setting.query, batch_size=256, seed=seed, stage=setting.query_stage
@@ -139,9 +139,9 @@ def through_kronfluence(problem: Problem, setting: Setting, stages: Stages) -> T
             train_batches = peers.draw_batches(
                 model, problem.train, setting.train, batch_size=256, seed=seed, stage=TRAIN_STAGE
             )
-            per_draw = peers.kronfluence_scores(
-                analyzer, peers.DrawPoints.one_image_each(query_batches, setting.query.count),
-                peers.DrawPoints.one_draw_each(train_batches), damping=problem.damping, batch_size=256,
+            per_draw = kronfluence_peer.kronfluence_scores(
+                analyzer, kronfluence_peer.DrawPoints.one_image_each(query_batches, setting.query.count),
+                kronfluence_peer.DrawPoints.one_draw_each(train_batches), damping=problem.damping, batch_size=256,
             )  # fmt: skip
             return per_draw.unflatten(1, (-1, setting.train.count)).mean(2) / len(problem.train)
 

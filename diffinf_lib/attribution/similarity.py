@@ -23,7 +23,7 @@ def pixel_distance_scores(train: ImageSet, queries: ImageSet) -> Float[Tensor, "
 
 @own_settings
 def gradient_dot_scores(queries: LayerGradients, train: LayerGradients) -> Float[Tensor, "Q N"]:
-    """∇m_q · ∇ℓ_n: influence with the identity for a curvature; arbitrary scale.
+    """∇m_q · ∇ℓ_n: influence with the identity for a curvature; arbitrary scale; float64, on the CPU.
 
     A rotation leaves dot products alone, so gradients in the eigenbasis serve as they are.
 
@@ -33,18 +33,18 @@ def gradient_dot_scores(queries: LayerGradients, train: LayerGradients) -> Float
     require(queries.keys() == train.keys(), "gradients: queries and training images are kept in different forms; a projection "
             "serves influence only, give another store format")  # fmt: skip
     parts = [queries[name].flatten(1).double() @ train[name].flatten(1).double().T for name in queries]
-    return torch.stack(parts).sum(0)
+    return torch.stack(parts).sum(0).cpu()
 
 
 @own_settings
 def gradient_cosine_scores(queries: LayerGradients, train: LayerGradients) -> Float[Tensor, "Q N"]:
-    """The cosine of the angle between ∇m_q and ∇ℓ_n; arbitrary scale."""
+    """The cosine of the angle between ∇m_q and ∇ℓ_n; arbitrary scale; float64, on the CPU."""
     return gradient_dot_scores(queries, train) / torch.outer(_norms(queries), _norms(train))
 
 
 def _norms(gradients: LayerGradients) -> Float[Tensor, "n"]:
     squares = [matrix.flatten(1).double().square().sum(1) for matrix in gradients.values()]
-    return torch.stack(squares).sum(0).sqrt()
+    return torch.stack(squares).sum(0).sqrt().cpu()
 
 
 @own_settings

@@ -47,7 +47,7 @@ def average_scores(
     checked("weighting", weighting, Weighting)
     shapes = {tuple(values.shape) for values in scores}
     require(len(shapes) == 1, f"scores of shapes {sorted(shapes)}: give the same queries and images at each checkpoint")
-    stacked = torch.stack([values.double() for values in scores])
+    stacked = torch.stack([values.double().cpu() for values in scores])
     require(bool(torch.isfinite(stacked).all()), "scores: some are NaN or infinite; score again", DataError)
     if weighting == "learning_rate":
         require(learning_rates is not None and len(learning_rates) == len(scores), f"learning_rates={learning_rates}: give one "

@@ -115,7 +115,7 @@ class _Calibration:
     def training(self, count: int) -> Callable[[], object]:
         batch = self.draws(count)
         parameters = list(self.model.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
+        optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=self.model.device.type in ("cuda", "cpu"))
         from diffusers.training_utils import EMAModel
 
         average = EMAModel(parameters, foreach=True)
