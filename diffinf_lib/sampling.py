@@ -170,7 +170,9 @@ def _one_batch(
     scheduler = model.process.scheduler(method)
     scheduler.set_timesteps(steps)
     generators = [keyed_generator("sample", seed) for seed in seeds]
-    state = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(model.device)
+    state = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(
+        model.device, model.dtype
+    )
     states = [state.cpu()] if 0 in kept else []
     guesses = []
     for done, time in enumerate(tqdm(scheduler.timesteps, desc="sample", disable=not progress), start=1):

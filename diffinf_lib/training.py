@@ -110,7 +110,7 @@ class _Trainer:
     def __init__(self, model: Denoiser, images: ImageSet, config: TrainingConfig, seed: int):
         self.model, self.images, self.config, self.seed = model, images, config, seed
         self.device = model.device
-        self.pixels, self.told = images.images.to(self.device), conditions_of(model, images) or {}
+        self.pixels, self.told = images.images.to(self.device, model.dtype), conditions_of(model, images) or {}
         self.parameters = _trainable(model)
         fused: dict[str, Any] = {"fused": True} if self.device.type in ("cuda", "cpu") else {}
         self.optimizer = torch.optim.AdamW(

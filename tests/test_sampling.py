@@ -1,12 +1,16 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, Process
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.sampling import sample, sample_states
+from diffinf_lib.training import train
 
 MODEL = build_model(get_preset("smoke").unet)
 SHAPE = (1, 8, 8)
@@ -67,3 +71,19 @@ def test_bad_requests_are_refused():
         sample(MODEL, 1, SHAPE, steps=1001)
     with pytest.raises(ConfigurationError, match="method"):
         sample(MODEL, 1, SHAPE, method="euler")
+
+
+def test_a_model_in_float64_is_sampled_and_trained_in_float64():
+    preset = get_preset("smoke")
+    exact = build_model(preset.unet).double()
+    samples = sample(exact, 2, SHAPE, steps=3)
+    assert samples.dtype == torch.float64
+    torch.testing.assert_close(
+        sample(MODEL, 2, SHAPE, method="ddim", steps=3).double(),
+        sample(exact, 2, SHAPE, method="ddim", steps=3),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    data = ImageSet(samples.float().clamp(-1, 1), torch.zeros(2).long(), torch.arange(2))
+    trained = train(exact, data, replace(preset.training, steps=2, batch_size=2, keep_ema_at=()), progress=False).model
+    assert trained.dtype == torch.float64
