@@ -78,7 +78,7 @@ for t, (mean, std) in followed.items():
 # diffusers computes the same schedule, and the library takes it from there; timesteps are counted from 0.
 
 # %% mystnb={"image": {"alt": "Two curves over the timesteps: the share of the image falls from one to nearly zero while the share of the noise rises to one"}, "figure": {"caption": "How much image and how much noise there is in $x_t$.", "name": "fig-schedule"}}
-torch.testing.assert_close(preset.process.alphas_cumprod, kept, rtol=1e-4, atol=1e-8)
+torch.testing.assert_close(di.Process().alphas_cumprod, kept, rtol=1e-4, atol=1e-8)
 di.figures.schedule_curves()
 
 # %% [markdown]
