@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, Process, conditions_of, require_denoiser
+from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.diffusion.elbo import nats_to_bits_per_dimension, nearest_levels
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.finite import first_not_finite, not_finite_at
@@ -109,7 +110,8 @@ def log_likelihood(
             batch = slice(start, start + batch_size)
             probes = _Probes(images.ids[batch], draw, images.shape, config, seed)
             here = {name: values[batch] for name, values in told.items()}
-            total[batch] += _log_density(model, states[batch], probes, config, here)
+            with evaluating(model):
+                total[batch] += _log_density(model, states[batch], probes, config, here)
     dimensions = math.prod(images.shape)
     return nats_to_bits_per_dimension(total / draws, dimensions) + math.log2(_bin_width(levels, dequantised))
 
@@ -225,12 +227,14 @@ LEAST_SIGNAL = 1e-12
 
 
 @lru_cache
+@own_settings
 def _known(process: Process) -> Float[Tensor, "T"]:
     """ᾱ_t of every timestep, the last ones no less than `LEAST_SIGNAL`."""
     return process.alphas_cumprod.clamp(min=LEAST_SIGNAL)
 
 
 @lru_cache
+@own_settings
 def angles(process: Process = Process()) -> Float[Tensor, "T"]:
     """φ_t with cos φ_t = √ᾱ_t, how far noising has turned the image into noise at every timestep; `[T]`, float64."""
     kept = _known(process)

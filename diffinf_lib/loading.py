@@ -56,6 +56,9 @@ def load_model(
     network_folder = _network_folder(folder, source)
     process = Process.of(process) if process is not None else _process_beside(network_folder, folder, source)
     model = Denoiser(load_network(network_folder), process, no_class=no_class).eval()
+    if learned_variance(model):
+        warnings.warn(f"model={source}: it predicts variances beside its target; the target is attributed, the variances are "
+                      "left alone", stacklevel=2)  # fmt: skip
     latent = [name for name in AUTOENCODERS if (folder / name / "config.json").exists()]
     if latent:
         warnings.warn(f"model={source}: a latent model, it denoises what its {latent[0]} makes of images; give encoded images",
@@ -82,6 +85,29 @@ def load_network(folder: Path | str) -> Any:
     return network.eval()
 
 
+def learned_variance(model: Denoiser) -> bool:
+    """Whether a network of diffusers gives a variance for each number of its output (Nichol & Dhariwal 2021)."""
+    config: Any = getattr(model.network, "config", {})
+    return "out_channels" in config and config["out_channels"] == 2 * config["in_channels"]
+
+
+def check_savable(model: Denoiser) -> None:
+    """Refuse a network that diffusers' layout cannot give back, before any work.
+
+    Raises:
+        ConfigurationError: it is none of diffusers, or holds tensors that its configuration does not, as adapters do.
+    """
+    network: Any = model.network
+    kind = type(network)
+    require(hasattr(network, "save_pretrained") and hasattr(kind, "from_config"), f"out: a {kind.__name__} is no network of "
+            "diffusers and cannot be read back from a folder; train without out= and keep its state_dict()")  # fmt: skip
+    with torch.device("meta"):
+        known = kind.from_config(network.config).state_dict().keys()
+    strange = sorted(network.state_dict().keys() ^ known)
+    require(not strange, f"out: {first_few(strange, 1)} is not of a plain {kind.__name__}, so a folder cannot give it back; "
+            "merge adapters first, or train without out=")  # fmt: skip
+
+
 def save_model(model: Denoiser, folder: Path | str) -> None:
     """Write network and process as a pipeline folder: what `load_model` and diffusers' `DDPMPipeline` read."""
     import diffusers
@@ -94,6 +120,8 @@ def save_model(model: Denoiser, folder: Path | str) -> None:
         shutil.copymode(
             folder / "unet" / "config.json", folder / "unet" / WEIGHTS
         )  # safetensors lets only the owner read
+        if learned_variance(model):
+            scheduler.register_to_config(variance_type="learned_range")
         scheduler.save_pretrained(folder / "scheduler")
         index = {
             "_class_name": "DDPMPipeline", "_diffusers_version": diffusers.__version__,
@@ -160,9 +188,12 @@ def _network_class(folder: Path) -> Any:
     import diffusers
 
     config = read_json(folder / "config.json")
-    name = config.get("_class_name", "UNet2DModel")
+    name = str(config.get("_class_name"))
     kind = getattr(diffusers, str(name), None)
     known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
+    embedded = config.get("class_embed_type")
+    require(embedded is None, f"{folder}: class_embed_type={embedded!r} wants conditions that images do not carry here; give a "
+            "model that is unconditional or conditioned on class labels")  # fmt: skip
     require(known, f"{folder}: its config.json is of {name!r}, which is no network of diffusers; give a UNet2DModel's folder, "
             "or build the network and give di.Denoiser(network, scheduler)", ConfigurationError)  # fmt: skip
     assert kind is not None

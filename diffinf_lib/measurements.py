@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawConfig, Objective, objective_batches, require_denoiser
+from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_draws_finite
 from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
@@ -193,7 +194,8 @@ def _means(
         model, images, draws, objectives[0], seed=seed, stage=MEASUREMENT_STAGE, batch_size=batch_size,
     )  # fmt: skip
     for batch in batches:
-        prediction = model.predict(batch)
+        with evaluating(model):
+            prediction = model.predict(batch)
         for total, objective in zip(totals, objectives, strict=True):
             shares = batch.weights.double() * objective.per_draw(prediction, batch, model.process).double()
             check_draws_finite(shares, model, batch, images.ids)

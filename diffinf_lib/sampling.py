@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from diffinf_lib.data import Trajectories
 from diffinf_lib.diffusion import Denoiser, SamplerName, require_denoiser
+from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.errors import first_few, require
 from diffinf_lib.options import Options, PositiveInt
 from diffinf_lib.randomness import keyed_generator
@@ -139,7 +140,8 @@ def _sampled(
     for start in range(0, len(seeds), batch_size):
         rows = slice(start, start + batch_size)
         here = {name: values[rows] for name, values in told.items()}
-        parts.append(_one_batch(model, seeds[rows], shape, method, steps, kept, here, progress))
+        with evaluating(model):
+            parts.append(_one_batch(model, seeds[rows], shape, method, steps, kept, here, progress))
     states, guesses = zip(*parts, strict=True)
     return torch.cat(states), torch.cat(guesses)
 

@@ -30,7 +30,7 @@ from diffinf_lib.artifacts.manifest import check_same, plain, stage
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, conditions_of, per_draw_loss, require_denoiser
 from diffinf_lib.errors import ConfigurationError, require
-from diffinf_lib.loading import load_model, save_model
+from diffinf_lib.loading import check_savable, load_model, save_model
 from diffinf_lib.options import NonNegativeFloat, Options, PositiveFloat, PositiveInt, Share
 from diffinf_lib.precision import Precision
 from diffinf_lib.randomness import keyed_generator, keyed_seed
@@ -189,7 +189,8 @@ def _trainable(model: Denoiser) -> list[torch.nn.Parameter]:
 def training_identity(model: Denoiser, images: ImageSet, config: TrainingConfig, seed: int) -> dict[str, Any]:
     """Everything the trained weights depend on, as plain values."""
     told = conditions_of(model, images) or {}
-    return {
+    frozen = [name for name, parameter in model.network.named_parameters() if not parameter.requires_grad]
+    return ({"frozen": frozen} if frozen else {}) | {
         "training": plain(config),
         "seed": seed,
         "initial_model": model.identity,
@@ -223,21 +224,27 @@ def train(
 
     Raises:
         ArtifactError: `out` holds a run of another configuration.
-        ConfigurationError: no images, labels that the network does not know, or `out` cannot be written.
+        ConfigurationError: no images, labels that the network does not know, nothing to train, or `out` cannot be written
+            or could not give the network back.
     """
     require_denoiser(model)
     require(len(images) > 0, "training needs at least one image; the set given is empty")
     require(config.drop_condition == 0 or model.no_class is not None, f"drop_condition={config.drop_condition}: this network "
             "has no label for no class; give di.Denoiser(network, process, no_class=...)")  # fmt: skip
+    require(
+        bool(_trainable(model)),
+        "training: no parameter of the network is trainable; unfreeze some with requires_grad_(True)",
+    )
     identity = training_identity(model, images, config, seed)
     if out is None:
         with _deterministic(config.precision):
             return _run(model, images, config, seed, None, identity, device, progress)
+    check_savable(model)
     folder = ensure_writable(out)
     with stage(folder, identity, name="model", force=force) as needed, _deterministic(config.precision):
         if needed:
             _run(model, images, config, seed, folder, identity, device, progress)
-    return load_training(folder, device, model.no_class)
+    return load_training(folder, device or model.device, model.no_class)
 
 
 @own_settings

@@ -341,3 +341,50 @@ def test_what_a_model_is_names_more_than_its_weights():
     assert Denoiser(made).identity != Denoiser(other).identity
     assert Denoiser(made).identity != Denoiser(made, Process(target="v")).identity
     assert Denoiser(made).identity == Denoiser(network(BUTTERFLIES)).identity
+
+
+def test_training_into_a_folder_is_refused_where_the_folder_could_not_give_it_back(tmp_path):
+    own = Denoiser(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)), DDPMScheduler())
+    config = TrainingConfig(steps=1, batch_size=2)
+    with pytest.raises(ConfigurationError, match="Sequential is no network of diffusers.*train without out="):
+        train(own, images(2), config, out=tmp_path / "own", progress=False)
+    frozen = Denoiser(network(BUTTERFLIES).requires_grad_(False), DDPMScheduler())
+    with pytest.raises(ConfigurationError, match="no parameter of the network is trainable"):
+        train(frozen, images(2), config, progress=False)
+    train(Denoiser(network(BUTTERFLIES), DDPMScheduler()), images(2), config, out=tmp_path / "a", progress=False)
+    frozen.network.conv_out.requires_grad_(True)
+    with pytest.raises(ArtifactError, match="made by another configuration: frozen"):
+        train(frozen, images(2), config, out=tmp_path / "a", progress=False)
+
+
+def test_settings_and_buffers_of_a_network_of_ones_own_are_part_of_what_it_is():
+    def made(factor, buffer):
+        own = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
+        torch.nn.init.ones_(own[0].weight)
+        torch.nn.init.zeros_(own[0].bias)
+        own.factor, own.config = factor, object()  # a configuration of its own kind, which nothing here reads
+        own.register_buffer("kept", torch.tensor(buffer), persistent=False)
+        return Denoiser(own, Process()).identity
+
+    assert made(1.0, 2.0) == made(1.0, 2.0)
+    assert made(1.0, 2.0) != made(3.0, 2.0) and made(1.0, 2.0) != made(1.0, 3.0)
+
+
+def test_times_that_are_not_timesteps_are_refused():
+    for scheduler in (
+        diffusers.EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction"),
+        FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+    ):
+        with pytest.raises(ConfigurationError, match="tells the network another time than is understood"):
+            Process.of(scheduler)
+
+
+def test_dropout_and_the_callers_autocast_have_no_part_in_what_is_measured_and_sampled():
+    model, data = Denoiser(network(BUTTERFLIES | {"dropout": 0.5}), DDPMScheduler()), images(2)
+    config = MeasurementConfig(draws=DrawConfig(4))
+    quiet, drawn = measure(model.eval(), data, config), sample(model, 1, (3, 8, 8), steps=2)
+    model.train()
+    assert torch.equal(measure(model, data, config), quiet) and model.training
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(measure(model, data, config), quiet)
+        assert torch.equal(sample(model, 1, (3, 8, 8), steps=2), drawn)

@@ -174,7 +174,7 @@ def influence(
     measurement = as_measurement(measurement)
     shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     query_config = query_gradient_config(measurement, seed, query_draws)
-    curvature = curvature.to(model.device)
+    curvature = curvature.to(require_denoiser(model).device)
     query_shards = gradient_shards(model, curvature, queries, query_config, store=query_store, **shared)
     kept = KeptQueries(
         (gradients for _, gradients in together(query_shards)), curvature, inverses, query_format, train_format
@@ -218,6 +218,8 @@ def influence_by_timestep(
     require(0 < bins <= timesteps, f"bins={bins}: give a number from 1 to {timesteps}")
     require(isinstance(damping, Real), f"damping={damping}: give one number here")
     measurement = as_measurement(measurement)
+    check_dampings(damping)
+    curvature.check_approximations([approximation])
     edges = [round(index * timesteps / bins) for index in range(bins + 1)]
     parts = []
     for low, high in zip(edges, edges[1:], strict=False):

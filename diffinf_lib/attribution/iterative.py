@@ -36,7 +36,7 @@ from diffinf_lib.curvature import (
 from diffinf_lib.curvature.blocks import joined_from_blocks
 from diffinf_lib.curvature.layers import Covers
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, check_draws, objective_batches
+from diffinf_lib.diffusion import Denoiser, DrawConfig, check_draws, objective_batches, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
@@ -111,7 +111,8 @@ def iterative_influence(
         require(len(images) > 0, f"{name}: there are no images; give at least one")
     measured = as_measurement(measurement)
     shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    curvature = curvature.to(next(model.parameters()).device)
+    curvature.check_approximations([approximation])
+    curvature = curvature.to(require_denoiser(model).device)
     config = GradientConfig(measured.measured_draws, MEASUREMENT_STAGE, seed, objective=measured.objective)
     gradients = all_gradients(gradient_shards(model, curvature, queries, config, store=query_store, **shared))
     ggn = training_ggn(model, train, ggn_draws, seed=seed, batch_size=ggn_batch_size, covers=curvature.covers)

@@ -31,6 +31,7 @@ from diffinf_lib.diffusion import DrawConfig, Objective
 from diffinf_lib.diffusion.objectives import ObjectiveName
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.gradients import GradientConfig, LayerGradients
+from diffinf_lib.settings import own_settings
 
 Score = Callable[[AttributionTask, Sequence[float]], Float[Tensor, "D Q N"]]
 Scale = Literal["change", "arbitrary"]
@@ -94,6 +95,7 @@ class Method:
     def __post_init__(self) -> None:
         require(self.default in self.grid, f"{self.name}: default {self.default} is not in its grid {self.grid}")
 
+    @own_settings
     def __call__(self, task: AttributionTask, options: float | Sequence[float] | None = None) -> Float[Tensor, "D Q N"]:
         """Scores of the task's training images for its queries, at the default or the given options.
 
@@ -229,7 +231,9 @@ def conjugate_gradients_at(
 ) -> Float[Tensor, "D Q N"]:
     """Influence on the exact GGN of one checkpoint after each given number of steps, EK-FAC as preconditioner."""
     most = int(max(iterations))
-    ggn = training_ggn(at.model, task.train, GGN_DRAWS, seed=task.seed, batch_size=GGN_BATCH)
+    ggn = training_ggn(
+        at.model, task.train, GGN_DRAWS, seed=task.seed, batch_size=GGN_BATCH, covers=at.curvature.covers
+    )
     path = solution_path(
         at.model, task.use_curvature(at), ggn, task.query_gradients(at=at), damping=GGN_DAMPING, iterations=most
     )
@@ -250,7 +254,9 @@ def _conjugate_gradients_along(task: AttributionTask, options: Sequence[float]) 
 
 def _neumann(task: AttributionTask, options: Sequence[float]) -> Tensor:
     final, train = task.final, task.train
-    ggn = training_ggn(final.model, train, GGN_DRAWS, seed=task.seed, batch_size=GGN_BATCH)
+    ggn = training_ggn(
+        final.model, train, GGN_DRAWS, seed=task.seed, batch_size=GGN_BATCH, covers=final.curvature.covers
+    )
     curvature, queries = task.use_curvature(), task.query_gradients()
     solved = [
         solved_queries(

@@ -231,7 +231,9 @@ class Passes:
                     vectors = vectors * signs.to(vectors).view(1, -1, 1, 1, 1)
                 for index, vector in enumerate(vectors):
                     last = index == len(vectors) - 1
-                    found = torch.autograd.grad(prediction, parameters, vector, retain_graph=not last)
+                    found = torch.autograd.grad(
+                        prediction, parameters, vector, retain_graph=not last, materialize_grads=True
+                    )
                     totals[index] = (
                         [a + b for a, b in zip(totals[index], found, strict=True)] if index in totals else list(found)
                     )

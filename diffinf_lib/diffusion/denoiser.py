@@ -5,7 +5,8 @@ on one whose meaning was not read. `load_model` reads both from a folder or a hu
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +17,7 @@ from diffinf_lib.artifacts.files import tensor_digest
 from diffinf_lib.diffusion.draws import DrawBatch
 from diffinf_lib.diffusion.process import Process
 from diffinf_lib.errors import ConfigurationError, require
-from diffinf_lib.precision import in_full_precision
+from diffinf_lib.precision import in_full_precision, matrix_precision
 from diffinf_lib.shapes import Images, PerDraw, Timesteps
 
 Conditions = Mapping[str, Tensor]
@@ -55,8 +56,9 @@ class Denoiser(nn.Module):
         self.network, self.process = in_full_precision(network), Process.of(process)
         self.classes = _classes(network) if classes is None else classes
         self.no_class = no_class
-        require(no_class is None or 0 <= no_class < self.classes, f"no_class={no_class}: give a label from 0 to "
-                f"{self.classes - 1}, one of the network's {self.classes} classes")  # fmt: skip
+        rows = self.classes + ("num_embeds_ada_norm" in _config(network))  # a DiT keeps one more, for no class
+        require(no_class is None or 0 <= no_class < rows, f"no_class={no_class}: give a label from 0 to {rows - 1}, one that "
+                f"the network has a row for")  # fmt: skip
 
     @property
     def device(self) -> torch.device:
@@ -76,14 +78,15 @@ class Denoiser(nn.Module):
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that what is computed with this model depends on of it, as plain values."""
-        config = dict(getattr(self.network, "config", {}))
-        return {
+        config, tensors = _config(self.network), self.network.state_dict()
+        tensors |= {name: buffer for name, buffer in self.network.named_buffers() if name not in tensors}
+        return ({} if config else {"settings": _settings(self.network)}) | {
             "network": type(self.network).__name__,
             "structure": str(self.network),
             "config": json.loads(json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, default=str)),
             "process": json.loads(json.dumps(asdict(self.process))),
             "classes": [self.classes, self.no_class],
-            "weights": tensor_digest(*self.network.state_dict().values()),
+            "weights": tensor_digest(*tensors.values()),
         }
 
     def forward(self, noisy: Images, timesteps: Timesteps, **conditions: Tensor) -> Images:
@@ -113,11 +116,41 @@ class Denoiser(nn.Module):
         return self(batch.state, batch.timesteps, **(batch.conditions or {}))
 
 
+def _config(network: nn.Module) -> Mapping[str, Any]:
+    """What a network of diffusers was built from; empty for others, whose `config` may be anything."""
+    config = getattr(network, "config", None)
+    return config if isinstance(config, Mapping) else {}
+
+
+def _settings(network: nn.Module) -> dict[str, str]:
+    """Plain attributes of a network of one's own, which its output may depend on as on its weights."""
+    plain = (bool, int, float, complex, str, tuple, list, dict, type(None))
+    return {
+        f"{name}.{key}": repr(value)
+        for name, module in network.named_modules()
+        for key, value in vars(module).items()
+        if not key.startswith("_") and key != "training" and isinstance(value, plain)
+    }
+
+
 def _classes(network: nn.Module) -> int:
     """Number of classes that a diffusers network is told apart by; 0 where it has none."""
-    config = getattr(network, "config", {})
+    config = _config(network)
     counts = (config.get(name) for name in ("num_class_embeds", "num_embeds_ada_norm"))
     return next((int(count) for count in counts if count is not None), 0)
+
+
+@contextmanager
+def evaluating(model: Denoiser) -> Iterator[None]:
+    """Eval mode (no dropout) and float32 matrix products; the model's and the caller's settings are put back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with matrix_precision("float32", model.device):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def require_denoiser(model: Any) -> Denoiser:

@@ -197,6 +197,7 @@ def _timesteps(
 
 
 @lru_cache
+@own_settings
 def timestep_probabilities(config: DrawConfig, process: Process = Process()) -> Float[Tensor, "T"]:
     """p(t), how often each timestep is drawn: `[T]`, float64, sums to 1.
 
@@ -222,6 +223,7 @@ def elbo_weights(process: Process = Process()) -> Float[Tensor, "T"]:
 
     For noise it is β_t / (2 α_t (1 − ᾱ_t)). `[T]`, float64.
     """
+    process.check_solvable()
     here = process.coefficients
     before = torch.cat([here.signal.new_ones(1), here.signal[:-1]])
     return before.square() * added_variances(process) / (2 * (here.noise * here.determinant).square())

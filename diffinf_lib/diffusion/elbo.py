@@ -14,6 +14,7 @@ from torch import Tensor
 from diffinf_lib.diffusion.process import Process, at_timesteps
 from diffinf_lib.diffusion.reverse import normal_log_density, posterior_variance
 from diffinf_lib.errors import require
+from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, PerDraw, PerExample, Timesteps
 
 
@@ -55,6 +56,7 @@ def elbo_terms(
 
 
 @lru_cache
+@own_settings
 def kl_weights(process: Process = Process()) -> Float[Tensor, "T"]:
     """½ (SNR_{t−1} − SNR_t) n_t² / D_t², the weight of ‖y − y_θ‖² in KL_t, with SNR = s² / n²; `[T]`, float64.
 

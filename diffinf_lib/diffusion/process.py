@@ -17,7 +17,6 @@ Image and noise come back from a state and a target by solving the two equations
 x = (b_t x_t − n_t y_t) / D_t and ε = (s_t y_t − a_t x_t) / D_t.
 """
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.artifacts.files import read_json
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 from diffinf_lib.settings import own_settings
@@ -101,6 +101,10 @@ class Process(Options):
             return scheduler
         name, config = type(scheduler).__name__, dict(getattr(scheduler, "config", {}))
         kind = config.get("prediction_type", "epsilon")
+        for option, usual in (("timestep_type", "discrete"), ("invert_sigmas", False)):
+            found = config.get(option, usual)
+            require(found == usual, f"{name}: {option}={found!r} tells the network another time than is understood here; give "
+                    "process=di.Process(...) if its states are those")  # fmt: skip
         if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
             return _flow(name, config)
         require(hasattr(scheduler, "alphas_cumprod"), f"{name}: its process is not understood here; give a scheduler with "
@@ -115,14 +119,20 @@ class Process(Options):
         """The process of a saved scheduler, from the folder of its `scheduler_config.json`."""
         import diffusers
 
-        config = json.loads((Path(folder) / SCHEDULER_CONFIG).read_text())
-        name = config.get("_class_name", "DDPMScheduler")
+        config = read_json(Path(folder) / SCHEDULER_CONFIG)
+        name = str(config.get("_class_name"))
         kind = getattr(diffusers, name, None)
-        require(
-            kind is not None, f"{folder}: its scheduler {name!r} is none of diffusers; give process=di.Process(...)"
-        )
+        known = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+        require(known, f"{folder}: its scheduler {name!r} is none of diffusers; give process=di.Process(...)")
         assert kind is not None
-        return Process.of(kind.from_config({key: value for key, value in config.items() if not key.startswith("_")}))
+        options = {key: value for key, value in config.items() if not key.startswith("_")}
+        try:
+            return Process.of(kind.from_config(options))
+        except (NotImplementedError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigurationError(
+                f"{folder}: diffusers cannot make its {name} ({reason}); give process=di.Process(...)"
+            ) from None
 
     @property
     def is_flow(self) -> bool:

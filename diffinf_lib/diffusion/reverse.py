@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffinf_lib.diffusion.process import Process, at_timesteps
 from diffinf_lib.errors import require
+from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, PerDraw, Timesteps
 
 
@@ -24,6 +25,7 @@ def _before(process: Process) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
 
 
 @lru_cache
+@own_settings
 def added_variances(process: Process = Process()) -> Float[Tensor, "T"]:
     """n_t² − (s_t / s_{t−1})² n_{t−1}², the variance that the forward process adds at t, β_t in DDPM; `[T]`, float64."""
     (signal, noise), (signal_before, noise_before) = process.coefficients[:2], _before(process)
@@ -31,6 +33,7 @@ def added_variances(process: Process = Process()) -> Float[Tensor, "T"]:
 
 
 @lru_cache
+@own_settings
 def posterior_variance(process: Process = Process()) -> Float[Tensor, "T"]:
     """β̃_t = β_t n_{t−1}² / n_t², the variance of x_{t−1} given x_t and the image; `[T]`, float64.
 

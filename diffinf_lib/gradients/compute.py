@@ -113,7 +113,7 @@ def _mean_gradient(
         with differentiable(model, layers), matrix_precision(config.precision, batch.images.device):
             losses = objective_values(model, batch, config.objective) * batch.weights
             check_draws_finite(losses, model, batch, image.ids)
-            gradients = torch.autograd.grad(losses.sum() / config.draws.count, parameters)
+            gradients = torch.autograd.grad(losses.sum() / config.draws.count, parameters, materialize_grads=True)
         total = list(gradients) if total is None else [a.add_(b) for a, b in zip(total, gradients, strict=True)]
     if total is None:
         total = [torch.zeros_like(parameter) for parameter in parameters]
