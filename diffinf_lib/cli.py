@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code: 0, or 2 for bad input, or 130 when interrupted."""
     _print_in_any_encoding()
     try:
-        options = _parser().parse_args(arguments)
+        options = _parsed(arguments)
         with _short_warnings(), room_needed("output"):
             options.command(options)
             sys.stdout.flush()
@@ -38,6 +38,17 @@ def _print_in_any_encoding() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; files to explain may stand after options too, where argparse would leave them over."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (options.command is not _attribute or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.queries = [*options.queries, *rest]
+    return options
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 from diffinf_lib import errors
 from diffinf_lib.artifacts import project_root
 from diffinf_lib.errors import ConfigurationError, DiffinfError, require
+from diffinf_lib.options import PositiveInt, checked
 
 
 def templates_root() -> Path:
@@ -27,6 +28,12 @@ def template_path(name: str) -> Path:
     return path
 
 
+COUNTS: dict[str, Any] = {
+    "seed": int, "shard": int, "subsets": PositiveInt, "seeds": PositiveInt, "shards": PositiveInt, "threads": PositiveInt,
+}  # fmt: skip
+"""Parameters that every template that has them takes as whole numbers."""
+
+
 def known_parameters(name: str) -> list[str]:
     """The names of a template's parameters."""
     path = str(template_path(name))
@@ -42,10 +49,12 @@ def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
         ConfigurationError: an unknown parameter; the message lists those there are.
     """
     known = known_parameters(name)
-    for parameter in parameters:
+    for parameter, value in parameters.items():
         require(
             parameter in known, f"parameter={parameter!r}: {name} has none of that name; give one of {', '.join(known)}"
         )
+        if parameter in COUNTS and value is not None:
+            checked(parameter, value, COUNTS[parameter])
 
 
 def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progress: bool = True) -> Path:

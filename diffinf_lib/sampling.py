@@ -172,9 +172,8 @@ def _one_batch(
     scheduler = model.process.scheduler(method)
     scheduler.set_timesteps(steps)
     generators = [keyed_generator("sample", seed) for seed in seeds]
-    state = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(
-        model.device, model.dtype
-    )
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    state = noise.to(model.device, model.dtype)
     states = [state.cpu()] if 0 in kept else []
     guesses = []
     for done, time in enumerate(tqdm(scheduler.timesteps, desc="sample", disable=not progress), start=1):

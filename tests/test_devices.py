@@ -159,7 +159,7 @@ def _(s):
 
 @work("operator", "ggn", "hessian", "empirical_fisher")
 def _(s, kind):
-    return operators.to_dense(getattr(di, f"{kind}_operator")(s.model, s.batches()))
+    return operators.to_dense(getattr(di.curvature, f"{kind}_operator")(s.model, s.batches()))
 
 
 @work("operator-per-example")
@@ -557,7 +557,7 @@ def test_what_a_gpu_allows_is_allowed():
 
 FORGOTTEN = [
     (draws, "_batch", "drawn.noise.to(images)", "drawn.noise.to(images.dtype)", "fit-ekfac"),
-    (sampling, "_one_batch", ".to(model.device)", "", "sample-ddpm"),
+    (sampling, "_one_batch", ".to(model.device, model.dtype)", "", "sample-ddpm"),
     (likelihood, "_log_density", "images.to(model.device, torch.float64)", "images.double()", "log-likelihood-rk4-hutchinson"),
 ]  # fmt: skip
 

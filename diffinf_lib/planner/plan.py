@@ -109,6 +109,8 @@ def estimate(
     Raises:
         ConfigurationError: the number of images cannot be known without a download, or a rate is not positive.
     """
+    for name, value in (("train_count", train_count), ("query_count", query_count)):
+        require(value is None or value > 0, f"{name}={value}: give a positive number")
     rate = flops_per_second
     require(rate is None or (math.isfinite(rate) and rate > 0), f"flops_per_second={rate}: give a positive number, such "
             "as 20e12")  # fmt: skip

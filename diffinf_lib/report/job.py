@@ -28,8 +28,10 @@ from diffinf_lib.artifacts import (
     write_json,
     write_tensors,
 )  # fmt: skip
+from diffinf_lib.artifacts.manifest import MANIFEST
 from diffinf_lib.curvature import Curvature, CurvatureConfig, fit_curvature
 from diffinf_lib.data import ImageSet, read_image_folder
+from diffinf_lib.data.files import NO_CLASS
 from diffinf_lib.diffusion import Denoiser, DrawConfig
 from diffinf_lib.errors import ArtifactError, DataError, first_few, require
 from diffinf_lib.loading import load_model
@@ -117,6 +119,7 @@ def attribute(
         seed=seed,
         generate=generate,
     )
+    require(len(train.names) > 1, f"images={images}: {len(train.names)} image; give two or more, to compare", DataError)
     named = None if asked is None else _read(asked, shape)
     named = None if named is None else _of_same_classes(named, train)
     _check_classes(network, train, named)
@@ -139,14 +142,19 @@ def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
         ConfigurationError: its configuration names no size, and none is given.
     """
     config: Any = getattr(model.network, "config", {})
-    size = image_size or config.get("sample_size")
+    size = config.get("sample_size") if image_size is None else image_size
     require(
         size is not None, "image_size: the network's configuration names no sample_size; give one (--image-size 32)"
     )
     sides = (size, size) if isinstance(size, int) else tuple(size)
     require(sides[0] == sides[1], f"sample_size={size}: images are read as squares; give image_size (--image-size)")
     require(sides[0] > 0, f"image_size={size}: give a positive number")
-    return (config.get("in_channels", 3), sides[0], sides[1])
+    multiple = 2 ** (len(config.get("block_out_channels", (0,))) - 1)
+    require(sides[0] % multiple == 0, f"image_size={sides[0]}: the network takes multiples of {multiple}")
+    channels = config.get("in_channels", 3)
+    require(channels in (1, 3), f"model: it takes {channels} channels, latents perhaps; grey or RGB images are read here: "
+            "score encoded images with di.fit_curvature and di.influence")  # fmt: skip
+    return (channels, sides[0], sides[1])
 
 
 def _read(source: Source | Sequence[Source], shape: ImageShape) -> Named:
@@ -173,7 +181,10 @@ def _check_classes(model: Denoiser, train: Named, queries: Named | None) -> None
         missing = [name for name, label in zip(named.names, named.images.labels.tolist(), strict=True) if label < 0]
         require(not missing, f"{what}: the network is told the class of each image, {first_few(missing)} have none; give them "
                 "in folders named as the classes of the training images", DataError)  # fmt: skip
-    require(len(train.class_names) <= (model.classes or 0), f"images: {len(train.class_names)} classes (folders), the network "
+    require(train.class_names != (NO_CLASS,), "images: the network is told the class of each image, and the folder has no "
+            "class folders; give CLASS/*", DataError)  # fmt: skip
+    known = {model.classes, model.classes - (model.no_class is not None)}
+    require(len(train.class_names) in known, f"images: {len(train.class_names)} classes (folders), the network "
             f"knows {model.classes}; give the images that it was trained on", DataError)  # fmt: skip
 
 
@@ -226,6 +237,8 @@ class _Job:
         """Compare with what is in the folder, fit sizes to the machine, tell the plan, and write down what is to be made."""
         record, path = self.record(), self.folder / CONFIG
         found = read_json(path) if path.exists() else None
+        ours = found is None or (isinstance(found, dict) and {"asked", "sizes", "planned"} <= found.keys())
+        require(ours, f"out={self.folder}: its {CONFIG} is not a report's; give another folder", ArtifactError)
         if found is not None and found["asked"] != record:
             if not self.force:
                 check_same(found["asked"], record, self.folder)
@@ -250,7 +263,10 @@ class _Job:
         stale = ["samples", "scores", "gradients/queries"]
         stale += [] if _base(found) == _base(asked) else ["curvature", "gradients"]
         for name in stale:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            folder = self.folder / name
+            parts = [folder] if (folder / MANIFEST).exists() else [path.parent for path in folder.glob(f"*/{MANIFEST}")]
+            for part in parts:  # a folder without a manifest is none of ours
+                shutil.rmtree(part)
 
     # --- stages
 

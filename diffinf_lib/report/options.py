@@ -63,7 +63,11 @@ def options_for(
     measurement = as_measurement(measurement)
     require(measurement.differentiable and not measurement.objective.on_trajectories, f"measurement={measurement.name!r}: it "
             "cannot be attributed to images from files; give loss or elbo")  # fmt: skip
-    rule = draws if isinstance(draws, DrawConfig) else DrawConfig(draws or 64, timesteps="signal", shared=True)
+    rule = (
+        draws
+        if isinstance(draws, DrawConfig)
+        else DrawConfig(64 if draws is None else draws, timesteps="signal", shared=True)
+    )
     return Options(tuple(check_dampings(damping)), rule, curvature or curvature_for(count), measurement, seed, generate)
 
 

@@ -18,6 +18,7 @@ def check_sources(
         DataError: a folder or file is not there.
     """
     asked = _listed(queries or [])
+    require(str(out) != "", "out='': give a folder, . for the current directory")
     require(generate >= 0, f"generate={generate}: give a positive number")
     require(bool(asked) != bool(generate), "queries: give a folder or files to explain, or generate=16 (--generate 16) for "
             "samples of the model; one of the two")  # fmt: skip
@@ -34,7 +35,11 @@ def _listed(sources: Source | Sequence[Source]) -> list[Source]:
 
 
 def _check_apart(out: Path, source: Source) -> None:
-    """A report inside a folder of images would be read as images the next time."""
+    """A report inside a folder of images would be read as images the next time, and images inside a report deleted with it."""
+    below, there = Path(source).expanduser().resolve(), out.expanduser().resolve()
+    for name in ("samples", "scores", "curvature", "gradients"):
+        require(not below.is_relative_to(there / name), f"out={out}: {source} lies where the report keeps its {name}; give "
+                "another folder")  # fmt: skip
     inside = out.expanduser().resolve().is_relative_to(Path(source).expanduser().resolve())
     require(not inside, f"out={out}: it lies inside {source}, and its pictures would be read as images of it; give another "
             "folder")  # fmt: skip

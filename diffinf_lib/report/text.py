@@ -28,7 +28,7 @@ def escaped(name: str) -> str:
 def cell(name: str) -> str:
     """A name for a spreadsheet, where one that begins like a formula would be run: `./=name` is the same file."""
     shown = readable(name)
-    return f"./{shown}" if shown.lstrip()[:1] in _SPREADSHEET_FORMULA else shown
+    return f"./{shown}" if shown.lstrip().startswith(tuple(_SPREADSHEET_FORMULA)) else shown
 
 
 def script_json(value: Any) -> str:

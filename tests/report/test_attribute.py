@@ -111,6 +111,39 @@ def test_other_options_are_refused_by_name_and_taken_with_force(sources, tmp_pat
     torch.testing.assert_close(second.scores, attributed(sources, tmp_path / "fresh", damping=1e-6).scores)
 
 
+def test_nothing_of_the_users_is_deleted(sources, tmp_path, capsys):
+    """Neither queries where a report keeps its own samples, nor a folder that is no report's."""
+    (tmp_path / "samples").mkdir()
+    mine = tmp_path / "samples" / "mine.png"
+    mine.write_bytes((sources / "asked" / "14.png").read_bytes())
+    with pytest.raises(di.DiffinfError, match="lies where the report keeps its samples"):
+        di.attribute(sources / "pipeline", sources / "photos", tmp_path / "samples", tmp_path, **QUICK)
+    attributed(sources, tmp_path)
+    attributed(sources, tmp_path, damping=1e-6, force=True)
+    assert mine.exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"a": 1}')
+    with pytest.raises(ArtifactError, match="its config.json is not a report's"):
+        attributed(sources, tmp_path / "other")
+
+
+def test_files_to_explain_may_stand_after_options(sources, tmp_path, capsys):
+    words = [
+        "attribute",
+        str(sources / "pipeline"),
+        str(sources / "photos"),
+        "--out",
+        str(tmp_path / "r"),
+        "--draws",
+        "8",
+    ]
+    assert main([*words, str(sources / "asked" / "14.png"), str(sources / "asked" / "15.png")]) == 0
+    assert {row.split(",")[0] for row in (tmp_path / "r" / "scores.csv").read_text().splitlines()[1:]} == {
+        "14.png",
+        "15.png",
+    }
+
+
 def test_without_a_store_and_with_sketches(sources, report, tmp_path, monkeypatch):
     """What a large job does gives the same scores to the store's precision, and finds the same copies."""
     monkeypatch.setattr(plan, "STORE_SHARE", 0.0)

@@ -23,6 +23,7 @@ def test_what_cannot_be_seen_is_written_out():
 
 
 def test_a_spreadsheet_runs_no_name():
+    assert cell("") == ""
     for name in ("=1+1.png", "+1.png", "-1.png", "@x.png", " =1.png"):
         assert cell(name) == f"./{name}"
     assert cell("cats/=1.png") == "cats/=1.png"
