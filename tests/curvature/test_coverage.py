@@ -389,3 +389,35 @@ def test_reparametrised_layers_are_refused_until_frozen(wrap):
     dense = torch.block_diag(*(layer.block("ekfac") for layer in curvature.layers.values()))
     inverse = torch.linalg.inv(dense + 1e-3 * torch.eye(len(dense), dtype=torch.float64))
     torch.testing.assert_close(scores, measured @ inverse @ losses.T / 3, rtol=1e-8, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["cg", "neumann"])
+def test_methods_that_iterate_follow_what_the_curvature_covers(name):
+    """A base that is thawed after the fit changes no score."""
+    model, train, queries = lora_unet(), images(3, 4), images(2, 4, seed=1)
+    curvature = fit_curvature(model, train, CurvatureConfig(draws=DRAWS))
+    at = di.attribution.Checkpoint("final", model, curvature)
+    task = di.attribution.AttributionTask(at, train, queries, MEASUREMENT, DRAWS)
+    before = di.get_method(name)(task)
+    model.requires_grad_(True)
+    torch.testing.assert_close(di.get_method(name)(task), before, rtol=1e-9, atol=0)
+
+
+class WithUnusedHead(nn.Module):
+    """A layer that runs, and whose output goes nowhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 1)
+
+    def forward(self, noisy, timesteps):
+        self.unused(noisy)
+        return self.used(noisy)
+
+
+def test_a_layer_that_does_not_reach_the_output_has_no_part_in_scores():
+    torch.manual_seed(0)
+    model, train = Denoiser(WithUnusedHead()).double(), images(3, 4)
+    curvature = fit_curvature(model, train, CurvatureConfig(draws=DRAWS))
+    (shard,) = gradient_shards(model, curvature, train, GradientConfig(DrawConfig(12)))
+    assert not bool(shard[1]["unused"].any()) and bool(shard[1]["used"].any())

@@ -212,3 +212,8 @@ def test_shared_draws_keep_what_examples_have_in_common_out_of_their_differences
 def test_bad_configurations_are_refused(arguments, said):
     with pytest.raises(ConfigurationError, match=said):
         DrawConfig(**arguments)
+
+
+def test_the_elbo_s_weights_of_noise_that_says_nothing_are_refused():
+    with pytest.raises(ConfigurationError, match="such a model is trained with target='v'"):
+        timestep_probabilities(DrawConfig(timesteps="elbo"), Process(zero_terminal_snr=True))
