@@ -55,7 +55,9 @@ def test_bytes_are_those_of_a_real_run(tmp_path):
 
 def test_trajectories_are_planned_and_sampled_where_something_is_measured_along_them(tmp_path):
     preset = replace(
-        SMOKE, sampling=di.sampling.SamplingConfig(count=3, steps=20), process=di.Process(timesteps=20, beta_end=0.3)
+        SMOKE,
+        sampling=di.configuration.SamplingConfig(count=3, steps=20),
+        process=di.Process(timesteps=20, beta_end=0.3),
     )
     along = replace(preset, further_measurements=(di.MeasurementConfig("trajectory_log_prob"),))
     sizes = []
@@ -69,7 +71,7 @@ def test_trajectories_are_planned_and_sampled_where_something_is_measured_along_
     for name in ("cifar2", "cifar10", "cifar2deq", "artbench10", "cifar2-small", "cifar2-tiny"):
         assert not di.get_preset(name).measures_trajectories
     assert di.get_preset("digits").measures_trajectories
-    short = replace(along, sampling=di.sampling.SamplingConfig(count=3, steps=10))
+    short = replace(along, sampling=di.configuration.SamplingConfig(count=3, steps=10))
     assert not short.measures_trajectories and "trajectories" not in str(planned(short))
 
 

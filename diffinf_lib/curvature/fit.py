@@ -21,7 +21,7 @@ from diffinf_lib.artifacts import (
     write_tensors,
 )
 from diffinf_lib.artifacts.manifest import check_same
-from diffinf_lib.curvature.config import CurvatureConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig
 from diffinf_lib.curvature.ekfac import LayerCurvature, eigenbasis
 from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.curvature.kfac import KroneckerFactors
@@ -29,7 +29,7 @@ from diffinf_lib.curvature.labels import KeyedRandomness
 from diffinf_lib.curvature.layers import GRADIENTS_NOT_FINITE, Covers, check_finite
 from diffinf_lib.curvature.passes import AddGroup, Passes, Sums, check_products
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, conditions_of, objective_batches
+from diffinf_lib.diffusion import Denoiser, conditions_of, objective_batches
 from diffinf_lib.errors import require
 from diffinf_lib.precision import matrix_precision
 from diffinf_lib.settings import own_settings

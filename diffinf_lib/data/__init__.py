@@ -2,11 +2,12 @@
 
 import warnings
 
+from diffinf_lib.configuration import DatasetConfig
 from diffinf_lib.data.artbench import artbench_dataset
 from diffinf_lib.data.cifar import cifar_dataset
 from diffinf_lib.data.digits import digits_dataset
 from diffinf_lib.data.folder import FolderImages, image_folder, read_image_folder
-from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet, to_unit_range
+from diffinf_lib.data.images import Dataset, ImageSet, to_unit_range
 from diffinf_lib.data.trajectories import Trajectories
 from diffinf_lib.errors import first_few, require
 from diffinf_lib.settings import own_settings
@@ -52,7 +53,6 @@ def load_dataset(config: DatasetConfig | str) -> Dataset:
 
 __all__ = [
     "Dataset",
-    "DatasetConfig",
     "FolderImages",
     "ImageSet",
     "Trajectories",

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.artifacts.files import file_digest
+from diffinf_lib.configuration import DatasetConfig
 from diffinf_lib.data.files import NO_CLASS, FolderFiles, ImageFile, list_images, natural_key, readable
-from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet
+from diffinf_lib.data.images import Dataset, ImageSet
 from diffinf_lib.data.reading import read_images
 from diffinf_lib.data.selection import even_shares, order_by_id, random_order, select, take
 from diffinf_lib.errors import DataError, first_few, require

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 from diffinf_lib.attribution.influence import SHARD_BYTES
-from diffinf_lib.compression import StoreFormat, stored_bytes
+from diffinf_lib.compression import stored_bytes
+from diffinf_lib.configuration import DrawConfig, StoreFormat
 from diffinf_lib.data import load_dataset
-from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.measurements import forward_passes
 from diffinf_lib.planner.network import NetworkCount, Pass

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.artifacts import read_json, write_bundle
+from diffinf_lib.configuration import MeasurementConfig
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError, require
-from diffinf_lib.measurements import MeasurementConfig, measure_all
+from diffinf_lib.measurements import measure_all
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.model import measured_queries

@@ -19,12 +19,13 @@ from diffinf_lib.artifacts import (
     run_folder,
     write_json,
 )
+from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import Dataset, ImageSet, load_dataset
 from diffinf_lib.errors import require
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import Preset
 from diffinf_lib.runs.kept import Kept
-from diffinf_lib.training import TrainingConfig, TrainingResult, train
+from diffinf_lib.training import TrainingResult, train
 
 CONFIG = "config.json"
 Held = TypeVar("Held")

@@ -5,12 +5,11 @@ from dataclasses import replace
 
 from diffinf_lib.attribution.task import AttributionTask, Checkpoint
 from diffinf_lib.attribution.trajectory import split_draws
-from diffinf_lib.curvature import CurvatureConfig
+from diffinf_lib.configuration import CurvatureConfig, MeasurementConfig
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.loading import load_model
-from diffinf_lib.measurements import MeasurementConfig
 from diffinf_lib.runs.attribution import fitted
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.run import Run
