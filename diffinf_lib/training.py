@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffinf_lib.artifacts.comparison import check_same, plain
 from diffinf_lib.artifacts.files import (
     ensure_writable,
     read_arrays,
@@ -26,7 +27,7 @@ from diffinf_lib.artifacts.files import (
     write_arrays,
     write_tensors,
 )
-from diffinf_lib.artifacts.manifest import check_same, plain, stage
+from diffinf_lib.artifacts.manifest import stage
 from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, conditions_of, per_draw_loss, require_denoiser

@@ -8,15 +8,17 @@ from diffinf_lib.configuration.curvature import (
     Sharing,
 )
 from diffinf_lib.configuration.dampings import check_dampings
-from diffinf_lib.configuration.datasets import DatasetConfig
+from diffinf_lib.configuration.datasets import DATASETS, DatasetConfig
 from diffinf_lib.configuration.draws import DrawConfig, TimestepRule, check_draws
 from diffinf_lib.configuration.likelihood import LikelihoodConfig
 from diffinf_lib.configuration.measurements import (
     MeasurementConfig,
     MeasurementName,
+    QuerySet,
     as_measurement,
     proxy_sign,
 )
+from diffinf_lib.configuration.methods import MethodName
 from diffinf_lib.configuration.objectives import Objective, ObjectiveName
 from diffinf_lib.configuration.precision import Precision
 from diffinf_lib.configuration.process import Process, SamplerName
@@ -26,6 +28,7 @@ from diffinf_lib.configuration.training import TrainingConfig
 from diffinf_lib.configuration.unet import UNetConfig
 
 __all__ = [
+    "DATASETS",
     "Approximation",
     "BiasRule",
     "CurvatureConfig",
@@ -34,11 +37,13 @@ __all__ = [
     "LikelihoodConfig",
     "MeasurementConfig",
     "MeasurementName",
+    "MethodName",
     "Objective",
     "ObjectiveName",
     "Partition",
     "Precision",
     "Process",
+    "QuerySet",
     "SamplerName",
     "SamplingConfig",
     "Sharing",

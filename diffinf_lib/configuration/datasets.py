@@ -2,9 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
-from diffinf_lib.errors import require
+from diffinf_lib.errors import DataError, require
 from diffinf_lib.options import Options, PositiveInt
+
+DATASETS = ("digits", "cifar2", "cifar10", "cifar2deq", "cifar10deq", "artbench10", "folder:PATH")
+"""The names there are; PATH stands for that of any folder of images."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,28 @@ class DatasetConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         kind, colon, path = self.name.partition(":")
-        if kind == "folder" and colon:
+        of_folder, names = kind == "folder" and bool(colon), ", ".join(DATASETS)
+        require(of_folder or self.name in DATASETS, f"dataset={self.name!r}: no such dataset; give one of {names}")
+        if of_folder:
             require(
                 bool(path.strip()),
                 f"dataset={self.name!r}: no path; give folder:PATH, folder:. for the current directory",
             )
             object.__setattr__(self, "name", f"folder:{os.path.realpath(os.path.expanduser(path))}")
+
+    @property
+    def folder(self) -> Path | None:
+        """PATH of `folder:PATH`; None for the datasets with names of their own.
+
+        Raises:
+            DataError: there is no folder.
+        """
+        kind, _, path = self.name.partition(":")
+        if kind != "folder":
+            return None
+        require(
+            not os.path.isfile(path), f"dataset={self.name}: that is a file; unpack it and give the folder", DataError
+        )
+        require(os.path.isdir(path), f"dataset={self.name}: there is no such folder; give folder:PATH of an image folder",
+                DataError)  # fmt: skip
+        return Path(path)

@@ -14,6 +14,7 @@ MeasurementName = Literal[
     "log_likelihood",
 ]  # fmt: skip
 Direction = Literal["less likely", "more likely", "neither"]
+QuerySet = Literal["held-out", "generated"]
 
 
 LESS_LIKELY = ("loss", "loss_at_time", "weighted_loss", "simplified_elbo")

@@ -20,7 +20,7 @@ from diffinf_lib.artifacts import (
     tensor_digest,
     write_tensors,
 )
-from diffinf_lib.artifacts.manifest import check_same
+from diffinf_lib.artifacts.comparison import check_same
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig
 from diffinf_lib.curvature.ekfac import LayerCurvature, eigenbasis
 from diffinf_lib.curvature.fitted import Curvature

@@ -93,13 +93,8 @@ def image_folder(config: DatasetConfig) -> Dataset:
     Raises:
         DataError: no such folder, no images there, an unreadable one, or images of several sizes without `image_size`.
     """
-    folder = Path(config.name.partition(":")[2])
-    require(
-        not os.path.isfile(folder), f"dataset={config.name}: that is a file; unpack it and give the folder", DataError
-    )
-    require(os.path.isdir(folder), f"dataset={config.name}: there is no such folder; give folder:PATH of an image folder",
-            DataError)  # fmt: skip
-    return dataset_from_folder(folder, config)
+    assert config.folder is not None
+    return dataset_from_folder(config.folder, config)
 
 
 def dataset_from_folder(folder: Path, config: DatasetConfig, *, by_content: bool = True) -> Dataset:

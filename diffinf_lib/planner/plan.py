@@ -7,7 +7,7 @@ from diffinf_lib.attribution.influence import SHARD_BYTES
 from diffinf_lib.compression import stored_bytes
 from diffinf_lib.configuration import DrawConfig, StoreFormat
 from diffinf_lib.data import load_dataset
-from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.errors import require
 from diffinf_lib.measurements import forward_passes
 from diffinf_lib.planner.network import NetworkCount, Pass
 from diffinf_lib.planner.rates import Rates, measured_rates
@@ -107,7 +107,7 @@ def estimate(
         flops_per_second: of another machine, such as 20e12 for an A100 in TF32; nothing is measured then.
 
     Raises:
-        ConfigurationError: the number of images cannot be known without a download, or a rate is not positive.
+        ConfigurationError: a number of images or a rate is not positive.
     """
     for name, value in (("train_count", train_count), ("query_count", query_count)):
         require(value is None or value > 0, f"{name}={value}: give a positive number")
@@ -129,12 +129,8 @@ def counts(preset: Preset, train_count: int | None, query_count: int | None) -> 
         if config.name == "digits" or config.name.startswith("folder:"):
             data = load_dataset(config)
             found = len(data.train), len(data.queries)
-        elif config.name in KNOWN_SIZES:
-            found = KNOWN_SIZES[config.name]
         else:
-            raise ConfigurationError(
-                f"dataset={config.name!r}: its size is not known; give train_count and query_count"
-            )
+            found = KNOWN_SIZES[config.name]
         train, queries = train or found[0], queries or found[1]
     return train, queries
 

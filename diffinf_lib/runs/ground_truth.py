@@ -14,6 +14,7 @@ from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError, require
 from diffinf_lib.measurements import measure_all
+from diffinf_lib.options import check_shard
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.model import measured_queries
@@ -47,7 +48,7 @@ def shard_of(subsets: int, seeds: int, shard: int, shards: int) -> list[tuple[in
     """
     require(subsets > 0, f"subsets={subsets}: give a positive number")
     require(seeds > 0, f"seeds={seeds}: give a positive number")
-    require(shards > 0 and 0 <= shard < shards, f"shard={shard} of {shards}: give 0 <= shard < shards")
+    check_shard(shard, shards)
     pairs = [(subset, seed) for seed in range(seeds) for subset in range(subsets)]
     return pairs[shard::shards]
 

@@ -1,8 +1,11 @@
 """Steps of the model: the model trained on everything, and the queries drawn from it."""
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
+from diffinf_lib.configuration import QuerySet
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.errors import require
 from diffinf_lib.runs.kept import Kept
@@ -10,7 +13,7 @@ from diffinf_lib.runs.run import Run
 from diffinf_lib.sampling import GENERATED_IDS, sample, sample_trajectories
 from diffinf_lib.training import TrainingResult
 
-QUERY_SETS = ("held-out", "generated")
+QUERY_SETS = get_args(QuerySet)
 
 
 def full_model(run: Run) -> TrainingResult:
