@@ -19,20 +19,21 @@ x = (b_t x_t − n_t y_t) / D_t and ε = (s_t y_t − a_t x_t) / D_t.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 from diffinf_lib.settings import own_settings
 
-if TYPE_CHECKING:  # torch is loaded by what computes
-    from jaxtyping import Float
+if TYPE_CHECKING or "torch" in sys.modules:  # for annotations, which alone do not load it
     from torch import Tensor
 
-    from diffinf_lib.shapes import Images, Timesteps
+    from diffinf_lib.configuration.coefficients import Coefficients
+    from diffinf_lib.shapes import Images, PerTimestep, Timesteps
 
 Target = Literal["noise", "image", "v", "velocity"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
@@ -42,20 +43,6 @@ PREDICTION_TYPES = {"noise": "epsilon", "image": "sample", "v": "v_prediction", 
 """What diffusers calls the targets."""
 
 SCHEDULER_CONFIG = "scheduler_config.json"
-
-
-class Coefficients(NamedTuple):
-    """s, n, a and b of every timestep, `[T]`, float64, or of some draws, `[B, 1, 1, 1]`."""
-
-    signal: Tensor
-    noise: Tensor
-    target_signal: Tensor
-    target_noise: Tensor
-
-    @property
-    def determinant(self) -> Tensor:
-        """D = s b − n a, by which an error of the target becomes one of the image or the noise."""
-        return self.signal * self.target_noise - self.noise * self.target_signal
 
 
 @dataclass(frozen=True)
@@ -149,19 +136,19 @@ class Process(Options):
         return _coefficients(self)
 
     @property
-    def alphas_cumprod(self) -> Float[Tensor, T]:
+    def alphas_cumprod(self) -> PerTimestep:
         """ᾱ_t = s_t² / (s_t² + n_t²), the share of a state's variance that the image has left; float64."""
         signal, noise = self.coefficients[:2]
         return signal.square() / (signal.square() + noise.square())
 
     @property
-    def times(self) -> Float[Tensor, T] | None:
+    def times(self) -> PerTimestep | None:
         """What the network is given for each timestep, where that is not the timestep itself."""
         return self.timesteps * self.coefficients.noise if self.is_flow else None
 
     def at(self, timesteps: Timesteps, like: Images) -> Coefficients:
         """The coefficients of some draws, `[B, 1, 1, 1]`, in the type and on the device of `like`."""
-        return Coefficients(*(at_timesteps(values, timesteps, like) for values in self.coefficients))
+        return self.coefficients.at(timesteps, like)
 
     def noisy(self, images: Images, timesteps: Timesteps, noise: Images) -> Images:
         """x_t = s_t x + n_t ε (Ho et al. 2020, equation 4); `[B, C, H, W]`."""
@@ -225,11 +212,6 @@ class Process(Options):
         return diffusers.DDIMScheduler(**shared | {"clip_sample": False})
 
 
-def at_timesteps(values: Float[Tensor, T], timesteps: Timesteps, like: Images) -> Float[Tensor, "B 1 1 1"]:
-    """The values of the given timesteps, in dtype, device and rank of `like`."""
-    return values.to(like)[timesteps].view(-1, *[1] * (like.ndim - 1))
-
-
 def _flow(name: str, config: dict[str, Any]) -> Process:
     """Flow matching, as FlowMatch… schedulers and multistep ones with `use_flow_sigmas` describe it."""
     kind = config.get("prediction_type", "flow_prediction")
@@ -270,6 +252,8 @@ def _with_variances(target: Target, alphas_cumprod: Tensor, config: dict[str, An
 @own_settings
 def _coefficients(process: Process) -> Coefficients:
     import torch
+
+    from diffinf_lib.configuration.coefficients import Coefficients
 
     if process.is_flow:
         share = torch.arange(1, process.timesteps + 1, dtype=torch.float64) / process.timesteps

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.configuration import Process
-from diffinf_lib.configuration.process import at_timesteps
+from diffinf_lib.configuration.coefficients import at_timesteps
 from diffinf_lib.diffusion.reverse import normal_log_density, posterior_variance
 from diffinf_lib.errors import require
 from diffinf_lib.settings import own_settings

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.configuration import Process
-from diffinf_lib.configuration.process import at_timesteps
+from diffinf_lib.configuration.coefficients import at_timesteps
 from diffinf_lib.errors import require
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, PerDraw, Timesteps
