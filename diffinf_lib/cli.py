@@ -289,8 +289,8 @@ def _model(options: argparse.Namespace) -> None:
 
     run = _open(options)
     if options.force:
-        for step in ("model", "samples", "trajectories"):
-            run.discard(step)
+        for stage in ("model", "samples", "trajectories"):
+            run.discard(stage)
     di.runs.full_model(run)
     di.runs.generated_queries(run)
     print(run.path("model"))

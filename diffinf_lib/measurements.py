@@ -32,8 +32,8 @@ MEASUREMENT_STAGE = "measurement"
 
 def forward_passes(configs: Sequence[MeasurementConfig]) -> int:
     """Forward passes of the network that `measure_all` takes for one query, shared draws counted once."""
-    shared = {(config.measured_draws, config.objective.on_trajectories) for config in configs if config.differentiable}
-    solved = [config.likelihood or LikelihoodConfig() for config in configs if not config.differentiable]
+    shared = {(config.measured_draws, config.objective.on_trajectories) for config in configs if config.attributable}
+    solved = [config.likelihood or LikelihoodConfig() for config in configs if not config.attributable]
     return sum(draws.count for draws, _ in shared) + sum(config.network_passes for config in solved)
 
 
@@ -75,7 +75,7 @@ def measure_all(
     values = torch.zeros(len(configs), len(images), dtype=torch.float64)
     together: dict[tuple[DrawConfig, bool], list[int]] = {}
     for place, config in enumerate(configs):
-        if config.differentiable:
+        if config.attributable:
             together.setdefault((config.measured_draws, config.objective.on_trajectories), []).append(place)
             continue
         values[place] = log_likelihood(

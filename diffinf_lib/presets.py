@@ -99,7 +99,7 @@ class Preset(Options):
     @property
     def measures_trajectories(self) -> bool:
         """Whether something is measured along them; they are not sampled for nothing, for they are large."""
-        wanted = any(config.differentiable and config.objective.on_trajectories for config in self.measurements)
+        wanted = any(config.attributable and config.objective.on_trajectories for config in self.measurements)
         return wanted and self.has_trajectories
 
     def retraining(self) -> TrainingConfig:

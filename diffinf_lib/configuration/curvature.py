@@ -77,11 +77,11 @@ class CurvatureConfig(Options):
         return replace(self.draws, count=pairs * math.ceil(self.draws.count / pairs / 3))
 
     @property
-    def needs_factors(self) -> bool:
+    def has_factors(self) -> bool:
         """Whether there is a basis to be found."""
         return self.approximation in ("ekfac", "kfac")
 
     @property
-    def needs_corrections(self) -> bool:
+    def has_corrections(self) -> bool:
         """Whether eigenvalues are measured in the basis."""
         return self.approximation != "kfac"

@@ -56,7 +56,7 @@ class MeasurementConfig(Options, called={"name": "measurement"}):
             value = getattr(self, option)
             require(not value or self.name == "log_likelihood", f"{option}={value} with measurement={self.name!r}: only "
                     "'log_likelihood' has one")  # fmt: skip
-        if self.differentiable:
+        if self.attributable:
             _ = self.objective
 
     @property
@@ -65,7 +65,7 @@ class MeasurementConfig(Options, called={"name": "measurement"}):
         return self.name if self.timestep is None else f"{self.name}-{self.timestep}"
 
     @property
-    def differentiable(self) -> bool:
+    def attributable(self) -> bool:
         """Whether influence can be taken on it."""
         return self.name != "log_likelihood"
 
@@ -83,7 +83,7 @@ class MeasurementConfig(Options, called={"name": "measurement"}):
         Raises:
             ConfigurationError: the measurement is no such mean.
         """
-        require(self.differentiable, "measurement='log_likelihood': it is for evaluation only; attribute it with 'elbo' or "
+        require(self.attributable, "measurement='log_likelihood': it is for evaluation only; attribute it with 'elbo' or "
                 "'loss'")  # fmt: skip
         name = "loss" if self.name == "loss_at_time" else self.name
         return Objective(name, self.weights, self.levels if name == "elbo" else None)  # type: ignore[arg-type]

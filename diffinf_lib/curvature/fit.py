@@ -125,7 +125,7 @@ class _Fit:
 
     def bases(self, folder: Path | None, keep: _Partial | None) -> dict[str, LayerCurvature]:
         """The basis of every block; the factors are dropped when it is found."""
-        if not self.config.needs_factors:
+        if not self.config.has_factors:
             return {name: LayerCurvature() for name in self.passes.blocks}
         found = self.factors(folder, keep)
         return {
@@ -137,7 +137,7 @@ class _Fit:
         """Both passes, or the one that the approximation needs."""
         config = self.config
         bases = self.bases(folder, keep)
-        if not config.needs_corrections:
+        if not config.has_corrections:
             return self._curvature(bases)
         group = self.passes.group_size(config.draws.count, batched=config.correction == "batched")
         corrected = self.means("corrections", config.draws, group, self.passes.corrections(bases), keep)

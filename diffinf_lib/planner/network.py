@@ -208,7 +208,7 @@ class NetworkCount:
             self._rotated(block, torch.empty(draws, *block.shape, device="meta"))
 
     def _rotated(self, block: Block, matrices: Tensor) -> Tensor:
-        if not self.curvature.needs_factors:
+        if not self.curvature.has_factors:
             return matrices
         outputs, inputs = block.shape
         left, right = (torch.empty(size, size, device="meta") for size in (outputs, inputs))

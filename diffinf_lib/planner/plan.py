@@ -216,12 +216,12 @@ class Estimator:
         labels = math.prod(network.shape) if config.exact_labels else config.labels
         first, second = self.train * config.drawn_for_factors.count, self.train * config.draws.count
         passes = products = decomposition = 0.0
-        if config.needs_factors:
+        if config.has_factors:
             backward = network.pulled_back - network.forward
             passes += first * (network.forward + labels * backward)
             products += first * (network.input_factors + labels * network.output_factors)
             decomposition = sum(9.0 * (o**3 + i**3) for o, i in network.block_shapes.values())
-        if config.needs_corrections:
+        if config.has_corrections:
             batched = config.correction == "batched"
             backward = (network.gradient if batched else network.pulled_back) - network.forward
             passes += second * (network.forward + labels * backward)

@@ -65,7 +65,7 @@ def options_for(
         ConfigurationError: a value that cannot be used, or a measurement that needs more than images.
     """
     measurement = as_measurement(measurement)
-    require(measurement.differentiable and not measurement.objective.on_trajectories, f"measurement={measurement.name!r}: it "
+    require(measurement.attributable and not measurement.objective.on_trajectories, f"measurement={measurement.name!r}: it "
             "cannot be attributed to images from files; give loss or elbo")  # fmt: skip
     rule = (
         draws

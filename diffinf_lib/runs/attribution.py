@@ -1,4 +1,4 @@
-"""Steps of attribution: curvature, gradients, scores, and their LDS against a ground truth."""
+"""Stages of attribution: curvature, gradients, scores, and their LDS against a ground truth."""
 
 from collections.abc import Sequence
 from typing import Any

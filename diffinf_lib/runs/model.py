@@ -1,4 +1,4 @@
-"""Steps of the model: the model trained on everything, and the queries drawn from it."""
+"""Stages of the model: the model trained on everything, and the queries drawn from it."""
 
 from typing import get_args
 
@@ -34,8 +34,8 @@ def generated_queries(run: Run) -> ImageSet:
     return run.held("samples", lambda: as_queries(_sampled(run, "samples").tensors(images)["images"]))
 
 
-def _sampled(run: Run, step: str) -> Kept:
-    return run.kept(step, sampling=run.preset.sampling, shape=run.data.train.shape)
+def _sampled(run: Run, stage: str) -> Kept:
+    return run.kept(stage, sampling=run.preset.sampling, shape=run.data.train.shape)
 
 
 def _sample_seeds(run: Run) -> list[int]:

@@ -36,7 +36,7 @@ def checkpoint(
     """
     config, model = config or run.preset.curvature, model or run.model.model
     curvature, kept = fitted(run, model, config, name)
-    draws = config.drawn_for_factors.count * config.needs_factors + config.draws.count * config.needs_corrections
+    draws = config.drawn_for_factors.count * config.has_factors + config.draws.count * config.has_corrections
     return Checkpoint(name, model, curvature, draws * len(run.data.train), kept.seconds, _learning_rate(run, step))
 
 

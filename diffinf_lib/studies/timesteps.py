@@ -38,7 +38,7 @@ from diffinf_lib.runs import (
     subset_masks,
     train_gradients,
 )
-from diffinf_lib.runs.ground_truth import unit
+from diffinf_lib.runs.ground_truth import model_name
 from diffinf_lib.studies.study import Arrays, Study
 
 
@@ -156,7 +156,7 @@ class TimestepStudy(Study[RetrainedCell]):
         return self._cells
 
     def label(self, cell: RetrainedCell) -> str:
-        return unit(*cell)
+        return model_name(*cell)
 
     def depends(self, cell: RetrainedCell) -> dict[str, Any]:
         return {"bins": self.bins}
