@@ -55,6 +55,7 @@ from .data import (
 from .diffusion import (
     Denoiser as Denoiser,
     DrawConfig as DrawConfig,
+    Expectation as Expectation,
     Process as Process,
     per_draw_loss as per_draw_loss,
 )
@@ -70,9 +71,8 @@ from .evaluation import (
     tuned_lds as tuned_lds,
 )
 from .gradients import (
-    GradientConfig as GradientConfig,
-    all_gradients as all_gradients,
-    gradient_shards as gradient_shards,
+    GradientSet as GradientSet,
+    gradients_of as gradients_of,
 )
 from .loading import (
     load_model as load_model,

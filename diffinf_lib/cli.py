@@ -298,7 +298,7 @@ def _bundle(options: argparse.Namespace) -> None:
 
 def _scores(options: argparse.Namespace) -> None:
     import diffinf_lib as di
-    from diffinf_lib.attribution import check_dampings
+    from diffinf_lib.curvature.damping import check_dampings
 
     run = _open(options)
     if options.force:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, Objective, objective_batches, require_denoiser
+from diffinf_lib.diffusion import Denoiser, DrawConfig, Expectation, Objective, require_denoiser
 from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_draws_finite
@@ -24,6 +24,9 @@ from diffinf_lib.settings import own_settings
 
 MEASUREMENT_STAGE = "measurement"
 """The stage under which every measurement's draws are keyed."""
+
+QUERY_STAGE = "query-gradients"
+"""The stage under which draws of query gradients are keyed, where they are not the measurement's own."""
 
 MeasurementName = Literal[
     "loss", "loss_at_time", "weighted_loss", "simplified_elbo", "elbo", "square_norm", "trajectory_log_prob",
@@ -102,19 +105,32 @@ class MeasurementConfig(Options, called={"name": "measurement"}):
         name = "loss" if self.name == "loss_at_time" else self.name
         return Objective(name, self.weights, self.levels if name == "elbo" else None)  # type: ignore[arg-type]
 
-    @property
-    def measured_draws(self) -> DrawConfig:
-        """The draws as they are taken: all at one timestep for `loss_at_time`."""
-        if self.timestep is None:
-            return self.draws
-        return replace(self.draws, timesteps="single", timestep=self.timestep, proposal=None)
+    def expectation(self, seed: int = 0, draws: DrawConfig | None = None) -> Expectation:
+        """The mean that the measurement is, all at one timestep for `loss_at_time`: what a query's gradient is taken of.
+
+        Args:
+            seed: of the draws.
+            draws: take the same mean over these draws, keyed apart from the measurement's own.
+
+        Raises:
+            ConfigurationError: the measurement is no such mean.
+        """
+        taken, stage = (self.draws, MEASUREMENT_STAGE) if draws is None else (draws, QUERY_STAGE)
+        if self.timestep is not None:
+            taken = replace(taken, timesteps="single", timestep=self.timestep, proposal=None)
+        return Expectation(taken, stage, seed, objective=self.objective)
 
 
 def forward_passes(configs: Sequence[MeasurementConfig]) -> int:
     """Forward passes of the network that `measure_all` takes for one query, shared draws counted once."""
-    shared = {(config.measured_draws, config.objective.on_trajectories) for config in configs if config.differentiable}
+    shared = {_passes(config.expectation()) for config in configs if config.differentiable}
     solved = [config.likelihood or LikelihoodConfig() for config in configs if not config.differentiable]
     return sum(draws.count for draws, _ in shared) + sum(config.network_passes for config in solved)
+
+
+def _passes(expectation: Expectation) -> tuple[DrawConfig, bool]:
+    """What the network is called with; expectations in which it is equal share passes."""
+    return expectation.draws, expectation.objective.on_trajectories
 
 
 def proxy_sign(attributed: MeasurementConfig, measured: MeasurementConfig) -> int:
@@ -168,36 +184,31 @@ def measure_all(
     together: dict[tuple[DrawConfig, bool], list[int]] = {}
     for place, config in enumerate(configs):
         if config.differentiable:
-            together.setdefault((config.measured_draws, config.objective.on_trajectories), []).append(place)
+            together.setdefault(_passes(config.expectation()), []).append(place)
             continue
         values[place] = log_likelihood(
             model, images, config.likelihood, levels=config.levels, dequantised=config.dequantised, seed=seed,
             batch_size=batch_size,
         )  # fmt: skip
-    for (draws, _), places in together.items():
-        objectives = [configs[place].objective for place in places]
-        values[places] = _means(model, images, objectives, draws, seed, batch_size)
+    for places in together.values():
+        values[places] = _means(model, images, [configs[place].expectation(seed) for place in places], batch_size)
     return values
 
 
 def _means(
     model: Denoiser,
     images: ImageSet,
-    objectives: Sequence[Objective],
-    draws: DrawConfig,
-    seed: int,
+    expectations: Sequence[Expectation],
     batch_size: int,
-) -> Float[Tensor, "o Q"]:
-    """The weighted mean of each objective over one set of draws."""
-    totals = torch.zeros(len(objectives), len(images), dtype=torch.float64)
-    batches = objective_batches(
-        model, images, draws, objectives[0], seed=seed, stage=MEASUREMENT_STAGE, batch_size=batch_size,
-    )  # fmt: skip
-    for batch in batches:
+) -> Float[Tensor, "e Q"]:
+    """The weighted mean of each objective over the draws that all share."""
+    totals = torch.zeros(len(expectations), len(images), dtype=torch.float64)
+    for batch in expectations[0].batches(model, images, batch_size):
         with evaluating(model):
             prediction = model.predict(batch)
-        for total, objective in zip(totals, objectives, strict=True):
-            shares = batch.weights.double() * objective.per_draw(prediction, batch, model.process).double()
+        for total, expectation in zip(totals, expectations, strict=True):
+            values = expectation.objective.per_draw(prediction, batch, model.process)
+            shares = batch.weights.double() * values.double()
             check_draws_finite(shares, model, batch, images.ids)
             total.index_add_(0, batch.example, shares.cpu())
-    return totals / draws.count
+    return totals / expectations[0].draws.count

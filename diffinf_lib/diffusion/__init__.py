@@ -1,6 +1,6 @@
 """Diffusion: the process, the denoiser, the draws, the loss and what else is taken of the network's output."""
 
-from diffinf_lib.diffusion.batches import check_trajectories, conditions_of, objective_batches
+from diffinf_lib.diffusion.batches import check_trajectories, conditions_of
 from diffinf_lib.diffusion.denoiser import Denoiser, per_draw_loss, require_denoiser
 from diffinf_lib.diffusion.draws import (
     DrawBatch,
@@ -11,14 +11,17 @@ from diffinf_lib.diffusion.draws import (
     iterate_draws,
     timestep_probabilities,
 )
+from diffinf_lib.diffusion.expectation import TRAIN_STAGE, Expectation
 from diffinf_lib.diffusion.objectives import Objective, objective_values
 from diffinf_lib.diffusion.process import Process, SamplerName
 
 __all__ = [
+    "TRAIN_STAGE",
     "Denoiser",
     "DrawBatch",
     "DrawConfig",
     "Draws",
+    "Expectation",
     "Objective",
     "Process",
     "SamplerName",
@@ -27,7 +30,6 @@ __all__ = [
     "conditions_of",
     "example_draws",
     "iterate_draws",
-    "objective_batches",
     "objective_values",
     "per_draw_loss",
     "require_denoiser",

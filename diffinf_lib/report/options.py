@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffinf_lib.attribution.scoring import check_dampings
 from diffinf_lib.compression import StoreFormat
 from diffinf_lib.curvature import CurvatureConfig
+from diffinf_lib.curvature.damping import check_dampings
 from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import require
 from diffinf_lib.measurements import MeasurementConfig, MeasurementName, as_measurement

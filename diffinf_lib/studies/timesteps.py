@@ -196,11 +196,11 @@ class TimestepStudy(Study[RetrainedCell]):
 
         def scores() -> Arrays:
             parts = influence_by_timestep(
-                run.model.model, curvature_of_run(run), train_gradients(run), images, count=len(run.data.train),
+                run.model.model, curvature_of_run(run), train_gradients(run), images,
                 bins=self.bins, measurement=preset.measurement, damping=preset.damping,
                 approximation=preset.curvature.approximation, seed=run.seed,
             )  # fmt: skip
-            return {"scores": (parts / self._shares(images)[:, :, None]).numpy()}
+            return {"scores": (parts[:, 0] / self._shares(images)[:, :, None]).numpy()}
 
         kept = self.kept_besides(f"scores-{queries}", {"scores": queries, "bins": self.bins})
         return torch.from_numpy(kept.arrays(scores)["scores"])
