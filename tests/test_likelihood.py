@@ -4,6 +4,7 @@ import builtins
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
@@ -16,7 +17,6 @@ from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.likelihood import (
     LEAST_SIGNAL,
     LikelihoodConfig,
-    alphas_cumprod_at,
     angle_grid,
     angles,
     log_likelihood,
@@ -38,6 +38,12 @@ PROCESSES = [
     Process(target="velocity", clip_sample=None),
     Process(target="velocity", clip_sample=None, flow_shift=3.0),
 ]
+
+
+def alphas_cumprod_at(timesteps, process):
+    """ᾱ at real-valued timesteps, log ᾱ linear between whole ones."""
+    known = process.alphas_cumprod.clamp(min=LEAST_SIGNAL).log()
+    return torch.from_numpy(np.interp(timesteps.double(), np.arange(len(known)), known)).exp()
 
 
 class GaussianNetwork(torch.nn.Module):
