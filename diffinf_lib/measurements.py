@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffinf_lib.configuration import (
     DrawConfig,
+    Expectation,
     LikelihoodConfig,
     MeasurementConfig,
     MeasurementName,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import conv_denoiser, images
 
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Objective, Process
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation, Objective, Process
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.data import Trajectories
 from diffinf_lib.diffusion import Denoiser, objective_of_prediction
