@@ -37,10 +37,9 @@ from torch import Tensor
 import diffinf_lib as di
 from benchmarks import harness, kronfluence_peer, peers
 from diffinf_lib.attribution.scoring import KeptQueries
+from diffinf_lib.configuration import QUERY_STAGE, TRAIN_STAGE
 from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.curvature.layers import curvature_layers, layer_parameters
-from diffinf_lib.diffusion import TRAIN_STAGE
-from diffinf_lib.measurements import QUERY_STAGE
 
 FIT_BATCH = 100
 """Draws a batch of the peers' fits; they are slower with 25, 50 and 200."""

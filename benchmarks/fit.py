@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from benchmarks import harness, peers
-from diffinf_lib import CurvatureConfig, DrawConfig, ImageSet, build_model, fit_curvature, get_preset
+from diffinf_lib import ImageSet, build_model, fit_curvature, get_preset
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig
 from diffinf_lib.diffusion import Denoiser, DrawBatch
 from diffinf_lib.errors import require
 from diffinf_lib.models import count_parameters

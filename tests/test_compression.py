@@ -8,7 +8,6 @@ import diffinf_lib as di
 from diffinf_lib.attribution.scoring import damped_scores, preconditioned
 from diffinf_lib.compression import (
     Compression,
-    StoreFormat,
     from_int4_rows,
     from_int8_rows,
     from_int8_svd,
@@ -22,13 +21,12 @@ from diffinf_lib.compression import (
     stored_bytes,
     truncated_svd,
 )
+from diffinf_lib.configuration import MEASUREMENT_STAGE, TRAIN_STAGE, DrawConfig, Expectation, StoreFormat
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.curvature.damping import Inverses
-from diffinf_lib.diffusion import TRAIN_STAGE, DrawConfig, Expectation
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.evaluation import spearman
 from diffinf_lib.gradients import gradients_of, sets
-from diffinf_lib.measurements import MEASUREMENT_STAGE
 
 DRAWS = DrawConfig(6)
 LOSSY = ["bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection"]

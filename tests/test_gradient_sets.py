@@ -5,9 +5,8 @@ import torch
 from cases import conv_denoiser, images, in_shards
 
 import diffinf_lib as di
-from diffinf_lib.compression import StoreFormat
-from diffinf_lib.curvature import CurvatureConfig, fit_curvature
-from diffinf_lib.diffusion import DrawConfig, Expectation
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation, StoreFormat
+from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientSet, check_blocks, gradients_of, sets, store
 

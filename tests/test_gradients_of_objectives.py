@@ -4,9 +4,10 @@ import pytest
 import torch
 from cases import conv_denoiser, images
 
-from diffinf_lib.curvature import CurvatureConfig, fit_curvature
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation, Objective, Process
+from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.data import Trajectories
-from diffinf_lib.diffusion import Denoiser, DrawConfig, Expectation, Objective, Process
+from diffinf_lib.diffusion import Denoiser, objective_of_prediction
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import gradients_of
 from diffinf_lib.sampling import sample_trajectories
@@ -48,7 +49,9 @@ def by_autograd(model, samples, config):
         total = torch.zeros((), dtype=torch.float64)
         for batch in config.batches(model, one):
             output = model(batch.state, batch.timesteps)
-            total = total + (batch.weights * config.objective.per_draw(output, batch, model.process)).sum()
+            total = (
+                total + (batch.weights * objective_of_prediction(output, batch, config.objective, model.process)).sum()
+            )
         parameters = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
         found = torch.autograd.grad(total / config.draws.count, list(parameters.values()))
         rows.append(dict(zip(parameters, found, strict=True)))

@@ -27,10 +27,10 @@ from scipy.stats import spearmanr
 from torch.utils.data import TensorDataset
 
 from diffinf_lib.attribution import gradient_dot_scores, scores_by_layer
-from diffinf_lib.curvature import CurvatureConfig, fit_curvature
-from diffinf_lib.diffusion import TRAIN_STAGE, DrawConfig, Expectation, per_draw_loss
+from diffinf_lib.configuration import MEASUREMENT_STAGE, TRAIN_STAGE, CurvatureConfig, DrawConfig, Expectation
+from diffinf_lib.curvature import fit_curvature
+from diffinf_lib.diffusion import per_draw_loss
 from diffinf_lib.gradients import gradients_of
-from diffinf_lib.measurements import MEASUREMENT_STAGE
 
 pytest.importorskip("kronfluence")
 

@@ -25,8 +25,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution.scoring import KeptQueries, images_trained_on
-from diffinf_lib.curvature import Approximation, Curvature
-from diffinf_lib.curvature.damping import DampingKind, Inverses, check_dampings
+from diffinf_lib.configuration import Approximation, check_dampings
+from diffinf_lib.curvature import Curvature
+from diffinf_lib.curvature.damping import DampingKind, Inverses
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientSet, check_blocks

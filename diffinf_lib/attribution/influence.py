@@ -12,15 +12,23 @@ from torch import Tensor
 
 from diffinf_lib.attribution.renormalised import training_norms
 from diffinf_lib.attribution.scoring import block_scores, damped_scores, images_trained_on, in_pairs
-from diffinf_lib.compression import StoreFormat
-from diffinf_lib.curvature import Approximation, Curvature
-from diffinf_lib.curvature.damping import DampingKind, Inverses, check_dampings
+from diffinf_lib.configuration import (
+    Approximation,
+    DrawConfig,
+    Expectation,
+    MeasurementConfig,
+    MeasurementName,
+    StoreFormat,
+    as_measurement,
+    check_dampings,
+)
+from diffinf_lib.curvature import Curvature
+from diffinf_lib.curvature.damping import DampingKind, Inverses
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, Expectation, require_denoiser
+from diffinf_lib.diffusion import Denoiser, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientSet, LayerGradients, check_blocks, gradients_of
-from diffinf_lib.measurements import MeasurementConfig, MeasurementName, as_measurement
 from diffinf_lib.settings import own_settings
 
 

@@ -17,8 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution.scoring import images_trained_on, products
-from diffinf_lib.curvature import (
+from diffinf_lib.configuration import (
     Approximation,
+    DrawConfig,
+    Expectation,
+)
+from diffinf_lib.curvature import (
     Curvature,
     Solution,
     conjugate_gradient_inverse,
@@ -33,7 +37,7 @@ from diffinf_lib.curvature import (
 from diffinf_lib.curvature.blocks import joined_from_blocks
 from diffinf_lib.curvature.layers import Covers
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, Expectation
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import GradientSet, check_blocks
 from diffinf_lib.options import checked

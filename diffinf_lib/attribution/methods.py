@@ -26,10 +26,7 @@ from diffinf_lib.attribution.similarity import (
 from diffinf_lib.attribution.task import AttributionTask, Checkpoint
 from diffinf_lib.attribution.trajectory import Weighting, average_scores, split_draws
 from diffinf_lib.attribution.trak import Trak
-from diffinf_lib.curvature import Approximation
-from diffinf_lib.curvature.damping import check_dampings
-from diffinf_lib.diffusion import DrawConfig, Expectation, Objective
-from diffinf_lib.diffusion.objectives import ObjectiveName
+from diffinf_lib.configuration import Approximation, DrawConfig, Expectation, Objective, ObjectiveName, check_dampings
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.settings import own_settings
 

@@ -17,8 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.curvature import Approximation, Curvature
-from diffinf_lib.curvature.damping import DampingKind, Inverses, check_dampings
+from diffinf_lib.configuration import Approximation, check_dampings
+from diffinf_lib.curvature import Curvature
+from diffinf_lib.curvature.damping import DampingKind, Inverses
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import GradientSet, LayerGradients, check_blocks
 from diffinf_lib.settings import own_settings

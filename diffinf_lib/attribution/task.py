@@ -14,12 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.artifacts import json_digest, plain, read_json
-from diffinf_lib.compression import StoreFormat, Tensors
+from diffinf_lib.compression import Tensors
+from diffinf_lib.configuration import DrawConfig, Expectation, MeasurementConfig, Objective, StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, Expectation, Objective
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.gradients import GradientSet, gradients_of
-from diffinf_lib.measurements import MeasurementConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from diffinf_lib.attribution.scoring import in_pairs
 from diffinf_lib.compression import projected
-from diffinf_lib.curvature.damping import DampingKind, Inverses, check_dampings, damped_inverse, squared_rounding
+from diffinf_lib.configuration import check_dampings
+from diffinf_lib.curvature.damping import DampingKind, Inverses, damped_inverse, squared_rounding
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientSet, LayerGradients, check_blocks

@@ -1,18 +1,15 @@
 """Damping: the one inverse 1/(Λ + λ) that everything here divides by, and the one idea of when there is nothing to invert."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.curvature.config import Approximation
+from diffinf_lib.configuration import Approximation, check_dampings
 from diffinf_lib.curvature.fitted import Curvature
-from diffinf_lib.errors import require
 from diffinf_lib.options import checked
 
 DampingKind = Literal["absolute", "relative"]
@@ -38,19 +35,6 @@ def damped_inverse(
 def squared_rounding(kind: torch.dtype) -> float:
     """What rounding of 10 eps in numbers of a type leaves in their squares, as a part of the largest."""
     return 100 * torch.finfo(kind).eps ** 2
-
-
-def check_dampings(damping: float | Sequence[float]) -> list[float]:
-    """One damping or several, as a list.
-
-    Raises:
-        ConfigurationError: one is negative or not finite, or there is none.
-    """
-    dampings = [float(damping)] if isinstance(damping, Real) else [float(value) for value in damping]  # type: ignore[union-attr]
-    require(len(dampings) > 0, "damping: give at least one number")
-    for value in dampings:
-        require(math.isfinite(value) and value >= 0, f"damping={value}: give a number >= 0, such as 1e-8")
-    return dampings
 
 
 @dataclass(frozen=True)

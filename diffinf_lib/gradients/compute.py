@@ -11,15 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.configuration import Expectation, Precision, Process
 from diffinf_lib.curvature import Block, Curvature, ForwardPass, curvature_layers, split_into_blocks
 from diffinf_lib.curvature.blocks import layers_of
 from diffinf_lib.curvature.layers import Covers, Layers, differentiable, gradient_matrices, layer_parameters
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawBatch, Expectation, Process, objective_values
+from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_of_prediction, objective_values
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.finite import check_draws_finite, first_not_finite
 from diffinf_lib.gradients.sets import LayerGradients
-from diffinf_lib.precision import Precision, matrix_precision
+from diffinf_lib.precision import matrix_precision
 from diffinf_lib.settings import own_settings
 
 GROUPED_UP_TO = 8
@@ -97,7 +98,9 @@ def grouped_gradients(
 def _output_gradient(prediction: Tensor, batch: DrawBatch, expectation: Expectation, process: Process) -> Tensor:
     """The gradient in the network's output of each draw's share of its example's objective."""
     output = prediction.detach().requires_grad_()
-    shares = expectation.objective.per_draw(output, batch, process) * batch.weights / expectation.draws.count
+    shares = (
+        objective_of_prediction(output, batch, expectation.objective, process) * batch.weights / expectation.draws.count
+    )
     return torch.autograd.grad(shares.sum(), output)[0]
 
 

@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffinf_lib.artifacts import json_digest, plain, tensor_digest
-from diffinf_lib.compression import Compression, StoreFormat, Tensors
+from diffinf_lib.compression import Compression, Tensors
+from diffinf_lib.configuration import StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.errors import require
 from diffinf_lib.finite import first_not_finite

@@ -17,14 +17,14 @@ from diffinf_lib.artifacts import (
     tensor_digest,
     write_tensors,
 )
-from diffinf_lib.compression import Compression, StoreFormat, Tensors
+from diffinf_lib.compression import Compression, Tensors
+from diffinf_lib.configuration import Expectation, Precision, StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet, Trajectories
-from diffinf_lib.diffusion import Denoiser, Expectation, check_trajectories, conditions_of, require_denoiser
+from diffinf_lib.diffusion import Denoiser, check_trajectories, conditions_of, require_denoiser
 from diffinf_lib.errors import ArtifactError, require
 from diffinf_lib.gradients.compute import gradients_in_eigenbasis
 from diffinf_lib.gradients.sets import GradientSet
-from diffinf_lib.precision import Precision
 from diffinf_lib.settings import own_settings
 
 

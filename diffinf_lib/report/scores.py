@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 
 from diffinf_lib.artifacts import read_tensors, write_tensors
 from diffinf_lib.attribution.scoring import KeptQueries
-from diffinf_lib.compression import StoreFormat, Tensors, projected
+from diffinf_lib.compression import Tensors, projected
+from diffinf_lib.configuration import TRAIN_STAGE, Expectation, StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import TRAIN_STAGE, Denoiser, Expectation
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError
 from diffinf_lib.gradients import GradientSet, LayerGradients, gradients_of
 from diffinf_lib.report.options import STORE, Options

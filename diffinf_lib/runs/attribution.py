@@ -1,4 +1,4 @@
-"""Steps of attribution: curvature, gradients, scores, and their LDS against a ground truth."""
+"""Stages of attribution: curvature, gradients, scores, and their LDS against a ground truth."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +14,10 @@ from diffinf_lib.attribution import (
     random_scores,
     scores_from_gradients,
 )
-from diffinf_lib.compression import StoreFormat
-from diffinf_lib.curvature import Approximation, Curvature, CurvatureConfig, fit_curvature
-from diffinf_lib.curvature.damping import check_dampings
+from diffinf_lib.configuration import Approximation, CurvatureConfig, Expectation, StoreFormat, check_dampings
+from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, Expectation
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.evaluation import GroundTruth, LDSResult, lds
 from diffinf_lib.gradients import GradientSet, gradients_of

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from diffinf_lib.attribution.iterative import solved_scores
 from diffinf_lib.attribution.scoring import damped_scores, preconditioned
-from diffinf_lib.compression import Compression, StoreFormat, stored_bytes
+from diffinf_lib.compression import Compression, stored_bytes
+from diffinf_lib.configuration import StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.errors import require

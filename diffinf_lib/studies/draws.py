@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.attribution.scoring import KeptQueries
+from diffinf_lib.configuration import DrawConfig, Expectation
 from diffinf_lib.curvature.damping import Inverses
-from diffinf_lib.diffusion import DrawConfig, Expectation
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import mean_measurements, predicted_changes, spearman
 from diffinf_lib.gradients import GradientSet, gradients_of

@@ -13,11 +13,10 @@ from cases import (
 )
 
 from diffinf_lib.attribution.das import das_scores
-from diffinf_lib.compression import StoreFormat
+from diffinf_lib.configuration import DrawConfig, Expectation, StoreFormat
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.curvature.exact import dense_ggn
 from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
-from diffinf_lib.diffusion import DrawConfig, Expectation
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientSet, gradients_of
 

@@ -14,19 +14,18 @@ from diffinf_lib.attribution.iterative import (
     solved_scores,
     training_ggn,
 )
-from diffinf_lib.compression import StoreFormat
-from diffinf_lib.curvature import (
+from diffinf_lib.configuration import (
+    MEASUREMENT_STAGE,
+    TRAIN_STAGE,
     CurvatureConfig,
-    curvature_preconditioner,
-    dense_ggn,
-    example_gradients,
-    fit_curvature,
-    flatten_layers,
+    DrawConfig,
+    Expectation,
+    MeasurementConfig,
+    StoreFormat,
 )
-from diffinf_lib.diffusion import TRAIN_STAGE, DrawConfig, Expectation
+from diffinf_lib.curvature import curvature_preconditioner, dense_ggn, example_gradients, fit_curvature, flatten_layers
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import gradients_of
-from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig
 
 MEASUREMENT = MeasurementConfig(draws=DrawConfig(6))
 DRAWS, GGN_DRAWS = DrawConfig(4), DrawConfig(16)

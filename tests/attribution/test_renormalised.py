@@ -6,9 +6,8 @@ from cases import by_definition, images, in_shards, linear_denoiser, out_of_eige
 
 import diffinf_lib as di
 from diffinf_lib.attribution.renormalised import renormalised_scores, training_norms
-from diffinf_lib.compression import StoreFormat
+from diffinf_lib.configuration import DrawConfig, Expectation, StoreFormat
 from diffinf_lib.curvature import Curvature, fit_curvature
-from diffinf_lib.diffusion import DrawConfig, Expectation
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientSet, gradients_of
 

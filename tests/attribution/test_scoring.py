@@ -6,13 +6,19 @@ from cases import by_definition, conv_denoiser, images, in_shards, linear_denois
 
 import diffinf_lib as di
 from diffinf_lib.attribution.scoring import KeptQueries, products
-from diffinf_lib.curvature import CurvatureConfig, fit_curvature
+from diffinf_lib.configuration import (
+    MEASUREMENT_STAGE,
+    QUERY_STAGE,
+    CurvatureConfig,
+    DrawConfig,
+    Expectation,
+    MeasurementConfig,
+)
+from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.curvature.damping import Inverses
-from diffinf_lib.diffusion import DrawConfig, Expectation
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientSet, compute, gradients_of, grouped_gradients
 from diffinf_lib.gradients.compute import gradients_in_eigenbasis
-from diffinf_lib.measurements import MEASUREMENT_STAGE, QUERY_STAGE, MeasurementConfig
 
 DRAWS = DrawConfig(6)
 MEASUREMENT = MeasurementConfig(draws=DrawConfig(20))

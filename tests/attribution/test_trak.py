@@ -7,10 +7,10 @@ from cases import by_definition, draw_batch, images, in_shards, linear_denoiser,
 import diffinf_lib as di
 from diffinf_lib.attribution import trak as module
 from diffinf_lib.attribution.trak import Trak, TrakKernel, gradient_products, gram_matrix, trak_scores
-from diffinf_lib.compression import StoreFormat, projected
+from diffinf_lib.compression import projected
+from diffinf_lib.configuration import DrawConfig, Expectation, StoreFormat
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.curvature.exact import dense_empirical_fisher
-from diffinf_lib.diffusion import DrawConfig, Expectation
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientSet, gradients_of, sets
 

@@ -5,10 +5,10 @@ import torch
 from cases import by_definition, images, linear_denoiser
 
 from diffinf_lib.attribution.trak import TrakKernel
-from diffinf_lib.compression import Compression, StoreFormat
+from diffinf_lib.compression import Compression
+from diffinf_lib.configuration import DrawConfig, StoreFormat
 from diffinf_lib.curvature import curvature_preconditioner, fit_curvature, flatten_layers, split_layers
 from diffinf_lib.curvature.damping import Inverses, damped_inverse, squared_rounding
-from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError
 
 
