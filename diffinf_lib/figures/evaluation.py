@@ -1,17 +1,17 @@
 """Evaluation: figures of what retraining did to each query, beside what scores said of it."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import Constancy, SignStudy
 from diffinf_lib.figures.studies import CYCLE
-from diffinf_lib.figures.style import BLUE, GREY, ORANGE, subplots
+from diffinf_lib.figures.style import BLUE, GREY, INK, ORANGE, BookFigure, subplots
 
 
-def sign_scatter(studies: Mapping[str, SignStudy], *, label: str = "loss") -> Figure:
+def sign_scatter(studies: Mapping[str, SignStudy], *, label: str = "loss") -> BookFigure:
     """Real against predicted changes, a panel for each set of queries, with the lines where nothing changes (Observation 2).
 
     Args:
@@ -21,16 +21,18 @@ def sign_scatter(studies: Mapping[str, SignStudy], *, label: str = "loss") -> Fi
     require(bool(studies), "studies: give at least one")
     figure, axes = subplots(1, len(studies), figsize=(3.6 * len(studies), 3.0), squeeze=False)
     for axis, (name, study) in zip(axes[0], studies.items(), strict=True):
-        axis.plot(study.predicted_changes.ravel(), study.real_changes.ravel(), ".", color=BLUE, markersize=2, alpha=0.4)
+        changes = (study.predicted_changes.ravel(), study.real_changes.ravel())
+        axis.plot(*changes, ".", color=BLUE, markersize=2, alpha=0.4, rasterized=True)  # thousands: an image, not paths
         axis.axhline(0, color=GREY, linewidth=0.8)
         axis.axvline(0, color=GREY, linewidth=0.8)
         rises = f"rises: predicted {100 * study.predicted.value:.0f} %, real {100 * study.real.value:.0f} %"
         axis.set(title=f"{name}\n{rises}", xlabel=f"predicted change of the {label}")
+        figure.alt += f"{name}: real against predicted change of the {label}, {rises}. "
     axes[0, 0].set_ylabel("real change")
     return figure
 
 
-def constancy_spread(studies: Mapping[str, Constancy], *, label: str) -> Figure:
+def constancy_spread(studies: Mapping[str, Constancy], *, label: str) -> BookFigure:
     """The mean of each query over all retrained models, in ascending order, and how far halves and seeds move it.
 
     Args:
@@ -46,14 +48,50 @@ def constancy_spread(studies: Mapping[str, Constancy], *, label: str) -> Figure:
             if np.isfinite(spread).all():
                 axis.errorbar(range(len(order)), study.query_means[order], yerr=spread[order], fmt="none", ecolor=colour,
                               elinewidth=width, label=f"± s.d. between {kind}")  # fmt: skip
-        axis.plot(range(len(order)), study.query_means[order], ".", color="black", markersize=3, label="mean")
+        axis.plot(range(len(order)), study.query_means[order], ".", color=INK, markersize=3, label="mean")
         axis.set(title=name, xlabel="query, in order of its mean")
+        low, high = study.query_means[order[[0, -1]]]
+        figure.alt += f"{name}: {label} of {len(order)} queries in ascending order, from {low:.3g} to {high:.3g}. "
     axes[0, 0].set_ylabel(label)
     axes[0, -1].legend(fontsize=7)
     return figure
 
 
-def power_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], subsets: Sequence[int]) -> Figure:
+def nested_dots(panels: Mapping[str, Any], *, query: int = 0) -> BookFigure:
+    """What moves a measurement, from the outside in: queries, then for one query the subsets, the seeds, and what is left.
+
+    Args:
+        panels: by the panel's name: measurements `[M, K, Q]`.
+        query: the one that is looked into, by its place among the queries in ascending order of their means.
+    """
+    require(bool(panels), "panels: give at least one")
+    figure, axes = subplots(1, len(panels), figsize=(3.7 * len(panels), 2.6), squeeze=False, sharey=True)
+    for axis, (name, values) in zip(axes[0], panels.items(), strict=True):
+        rows = _layers(np.asarray(values, dtype=np.float64), query)
+        for place, ((kind, dots), colour) in enumerate(zip(rows.items(), (GREY, BLUE, ORANGE, PURPLE), strict=True)):
+            axis.plot(dots, np.full(dots.size, place), "o", color=colour, markersize=4, alpha=0.35, markeredgewidth=0)
+            axis.errorbar(dots.mean(), place + 0.3, xerr=dots.std(ddof=1), color=colour, capsize=2, linewidth=1.2)
+            figure.alt += f"{name}, {kind}: standard deviation {dots.std(ddof=1):.2g}. "
+        axis.set_yticks(range(len(rows)), rows, fontsize=8)
+        axis.set(xlabel=name, ylim=(len(rows) - 0.4, -0.6))
+    return figure
+
+
+def _layers(values: np.ndarray, rank: int) -> dict[str, np.ndarray]:
+    """Means of all queries; and of one query: means of its subsets, of its seeds, and the rest, all around its mean."""
+    query = np.argsort(values.mean((0, 1)), kind="stable")[rank]
+    own = values[:, :, query]
+    by_subset, by_seed = own.mean(1), own.mean(0)
+    rest = own - by_subset[:, None] - by_seed + 2 * own.mean()
+    return {
+        f"{values.shape[2]} queries": values.mean((0, 1)),
+        f"one query, {len(by_subset)} subsets": by_subset,
+        f"one query, {len(by_seed)} seeds": by_seed,
+        "one query, what is left": rest.ravel(),
+    }
+
+
+def power_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], subsets: Sequence[int]) -> BookFigure:
     """The smallest LDS difference that is found, by the number of subsets; a colour a pair of methods, a style a seed count.
 
     Args:
@@ -72,4 +110,8 @@ def power_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], subsets: S
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    ends = {line.get_label(): line.get_ydata()[[0, -1]] for line in axes.lines}
+    figure.alt = f"Smallest difference in LDS that is found, from {subsets[0]} to {subsets[-1]} subsets: " + "; ".join(
+        f"{name}: {first:.3g} to {last:.3g} points" for name, (first, last) in ends.items()
+    )
     return figure
