@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from diffinf_lib.errors import require
@@ -57,9 +58,9 @@ class Number:
         return f"{round(value, digits) + 0.0:{'+' if self.signed else ''},.{digits}f}".replace("-", "−")
 
 
-def number(value: float, digits: int | None = None, *, signed: bool = False, unit: str = "") -> Number:
+def number(value: Real | float, digits: int | None = None, *, signed: bool = False, unit: str = "") -> Number:
     """A number with `digits` after the point, or three significant ones; whole numbers stay whole."""
-    if digits is None and isinstance(value, int):
+    if digits is None and isinstance(value, Integral):
         digits = 0
     return Number(float(value), digits, signed=signed, unit=unit)
 
@@ -90,9 +91,9 @@ class Table:
 
     Attributes:
         headings: of the columns.
-        cells: `[rows][columns]`, numbers, `Number`s, Markdown, or None for an empty one.
+        cells: `[rows][columns]`: a number, Markdown, or None where there is none.
         caption: Markdown in one line.
-        name: to which {numref} refers.
+        name: of the table, to refer to it.
     """
 
     headings: tuple[str, ...]
@@ -154,12 +155,12 @@ def _significant(value: float) -> int:
 
 def _numeric(cells: Sequence[Any]) -> bool:
     present = [cell for cell in cells if cell is not None and cell != ""]
-    return bool(present) and all(isinstance(cell, Number | int | float) for cell in present)
+    return bool(present) and all(isinstance(cell, Number | Real) for cell in present)
 
 
 def _column(cells: Sequence[Any]) -> list[str]:
     """The cells of a column as Markdown, intervals filled up to one width so that the numbers stand below each other."""
-    numbers = [number(cell) if isinstance(cell, int | float) else cell for cell in cells]
+    numbers = [number(cell) if isinstance(cell, Real) else cell for cell in cells]
     width = max((cell.width for cell in numbers if isinstance(cell, Number)), default=0)
     return [
         "" if cell is None else cell.text(width) if isinstance(cell, Number) else _escaped(cell) for cell in numbers

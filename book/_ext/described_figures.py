@@ -1,4 +1,4 @@
-"""Sphinx extension: what a cell's metadata says of its figure, for those who cannot see it, overrules the figure's own words."""
+"""Sphinx extension: the alternative text in a cell's metadata overrules what a figure says of itself."""
 
 import html
 import re
@@ -21,8 +21,8 @@ def _describe(app: Any, doctree: nodes.document) -> None:
     for raw in doctree.findall(nodes.raw):
         text = raw.astext()
         if 'class="diffinf-figure"' in text and (alt := _alternative(raw)):
-            label = f'aria-label="{html.escape(alt)}"'
-            raw.children = [nodes.Text(re.sub(r'aria-label="[^"]*"', lambda _: label, text, count=1))]
+            before, _, after = re.split(r'aria-label="([^"]*)"', text, maxsplit=1)
+            raw.children = [nodes.Text(f'{before}aria-label="{html.escape(alt)}"{after}')]
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -8,7 +8,7 @@ import numpy as np
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import Constancy, SignStudy
 from diffinf_lib.figures.studies import CYCLE
-from diffinf_lib.figures.style import BLUE, GREY, INK, ORANGE, BookFigure, subplots
+from diffinf_lib.figures.style import BLUE, GREY, INK, ORANGE, PURPLE, SKY, BookFigure, subplots
 
 
 def sign_scatter(studies: Mapping[str, SignStudy], *, label: str = "loss") -> BookFigure:
@@ -60,21 +60,35 @@ def constancy_spread(studies: Mapping[str, Constancy], *, label: str) -> BookFig
 def nested_dots(panels: Mapping[str, Any], *, query: int = 0) -> BookFigure:
     """What moves a measurement, from the outside in: queries, then for one query the subsets, the seeds, and what is left.
 
+    Above, all queries, the one that is looked into marked; below, that one alone, on a scale of its own.
+
     Args:
         panels: by the panel's name: measurements `[M, K, Q]`.
         query: the one that is looked into, by its place among the queries in ascending order of their means.
     """
     require(bool(panels), "panels: give at least one")
-    figure, axes = subplots(1, len(panels), figsize=(3.7 * len(panels), 2.6), squeeze=False, sharey=True)
-    for axis, (name, values) in zip(axes[0], panels.items(), strict=True):
-        rows = _layers(np.asarray(values, dtype=np.float64), query)
-        for place, ((kind, dots), colour) in enumerate(zip(rows.items(), (GREY, BLUE, ORANGE, PURPLE), strict=True)):
-            axis.plot(dots, np.full(dots.size, place), "o", color=colour, markersize=4, alpha=0.35, markeredgewidth=0)
-            axis.errorbar(dots.mean(), place + 0.3, xerr=dots.std(ddof=1), color=colour, capsize=2, linewidth=1.2)
-            figure.alt += f"{name}, {kind}: standard deviation {dots.std(ddof=1):.2g}. "
-        axis.set_yticks(range(len(rows)), rows, fontsize=8)
-        axis.set(xlabel=name, ylim=(len(rows) - 0.4, -0.6))
+    size = (3.7 * len(panels), 3.4)
+    figure, axes = subplots(2, len(panels), figsize=size, squeeze=False, sharey="row", height_ratios=[1, 2.6])
+    for (above, below), (name, values) in zip(axes.T, panels.items(), strict=True):
+        (all_queries, dots), *inner = _layers(np.asarray(values, dtype=np.float64), query).items()
+        _dot_rows(above, {all_queries: dots}, (GREY,))
+        _dot_rows(below, dict(inner), (BLUE, ORANGE, PURPLE))
+        above.axvspan(*below.get_xlim(), color=SKY, alpha=0.35, linewidth=0)
+        above.set_title(name)
+        below.set_xlabel(f"the shaded part of it: one query's {name}", fontsize=8)
+        figure.alt += f"{name}: standard deviation " + ", ".join(
+            f"of {kind} {found.std(ddof=1):.2g}" for kind, found in [(all_queries, dots), *inner]) + ". "  # fmt: skip
     return figure
+
+
+def _dot_rows(axis: Any, rows: Mapping[str, np.ndarray], colours: Sequence[str]) -> None:
+    """A row of dots for each name, with a standard deviation to each side below it."""
+    for place, (dots, colour) in enumerate(zip(rows.values(), colours, strict=True)):
+        axis.plot(dots, np.full(dots.size, place), "o", color=colour, markersize=4, alpha=0.35, markeredgewidth=0)
+        axis.errorbar(dots.mean(), place + 0.32, xerr=dots.std(ddof=1), color=colour, capsize=2, linewidth=1.4)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_ylim(len(rows) - 0.4, -0.5)
 
 
 def _layers(values: np.ndarray, rank: int) -> dict[str, np.ndarray]:
@@ -85,9 +99,9 @@ def _layers(values: np.ndarray, rank: int) -> dict[str, np.ndarray]:
     rest = own - by_subset[:, None] - by_seed + 2 * own.mean()
     return {
         f"{values.shape[2]} queries": values.mean((0, 1)),
-        f"one query, {len(by_subset)} subsets": by_subset,
-        f"one query, {len(by_seed)} seeds": by_seed,
-        "one query, what is left": rest.ravel(),
+        f"{len(by_subset)} subsets": by_subset,
+        f"{len(by_seed)} seeds": by_seed,
+        "what is left": rest.ravel(),
     }
 
 

@@ -56,11 +56,13 @@ def option_curves(
     option: str = "damping λ",
     label: str = "LDS (%)",
     ceilings: Mapping[str, float] | None = None,
+    logarithmic: bool = True,
 ) -> BookFigure:
-    """A value against an option on a logarithmic axis, a panel for each set of queries, a line for each method.
+    """A value against an option, a panel for each set of queries, a line for each method.
 
     Args:
         panels: by panel, by line: (options, values); values in percent.
+        logarithmic: the axis of the options.
     """
     require(bool(panels), "panels: give at least one")
     figure, axes = subplots(1, len(panels), figsize=(3.6 * len(panels) + 1.4, 2.9), sharey=True, squeeze=False)
@@ -72,7 +74,7 @@ def option_curves(
             )
         if ceilings and panel in ceilings:
             axis.axhline(100 * ceilings[panel], color=GREY, linestyle="--", linewidth=0.9)
-        axis.set(xscale="log", xlabel=option, title=panel)
+        axis.set(xscale="log" if logarithmic else "linear", xlabel=option, title=panel)
     axes[0, 0].set_ylabel(label)
     handles, names = axes[0, -1].get_legend_handles_labels()
     figure.legend(handles, names, fontsize=7, loc="outside right upper")  # beside the panels, where it hides no curve
@@ -130,7 +132,8 @@ def _matrix(axis: Any, values: np.ndarray, limits: tuple[float, float], decimals
     axis.imshow(values, cmap="cividis", aspect="auto", vmin=limits[0], vmax=limits[1])
     for i, j in np.argwhere(np.isfinite(values)):
         bright, best = values[i, j] > sum(limits) / 2, framed and values[i, j] == np.nanmax(values[:, j])
-        axis.text(j, i, f"{values[i, j]:.{decimals}f}", ha="center", va="center", fontsize=7,
+        text = f"{round(values[i, j], decimals) + 0.0:.{decimals}f}".replace("-", "−")  # never −0
+        axis.text(j, i, text, ha="center", va="center", fontsize=7,
                   color="#111111" if bright else "#ffffff", fontweight="bold" if best else "normal")  # fmt: skip
         if best:
             axis.add_patch(_frame(i, j))
