@@ -8,8 +8,8 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from diffinf_lib.configuration import Process
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Process
 from diffinf_lib.errors import require
 from diffinf_lib.figures.style import BLUE, GREY, INK, ORANGE, VERMILION, BookFigure, subplots
 

@@ -6,6 +6,7 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
 from diffinf_lib.artifacts import project_root
 
@@ -13,7 +14,9 @@ HTML = project_root() / "_build" / "html"
 GENERATED = ("genindex.html", "search.html", "py-modindex.html", "index.html", "_static")
 BOOK = project_root() / "book"
 PAGES = sorted(path for path in HTML.rglob("*.html") if path.relative_to(HTML).parts[0] not in GENERATED)
-RESULTS = [path for path in PAGES if "Table " in path.read_text() and path.parent.name == "book"]
+CONTENTS = yaml.safe_load((project_root() / "_toc.yml").read_text())["parts"]
+RESULTS = [HTML / f"{entry['file']}.html" for part in CONTENTS if part["caption"] == "Results"
+           for chapter in part["chapters"] for entry in (chapter, *chapter.get("sections", []))]  # fmt: skip
 
 
 def required(variable, present, what):
