@@ -27,6 +27,7 @@ from . import (
     runs as runs,
     sampling as sampling,
     studies as studies,
+    tables as tables,
     training as training,
 )
 from .artifacts import (
