@@ -19,7 +19,7 @@ from diffinf_lib.diffusion.process import Process
 from diffinf_lib.diffusion.reverse import reverse_step_log_prob
 from diffinf_lib.errors import require
 from diffinf_lib.options import Options
-from diffinf_lib.shapes import Images, PerDraw
+from diffinf_lib.shapes import ImageBatch, PerDraw, PerTimestep
 
 ObjectiveName = Literal[
     "loss", "weighted_loss", "simplified_elbo", "elbo", "square_norm", "mean_output", "l1_norm", "l2_norm", "max_norm",
@@ -63,7 +63,7 @@ class Objective(Options, called={"name": "objective"}):
         """Whether the states of a sample's trajectory are needed."""
         return self.name in ON_TRAJECTORIES
 
-    def per_draw(self, prediction: Images, batch: DrawBatch, process: Process = Process()) -> PerDraw:
+    def per_draw(self, prediction: ImageBatch, batch: DrawBatch, process: Process = Process()) -> PerDraw:
         """The objective at each draw, `[B]`, differentiable in the network's output `prediction`."""
         if self.name in ("loss", "journey_loss", "weighted_loss", "simplified_elbo"):
             losses = (batch.target - prediction).square().flatten(1).mean(1)
@@ -81,7 +81,7 @@ class Objective(Options, called={"name": "objective"}):
             return (prediction * batch.held_against).flatten(1).sum(1)
         return _of_output(self.name, prediction.flatten(1))
 
-    def _timestep_weights(self, process: Process) -> Float[Tensor, "T"] | None:
+    def _timestep_weights(self, process: Process) -> PerTimestep | None:
         """w_t of each timestep, or None where all are one."""
         if self.name == "simplified_elbo":
             return elbo_weights(process)

@@ -30,7 +30,7 @@ from diffinf_lib.artifacts.files import read_json
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 from diffinf_lib.settings import own_settings
-from diffinf_lib.shapes import Images, Timesteps
+from diffinf_lib.shapes import ImageBatch, PerTimestep, Timesteps
 
 Target = Literal["noise", "image", "v", "velocity"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
@@ -42,16 +42,19 @@ PREDICTION_TYPES = {"noise": "epsilon", "image": "sample", "v": "v_prediction", 
 SCHEDULER_CONFIG = "scheduler_config.json"
 
 
+Coefficient = Float[Tensor, "T"] | Float[Tensor, "B 1 1 1"]
+
+
 class Coefficients(NamedTuple):
     """s, n, a and b of every timestep, `[T]`, float64, or of some draws, `[B, 1, 1, 1]`."""
 
-    signal: Tensor
-    noise: Tensor
-    target_signal: Tensor
-    target_noise: Tensor
+    signal: Coefficient
+    noise: Coefficient
+    target_signal: Coefficient
+    target_noise: Coefficient
 
     @property
-    def determinant(self) -> Tensor:
+    def determinant(self) -> Coefficient:
         """D = s b − n a, by which an error of the target becomes one of the image or the noise."""
         return self.signal * self.target_noise - self.noise * self.target_signal
 
@@ -145,33 +148,33 @@ class Process(Options):
         return _coefficients(self)
 
     @property
-    def alphas_cumprod(self) -> Float[Tensor, "T"]:
+    def alphas_cumprod(self) -> PerTimestep:
         """ᾱ_t = s_t² / (s_t² + n_t²), the share of a state's variance that the image has left; float64."""
         signal, noise = self.coefficients[:2]
         return signal.square() / (signal.square() + noise.square())
 
     @property
-    def times(self) -> Float[Tensor, "T"] | None:
+    def times(self) -> PerTimestep | None:
         """What the network is given for each timestep, where that is not the timestep itself."""
         return self.timesteps * self.coefficients.noise if self.is_flow else None
 
-    def at(self, timesteps: Timesteps, like: Images) -> Coefficients:
+    def at(self, timesteps: Timesteps, like: ImageBatch) -> Coefficients:
         """The coefficients of some draws, `[B, 1, 1, 1]`, in the type and on the device of `like`."""
         return Coefficients(*(at_timesteps(values, timesteps, like) for values in self.coefficients))
 
-    def noisy(self, images: Images, timesteps: Timesteps, noise: Images) -> Images:
+    def noisy(self, images: ImageBatch, timesteps: Timesteps, noise: ImageBatch) -> ImageBatch:
         """x_t = s_t x + n_t ε (Ho et al. 2020, equation 4); `[B, C, H, W]`."""
         here = self.at(timesteps, images)
         return here.signal * images + here.noise * noise
 
-    def target_of(self, images: Images, timesteps: Timesteps, noise: Images) -> Images:
+    def target_of(self, images: ImageBatch, timesteps: Timesteps, noise: ImageBatch) -> ImageBatch:
         """y_t = a_t x + b_t ε, what the network should say; `[B, C, H, W]`."""
         if self.target == "noise":
             return noise
         here = self.at(timesteps, images)
         return here.target_signal * images + here.target_noise * noise
 
-    def solved(self, noisy: Images, prediction: Images, timesteps: Timesteps) -> tuple[Images, Images]:
+    def solved(self, noisy: ImageBatch, prediction: ImageBatch, timesteps: Timesteps) -> tuple[ImageBatch, ImageBatch]:
         """The image and the noise that a prediction in a state amounts to, each `[B, C, H, W]`.
 
         Raises:
@@ -221,7 +224,7 @@ class Process(Options):
         return diffusers.DDIMScheduler(**shared | {"clip_sample": False})
 
 
-def at_timesteps(values: Float[Tensor, "T"], timesteps: Timesteps, like: Images) -> Float[Tensor, "B 1 1 1"]:
+def at_timesteps(values: PerTimestep, timesteps: Timesteps, like: ImageBatch) -> Float[Tensor, "B 1 1 1"]:
     """The values of the given timesteps, in dtype, device and rank of `like`."""
     return values.to(like)[timesteps].view(-1, *[1] * (like.ndim - 1))
 
@@ -236,7 +239,7 @@ def _flow(name: str, config: dict[str, Any]) -> Process:
     return Process(timesteps=steps, target="velocity", clip_sample=None, flow_shift=shift)
 
 
-def _with_variances(target: Target, alphas_cumprod: Tensor, config: dict[str, Any], clip: float | None) -> Process:
+def _with_variances(target: Target, alphas_cumprod: PerTimestep, config: dict[str, Any], clip: float | None) -> Process:
     """The process by its options where these give the scheduler's own ᾱ_t, and by its variances otherwise."""
     options: dict[str, Any] = {"timesteps": len(alphas_cumprod), "target": target, "clip_sample": clip}
     trained = config.get("trained_betas")

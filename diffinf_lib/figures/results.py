@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import GroundTruth, LDSResult, predicted_changes, spearman
 from diffinf_lib.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, subplots
+from diffinf_lib.shapes import Scores
 
 
 def lds_bars(results: Mapping[str, LDSResult], *, ceiling: float | None = None) -> Figure:
@@ -40,7 +40,7 @@ def lds_bars(results: Mapping[str, LDSResult], *, ceiling: float | None = None) 
     return figure
 
 
-def predicted_against_measured(scores: Tensor, truth: GroundTruth, *, query: int) -> Figure:
+def predicted_against_measured(scores: Scores, truth: GroundTruth, *, query: int) -> Figure:
     """For one query, the change that the scores predict for each subset against what retraining measured."""
     require(0 <= query < len(truth.query_ids), f"query={query}: give 0 to {len(truth.query_ids) - 1}")
     predicted = predicted_changes(scores, truth)[query]
