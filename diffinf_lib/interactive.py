@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.configuration import Process
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Process
 from diffinf_lib.errors import require
 from diffinf_lib.figures import ranked
 from diffinf_lib.pictures import data_uri

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from diffinf_lib.configuration import BiasRule
 from diffinf_lib.curvature.layers import (
     Covers,
     Layer,
@@ -25,8 +26,6 @@ from diffinf_lib.curvature.layers import (
 )
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.options import checked
-
-BiasRule = Literal["joint", "separate"]
 
 
 @dataclass(frozen=True, eq=False)

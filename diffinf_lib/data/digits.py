@@ -5,7 +5,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet, to_unit_range
+from diffinf_lib.configuration import DatasetConfig
+from diffinf_lib.data.images import Dataset, ImageSet, to_unit_range
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.randomness import keyed_generator
 

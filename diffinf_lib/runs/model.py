@@ -1,9 +1,12 @@
-"""Steps of the model: the model trained on everything, and the queries drawn from it."""
+"""Stages of the model: the model trained on everything, and the queries drawn from it."""
+
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.configuration import QuerySet
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.errors import require
 from diffinf_lib.runs.kept import Kept
@@ -12,7 +15,7 @@ from diffinf_lib.sampling import GENERATED_IDS, sample, sample_trajectories
 from diffinf_lib.shapes import Images
 from diffinf_lib.training import TrainingResult
 
-QUERY_SETS = ("held-out", "generated")
+QUERY_SETS = get_args(QuerySet)
 
 
 def full_model(run: Run) -> TrainingResult:
@@ -33,8 +36,8 @@ def generated_queries(run: Run) -> ImageSet:
     return run.held("samples", lambda: as_queries(_sampled(run, "samples").tensors(images)["images"]))
 
 
-def _sampled(run: Run, step: str) -> Kept:
-    return run.kept(step, sampling=run.preset.sampling, shape=run.data.train.shape)
+def _sampled(run: Run, stage: str) -> Kept:
+    return run.kept(stage, sampling=run.preset.sampling, shape=run.data.train.shape)
 
 
 def _sample_seeds(run: Run) -> list[int]:
