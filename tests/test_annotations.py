@@ -5,8 +5,9 @@ import torch
 from annotations import unchecked
 from jaxtyping import TypeCheckError, jaxtyped
 
+from diffinf_lib.configuration import DrawConfig, Process
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import DrawConfig, Process, iterate_draws
+from diffinf_lib.diffusion import iterate_draws
 from diffinf_lib.diffusion.draws import Draws
 from diffinf_lib.errors import ConfigurationError, DataError
 from diffinf_lib.evaluation import spearman
@@ -27,7 +28,7 @@ PIXELS, LABELS, IDS = torch.zeros(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
     ],
 )
 def test_arguments_of_another_shape_or_type_are_found(images, timesteps, noise):
-    with pytest.raises(TypeCheckError, match=r"parameters of diffinf_lib\.diffusion\.process\.Process\.noisy"):
+    with pytest.raises(TypeCheckError, match=r"parameters of diffinf_lib\.configuration\.process\.Process\.noisy"):
         Process().noisy(images, timesteps, noise)
 
 
