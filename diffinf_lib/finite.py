@@ -5,6 +5,7 @@ from torch import Tensor
 
 from diffinf_lib.diffusion import Denoiser, DrawBatch
 from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.shapes import Ids
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -19,9 +20,7 @@ def first_not_finite(tensor: Tensor) -> tuple[int, ...] | None:
     return tuple(int(place) for place in tensor.isfinite().logical_not().nonzero()[0])
 
 
-def check_draws_finite(
-    values: Float[Tensor, "B ..."], model: Denoiser, batch: DrawBatch, ids: Int[Tensor, "N"]
-) -> None:
+def check_draws_finite(values: Float[Tensor, "B ..."], model: Denoiser, batch: DrawBatch, ids: Ids) -> None:
     """Refuse what a network gave for some draws if it holds NaN or infinity.
 
     Args:
@@ -38,7 +37,13 @@ def check_draws_finite(
         raise not_finite_at(model, int(ids[one.example[0]]), one.images, one.state, float(one.timesteps[0]))
 
 
-def not_finite_at(model: Denoiser, image: int, pixels: Tensor, state: Tensor, timestep: float) -> ConfigurationError:
+def not_finite_at(
+    model: Denoiser,
+    image: int,
+    pixels: Float[Tensor, "*one C H W"],
+    state: Float[Tensor, "*one C H W"],
+    timestep: float,
+) -> ConfigurationError:
     """Why the network's output of one draw is not finite, the inputs looked at first."""
     if not all_finite(pixels):
         return ConfigurationError(f"image {image}: some of its pixels are not finite; mend it or leave it out")
@@ -53,7 +58,7 @@ def not_finite_at(model: Denoiser, image: int, pixels: Tensor, state: Tensor, ti
                               "there, or draw other timesteps")  # fmt: skip
 
 
-def check_scores(scores: Float[Tensor, "..."], **axes: Int[Tensor, "n"] | None) -> None:
+def check_scores(scores: Float[Tensor, "..."], **axes: Int[Tensor, "_"] | None) -> None:
     """Refuse scores that are not finite.
 
     Args:

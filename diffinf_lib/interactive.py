@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.configuration import Process
@@ -19,6 +20,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
 from diffinf_lib.figures import ranked
 from diffinf_lib.pictures import data_uri
+from diffinf_lib.shapes import PerExample, Scores
 
 _numbers = count()
 _PICTURE = "image-rendering:pixelated;border:1px solid currentColor"
@@ -87,12 +89,16 @@ def _script_text(value: Any) -> str:
     return json.dumps(value).replace("<", "\\u003c")
 
 
-def _picture(image: Tensor, alternative: str, size: int = 64) -> str:
+def _picture(image: Float[Tensor, "C H W"], alternative: str, size: int = 64) -> str:
     return f'<img src="{data_uri(image)}" alt="{html.escape(alternative)}" width="{size}" style="{_PICTURE}">'
 
 
 def timestep_scrubber(
-    image: Tensor, noise: Tensor, *, timesteps: Sequence[int], process: Process = Process()
+    image: Float[Tensor, "C H W"],
+    noise: Float[Tensor, "C H W"],
+    *,
+    timesteps: Sequence[int],
+    process: Process = Process(),
 ) -> Frames:
     """One image `[C, H, W]` on its way into noise, a frame a timestep."""
     require(len(timesteps) > 0, "timesteps: give at least one")
@@ -109,7 +115,7 @@ def timestep_scrubber(
 
 
 def ranked_image_explorer(
-    train: ImageSet, queries: ImageSet, scores: Tensor, *, shown: Sequence[int] | None = None, images: int = 8
+    train: ImageSet, queries: ImageSet, scores: Scores, *, shown: Sequence[int] | None = None, images: int = 8
 ) -> Frames:
     """Choose a query, see its most positive, most negative and most neutral training images with their scores.
 
@@ -129,7 +135,7 @@ def _called(images: ImageSet, position: int) -> str:
     return str(int(images.ids[position])) if images.names is None else images.names[position]
 
 
-def _ranked_frame(train: ImageSet, query: Tensor, scores: Tensor, number: int, images: int) -> str:
+def _ranked_frame(train: ImageSet, query: Float[Tensor, "C H W"], scores: PerExample, number: int, images: int) -> str:
     rows = [f"<p>{_picture(query, f'query {number}', 80)}</p>"]
     for name, places in ranked(scores, images).items():
         cells = "".join(

@@ -28,7 +28,9 @@ from diffinf_lib.finite import first_not_finite, not_finite_at
 from diffinf_lib.precision import require_full_precision
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
-from diffinf_lib.shapes import Images, ImageShape, PerExample
+from diffinf_lib.shapes import Condition, ImageBatch, Images, ImageShape, PerDraw, PerTimestep
+
+Numbers = Float[Tensor, "*n"]
 
 
 @own_settings
@@ -98,7 +100,7 @@ class _Probes:
     def __init__(self, ids: Int[Tensor, "B"], draw: int, shape: ImageShape, config: LikelihoodConfig, seed: int):
         self.ids, self.shape, self.count = ids, shape, config.probes
         self.generators = [keyed_generator("probes", seed, int(example_id), draw) for example_id in ids]
-        self.fixed: Tensor | None = None
+        self.fixed: Float[Tensor, "P B C H W"] | None = None
         if config.divergence == "exact":
             self.fixed = torch.eye(math.prod(shape)).view(-1, 1, *shape).expand(-1, len(ids), *shape)
         elif config.method == "dopri5":
@@ -115,8 +117,8 @@ class _Probes:
 
 
 def _log_density(
-    model: Denoiser, images: Images, probes: _Probes, config: LikelihoodConfig, told: dict[str, Tensor]
-) -> PerExample:
+    model: Denoiser, images: ImageBatch, probes: _Probes, config: LikelihoodConfig, told: dict[str, Condition]
+) -> PerDraw:
     """log p(x) of each image at t = 0, in nats; `[B]`, float64, on the CPU."""
     state = images.to(model.device, torch.float64)
     flow = _Flow(model, probes, {name: values.to(model.device) for name, values in told.items()}, images)
@@ -135,10 +137,10 @@ class _Flow(NamedTuple):
 
     model: Denoiser
     probes: _Probes
-    told: dict[str, Tensor]
-    pixels: Images
+    told: dict[str, Condition]
+    pixels: ImageBatch
 
-    def __call__(self, angle: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def __call__(self, angle: Float[Tensor, ""], state: tuple[ImageBatch, PerDraw]) -> tuple[ImageBatch, PerDraw]:
         turned, process = state[0], self.model.process
         time, length = network_time_at(angle, process), state_length_at(angle, process)
         prediction, trace = self._prediction_and_trace(length * turned, time)
@@ -150,7 +152,7 @@ class _Flow(NamedTuple):
         return velocity, (length * trace - own * turned[0].numel()) / determinant
 
     @torch.enable_grad()
-    def _prediction_and_trace(self, noisy: Images, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    def _prediction_and_trace(self, noisy: ImageBatch, timestep: Float[Tensor, ""]) -> tuple[ImageBatch, PerDraw]:
         """The output and an estimate of the trace of its Jacobian, float64; the network works in its own precision."""
         given = noisy.detach().to(self.model.dtype).requires_grad_()
         prediction = self.model.at_times(given, timestep.to(given).expand(len(given)), **self.told)
@@ -167,7 +169,7 @@ class _Flow(NamedTuple):
 
 
 @torch.no_grad()
-def _solve(flow: _Flow, state: tuple[Tensor, Tensor], config: LikelihoodConfig) -> tuple[Tensor, Tensor]:
+def _solve(flow: _Flow, state: tuple[ImageBatch, PerDraw], config: LikelihoodConfig) -> tuple[ImageBatch, PerDraw]:
     """The state at the last timestep, and the divergence summed up on the way there."""
     try:
         from torchdiffeq import odeint
@@ -191,52 +193,52 @@ LEAST_SIGNAL = 1e-12
 
 @lru_cache
 @own_settings
-def _known(process: Process) -> Float[Tensor, "T"]:
+def _known(process: Process) -> PerTimestep:
     """ᾱ_t of every timestep, the last ones no less than `LEAST_SIGNAL`."""
     return process.alphas_cumprod.clamp(min=LEAST_SIGNAL)
 
 
 @lru_cache
 @own_settings
-def angles(process: Process = Process()) -> Float[Tensor, "T"]:
+def angles(process: Process = Process()) -> PerTimestep:
     """φ_t with cos φ_t = √ᾱ_t, how far noising has turned the image into noise at every timestep; `[T]`, float64."""
     kept = _known(process)
     return torch.atan2((1 - kept).sqrt(), kept.sqrt())
 
 
-def timesteps_at(angle: Tensor, process: Process = Process()) -> Tensor:
+def timesteps_at(angle: Numbers, process: Process = Process()) -> Numbers:
     """The real-valued timestep at which √ᾱ = cos φ, log ᾱ taken as linear between timesteps."""
     known = _known(process).to(angle.device).log()
     return _interpolate(-2 * angle.cos().log(), -known, torch.arange(len(known)).to(known))
 
 
-def network_time_at(angle: Tensor, process: Process = Process()) -> Tensor:
+def network_time_at(angle: Numbers, process: Process = Process()) -> Numbers:
     """What the network is given at an angle: the timestep, or T σ of a flow, whose σ = sin φ / (sin φ + cos φ)."""
     if process.is_flow:
         return process.timesteps * angle.sin() / (angle.sin() + angle.cos())
     return timesteps_at(angle, process)
 
 
-def state_length_at(angle: Tensor, process: Process = Process()) -> Tensor:
+def state_length_at(angle: Numbers, process: Process = Process()) -> Numbers:
     """r with x_t = r z for the state z of length one: 1, or of a flow 1 / (sin φ + cos φ)."""
     return 1 / (angle.sin() + angle.cos()) if process.is_flow else torch.ones_like(angle)
 
 
-def target_at(angle: Tensor, process: Process = Process()) -> tuple[Tensor, Tensor]:
+def target_at(angle: Numbers, process: Process = Process()) -> tuple[Numbers, Numbers]:
     """a and b of the target a x + b ε at an angle."""
     one, nothing = torch.ones_like(angle), torch.zeros_like(angle)
     rows = {"noise": (nothing, one), "image": (one, nothing), "v": (-angle.sin(), angle.cos()), "velocity": (-one, one)}
     return rows[process.target]
 
 
-def _interpolate(wanted: Tensor, places: Float[Tensor, "T"], values: Float[Tensor, "T"]) -> Tensor:
+def _interpolate(wanted: Numbers, places: PerTimestep, values: PerTimestep) -> Numbers:
     """Values at the wanted places, linear between the (rising) places at which they are known."""
     right = torch.searchsorted(places, wanted.contiguous()).clamp(1, len(places) - 1)
     share = (wanted - places[right - 1]) / (places[right] - places[right - 1])
     return torch.lerp(values[right - 1], values[right], share.clamp(0, 1))
 
 
-def angle_grid(steps: int, process: Process = Process()) -> Float[Tensor, "steps+1"]:
+def angle_grid(steps: int, process: Process = Process()) -> Float[Tensor, "{steps}+1"]:
     """The angles between which the solver steps, from the first timestep's to the last one's, even in log tan φ.
 
     tan φ is the noise's standard deviation beside the image's: fine steps where little noise makes fine structure.

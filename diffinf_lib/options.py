@@ -4,13 +4,14 @@ A field's annotation says what it takes: a type, `Literal` choices, `Annotated[i
 Values are held against it whenever a configuration is made: in Python, from a command line's text, from a notebook's JSON.
 """
 
+import inspect
 import math
 import re
 import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from functools import cache, partial
+from functools import cache
 from numbers import Integral, Real
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -44,6 +45,8 @@ class Options:
         called: of a class: what messages call a field, where that is not its name.
     """
 
+    # A field takes more than it holds (a list for a tuple), and the messages are the check's own: no hook checks it first.
+    __no_type_check__: ClassVar[bool] = True
     _called: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, called: Mapping[str, str] | None = None) -> None:
@@ -60,7 +63,11 @@ def _kinds(config: Any) -> dict[str, Any]:
     return {field.name: kinds[field.name] for field in fields(config)}
 
 
-_annotations = cache(partial(typing.get_type_hints, include_extras=True))
+@cache
+def _annotations(config: type) -> dict[str, Any]:
+    """The annotations of a configuration and its bases; `typing.get_type_hints` knows none of a class that no hook checks."""
+    found = (inspect.get_annotations(base, eval_str=True) for base in reversed(config.__mro__))
+    return {name: kind for annotations in found for name, kind in annotations.items()}
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:

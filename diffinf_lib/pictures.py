@@ -4,6 +4,7 @@ import base64
 import io
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -11,7 +12,7 @@ SMALL = 48
 """Thumbnails up to this side are kept pixel for pixel; larger ones are packed with loss."""
 
 
-def picture(image: Tensor) -> Image.Image:
+def picture(image: Float[Tensor, "C H W"]) -> Image.Image:
     """An image `[C, H, W]` in [−1, 1] as one of Pillow's.
 
     One channel is grey, three or more are read as red, green and blue; of two, the first is shown.
@@ -20,7 +21,7 @@ def picture(image: Tensor) -> Image.Image:
     return Image.fromarray(values[:3].permute(1, 2, 0).numpy() if len(values) >= 3 else values[0].numpy())
 
 
-def data_uri(image: Tensor, side: int | None = None) -> str:
+def data_uri(image: Float[Tensor, "C H W"], side: int | None = None) -> str:
     """An image `[C, H, W]` in [−1, 1] inline, as PNG.
 
     Args:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -13,7 +14,10 @@ from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.errors import first_few, require
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
-from diffinf_lib.shapes import Images, ImageShape
+from diffinf_lib.shapes import Condition, Images, ImageShape
+
+Labels = Sequence[int] | Int[Tensor, "N"] | None
+States = tuple[Float[Tensor, "N states C H W"], Float[Tensor, "N guesses C H W"]]
 
 GENERATED_IDS = 1_000_000_000
 """Generated samples carry the ids from here on, so that their draws never meet those of a dataset's images."""
@@ -28,7 +32,7 @@ def sample(
     *,
     method: SamplerName | None = None,
     steps: int | None = None,
-    labels: Sequence[int] | Tensor | None = None,
+    labels: Labels = None,
     batch_size: int = 256,
     progress: bool = False,
 ) -> Images:
@@ -42,7 +46,7 @@ def sample(
         labels: the class of each sample, for a network that is told apart by classes.
 
     Returns:
-        Images `[B, C, H, W]` in about [−1, 1], on the CPU.
+        Images `[N, C, H, W]` in about [−1, 1], on the CPU.
     """
     steps = steps or require_denoiser(model).process.timesteps
     return sample_states(
@@ -60,18 +64,18 @@ def sample_states(
     *,
     method: SamplerName | None = None,
     steps: int | None = None,
-    labels: Sequence[int] | Tensor | None = None,
+    labels: Labels = None,
     batch_size: int = 256,
     progress: bool = False,
     keep: Sequence[int] | None = None,
-) -> Tensor:
+) -> Float[Tensor, "N states C H W"]:
     """Like `sample`, with the states on the way.
 
     Args:
         keep: which states to keep, counted in steps done: 0 is pure noise, `steps` the sample; default all of them.
 
     Returns:
-        States `[B, len(keep), C, H, W]`, on the CPU, in the order of the steps.
+        States `[N, len(keep), C, H, W]`, on the CPU, in the order of the steps.
     """
     steps = steps or require_denoiser(model).process.timesteps
     kept = set(range(steps + 1)) if keep is None else set(keep)
@@ -85,7 +89,7 @@ def sample_trajectories(
     seeds: int | Sequence[int],
     shape: ImageShape,
     *,
-    labels: Sequence[int] | Tensor | None = None,
+    labels: Labels = None,
     batch_size: int = 256,
     progress: bool = False,
 ) -> Trajectories:
@@ -109,10 +113,10 @@ def _sampled(
     method: SamplerName | None,
     steps: int,
     kept: set[int],
-    labels: Sequence[int] | Tensor | None,
+    labels: Labels,
     batch_size: int,
     progress: bool,
-) -> tuple[Tensor, Tensor]:
+) -> States:
     """The states in `kept`, and the guesses of the image in each of them but the last, batch by batch."""
     process, seeds = require_denoiser(model).process, list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     require(len(seeds) > 0, "seeds: give at least one seed, or a positive number of samples")
@@ -130,7 +134,7 @@ def _sampled(
     return torch.cat(states), torch.cat(guesses)
 
 
-def _conditions(model: Denoiser, count: int, labels: Sequence[int] | Tensor | None) -> dict[str, Tensor]:
+def _conditions(model: Denoiser, count: int, labels: Labels) -> dict[str, Condition]:
     """The class of each sample, where the network wants one."""
     if not model.needs:
         require(labels is None, "labels: this network is not told classes; leave them out")
@@ -150,9 +154,9 @@ def _one_batch(
     method: SamplerName | None,
     steps: int,
     kept: set[int],
-    told: dict[str, Tensor],
+    told: dict[str, Condition],
     progress: bool,
-) -> tuple[Tensor, Tensor]:
+) -> States:
     scheduler = model.process.scheduler(method)
     scheduler.set_timesteps(steps)
     generators = [keyed_generator("sample", seed) for seed in seeds]
@@ -168,4 +172,4 @@ def _one_batch(
             guesses.append(stepped.pred_original_sample.cpu())
         if done in kept:
             states.append(state.cpu())
-    return torch.stack(states, dim=1), torch.stack(guesses, dim=1) if guesses else torch.empty(0)
+    return torch.stack(states, dim=1), torch.stack(guesses, dim=1) if guesses else torch.empty(len(seeds), 0, *shape)

@@ -53,4 +53,6 @@ def own_settings(function: Callable[Arguments, Result]) -> Callable[Arguments, R
                     return
             yield step
 
-    return cast(Callable[Arguments, Result], stepped) if inspect.isgeneratorfunction(function) else called
+    return (
+        cast(Callable[Arguments, Result], stepped) if inspect.isgeneratorfunction(inspect.unwrap(function)) else called
+    )

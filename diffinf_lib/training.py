@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -45,7 +46,7 @@ class TrainingResult:
     """A trained model: `model` holds the averaged (EMA) weights in eval mode; `losses` is one batch loss a step."""
 
     model: Denoiser
-    losses: np.ndarray
+    losses: Float[np.ndarray, "steps"]
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:
@@ -58,7 +59,7 @@ def learning_rate_factor(step: int, config: TrainingConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
 
 
-def batch_indices(step: int, count: int, batch_size: int, seed: int) -> Tensor:
+def batch_indices(step: int, count: int, batch_size: int, seed: int) -> Int[Tensor, "{batch_size}"]:
     """The positions of the images of one step, `[B]`: consecutive pieces of one shuffle per epoch."""
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = positions // count, positions % count
@@ -86,7 +87,7 @@ class _Trainer:
             self.parameters, decay=config.ema_max_decay, use_ema_warmup=True, power=config.ema_power, foreach=True
         )
         self.network: Any = torch.compile(model) if config.compile else model
-        self.losses: list[Tensor] = []
+        self.losses: list[Float[Tensor, ""]] = []
 
     @property
     def step(self) -> int:

@@ -1,4 +1,4 @@
-"""Shared settings of the tests: explicit threads, no network, a scratch place for runs."""
+"""Shared settings of the tests: annotations are checked, explicit threads, no network, a scratch place for runs."""
 
 import os
 
@@ -8,7 +8,9 @@ os.environ["DIFFINF_OFFLINE"] = "1"
 import matplotlib
 import pytest
 import torch
+from annotations import check_annotations, check_named_tuples
 
+check_annotations()
 matplotlib.use("Agg")
 torch.set_num_threads(1)
 
@@ -17,3 +19,9 @@ torch.set_num_threads(1)
 def _scratch_runs(tmp_path, monkeypatch):
     """Nothing a test makes lands in the checkout."""
     monkeypatch.setenv("DIFFINF_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture(autouse=True)
+def _named_tuples():
+    """Annotations of named tuples are checked too, of whatever was imported before the test."""
+    check_named_tuples()

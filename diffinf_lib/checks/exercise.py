@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -165,6 +165,7 @@ class Exercise:
         return f"in the case of {case.name} {difference(answer, expected, self.gives)}; {others}"
 
 
+@runtime_checkable
 class Check(Protocol):
     """A public check: called with the reader's function, and its options."""
 

@@ -30,10 +30,8 @@ from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 from diffinf_lib.settings import own_settings
 
 if TYPE_CHECKING or "torch" in sys.modules:  # for annotations, which alone do not load it
-    from torch import Tensor
-
     from diffinf_lib.configuration.coefficients import Coefficients
-    from diffinf_lib.shapes import Images, PerTimestep, Timesteps
+    from diffinf_lib.shapes import ImageBatch, PerTimestep, Timesteps
 
 Target = Literal["noise", "image", "v", "velocity"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
@@ -146,23 +144,23 @@ class Process(Options):
         """What the network is given for each timestep, where that is not the timestep itself."""
         return self.timesteps * self.coefficients.noise if self.is_flow else None
 
-    def at(self, timesteps: Timesteps, like: Images) -> Coefficients:
+    def at(self, timesteps: Timesteps, like: ImageBatch) -> Coefficients:
         """The coefficients of some draws, `[B, 1, 1, 1]`, in the type and on the device of `like`."""
         return self.coefficients.at(timesteps, like)
 
-    def noisy(self, images: Images, timesteps: Timesteps, noise: Images) -> Images:
+    def noisy(self, images: ImageBatch, timesteps: Timesteps, noise: ImageBatch) -> ImageBatch:
         """x_t = s_t x + n_t ε (Ho et al. 2020, equation 4); `[B, C, H, W]`."""
         here = self.at(timesteps, images)
         return here.signal * images + here.noise * noise
 
-    def target_of(self, images: Images, timesteps: Timesteps, noise: Images) -> Images:
+    def target_of(self, images: ImageBatch, timesteps: Timesteps, noise: ImageBatch) -> ImageBatch:
         """y_t = a_t x + b_t ε, what the network should say; `[B, C, H, W]`."""
         if self.target == "noise":
             return noise
         here = self.at(timesteps, images)
         return here.target_signal * images + here.target_noise * noise
 
-    def solved(self, noisy: Images, prediction: Images, timesteps: Timesteps) -> tuple[Images, Images]:
+    def solved(self, noisy: ImageBatch, prediction: ImageBatch, timesteps: Timesteps) -> tuple[ImageBatch, ImageBatch]:
         """The image and the noise that a prediction in a state amounts to, each `[B, C, H, W]`.
 
         Raises:
@@ -222,7 +220,7 @@ def _flow(name: str, config: dict[str, Any]) -> Process:
     return Process(timesteps=steps, target="velocity", clip_sample=None, flow_shift=shift)
 
 
-def _with_variances(target: Target, alphas_cumprod: Tensor, config: dict[str, Any], clip: float | None) -> Process:
+def _with_variances(target: Target, alphas_cumprod: PerTimestep, config: dict[str, Any], clip: float | None) -> Process:
     """The process by its options where these give the scheduler's own ᾱ_t, and by its variances otherwise."""
     import torch
 

@@ -11,11 +11,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from diffinf_lib.configuration import BiasRule
-from diffinf_lib.curvature.layers import Covers, Layer, Layers, curvature_layers, layer_inputs, layer_shape
+from diffinf_lib.curvature.layers import (
+    Covers,
+    Layer,
+    LayerInput,
+    Layers,
+    curvature_layers,
+    layer_inputs,
+    layer_shape,
+)
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.options import checked
 
@@ -70,11 +78,11 @@ class Block:
         outputs, inputs = layer_shape(self.covered)
         return outputs // self.groups, len(range(inputs)[self.columns])
 
-    def of(self, matrix: Float[Tensor, "... O I"]) -> Float[Tensor, "... o i"]:
+    def of(self, matrix: Shaped[Tensor, "*n O I"]) -> Shaped[Tensor, "*n o i"]:
         """The block out of the layer's gradient matrix, a view."""
         return matrix[..., self.rows, self.columns]
 
-    def inputs(self, raw: Tensor) -> Float[Tensor, "B P i"]:
+    def inputs(self, raw: LayerInput) -> Float[Tensor, "B P i"]:
         """The block's inputs a at each position, from what the layer was called with."""
         if self.part == "bias":
             return layer_positions(self.layer, raw)
@@ -85,12 +93,12 @@ class Block:
         return gradients[..., self.rows]
 
 
-def layer_positions(layer: nn.Module, raw: Tensor) -> Float[Tensor, "B P 1"]:
+def layer_positions(layer: nn.Module, raw: LayerInput) -> Float[Tensor, "B P 1"]:
     """A constant 1 at each position: the input of a bias that is a block of its own."""
     return raw.new_ones(len(raw), position_count(layer, raw), 1)
 
 
-def position_count(layer: nn.Module, raw: Tensor) -> int:
+def position_count(layer: nn.Module, raw: LayerInput) -> int:
     """Number of positions P that share a layer's weights, from what the layer was called with."""
     if not isinstance(layer, nn.Conv2d):
         return raw[0].numel() // raw.shape[-1]
@@ -98,7 +106,7 @@ def position_count(layer: nn.Module, raw: Tensor) -> int:
     return height * width
 
 
-def output_size(layer: nn.Conv2d, raw: Tensor) -> tuple[int, int]:
+def output_size(layer: nn.Conv2d, raw: Float[Tensor, "B channels H W"]) -> tuple[int, int]:
     """Height and width of a convolution's output."""
     padding = layer._reversed_padding_repeated_twice  # left, right, top, bottom
     height, width = raw.shape[-2] + padding[2] + padding[3], raw.shape[-1] + padding[0] + padding[1]
@@ -142,12 +150,16 @@ def layers_of(blocks: Mapping[str, Block]) -> dict[str, Layer]:
     return {block.layer_name: block.covered for block in blocks.values()}
 
 
-def split_into_blocks(matrices: dict[str, Tensor], blocks: dict[str, Block]) -> dict[str, Tensor]:
+def split_into_blocks(
+    matrices: dict[str, Shaped[Tensor, "*n _O _I"]], blocks: dict[str, Block]
+) -> dict[str, Shaped[Tensor, "*n _o _i"]]:
     """Layers' gradient matrices `[..., O, I]` as blocks', views."""
     return {name: block.of(matrices[block.layer_name]) for name, block in blocks.items()}
 
 
-def joined_from_blocks(parts: dict[str, Tensor], blocks: dict[str, Block]) -> dict[str, Tensor]:
+def joined_from_blocks(
+    parts: dict[str, Float[Tensor, "*n _o _i"]], blocks: dict[str, Block]
+) -> dict[str, Float[Tensor, "*n _O _I"]]:
     """Blocks' matrices `[..., o, i]` put back into their layers'; the inverse of `split_into_blocks`."""
     matrices: dict[str, Tensor] = {}
     for name, block in blocks.items():

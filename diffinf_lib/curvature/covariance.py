@@ -11,21 +11,22 @@ forming the factor from it costs more than a training step. Two ways around it:
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffinf_lib.curvature.blocks import Block, output_size, position_count
 from diffinf_lib.curvature.kfac import input_factor_sum, second_moment
-from diffinf_lib.curvature.layers import padded_inputs
+from diffinf_lib.curvature.layers import LayerInput, padded_inputs
+from diffinf_lib.shapes import PerDraw
 
 
 def input_covariance_sum(
     block: Block,
-    raw: Tensor,
+    raw: LayerInput,
     *,
     places: Float[Tensor, "B n"] | None = None,
-    weights: Float[Tensor, "B"] | None = None,
+    weights: PerDraw | None = None,
 ) -> Float[Tensor, "I I"]:
     """Σ over draws of weight · mean_p a_p a_pᵀ, by the cheapest way that fits the layer.
 
@@ -50,7 +51,7 @@ def input_covariance_sum(
     return input_factor_sum(block.inputs(raw))
 
 
-def sampled_inputs(block: Block, raw: Tensor, places: Float[Tensor, "B n"]) -> Float[Tensor, "B n I"]:
+def sampled_inputs(block: Block, raw: LayerInput, places: Float[Tensor, "B n"]) -> Float[Tensor, "B n I"]:
     """The block's inputs at some positions of each draw.
 
     Args:
@@ -63,7 +64,9 @@ def sampled_inputs(block: Block, raw: Tensor, places: Float[Tensor, "B n"]) -> F
     return F.pad(patches, (0, 1), value=1.0) if block.has_bias else patches
 
 
-def _patches_at(block: Block, layer: nn.Conv2d, raw: Tensor, index: Tensor) -> Float[Tensor, "B n I"]:
+def _patches_at(
+    block: Block, layer: nn.Conv2d, raw: Float[Tensor, "B C H W"], index: Int[Tensor, "B n"]
+) -> Float[Tensor, "B n I"]:
     images = padded_inputs(layer, raw.chunk(layer.groups, dim=1)[block.group])
     width = output_size(layer, raw)[1]
     corners = [index // width * layer.stride[0], index % width * layer.stride[1]]
@@ -103,10 +106,10 @@ def row_patch_covariance(block: Block, raw: Float[Tensor, "B C H W"]) -> Float[T
     return torch.cat([torch.cat([covariance, sums.unsqueeze(0)]), border.unsqueeze(1)], dim=1) / positions
 
 
-def _row_blocks(rows: Float[Tensor, "H n c"]) -> list[list[Tensor]]:
+def _row_blocks(rows: Float[Tensor, "H n c"]) -> list[list[Float[Tensor, "c c"]]]:
     """The nine blocks Σ_h rows[h + i − 1]ᵀ rows[h + j − 1], rows outside the image being zero."""
 
-    def apart(distance: int) -> Tensor:
+    def apart(distance: int) -> Float[Tensor, "c c"]:
         height = len(rows) - distance
         if height <= 0:
             return rows.new_zeros(rows.shape[2], rows.shape[2])

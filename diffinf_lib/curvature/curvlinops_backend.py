@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from curvlinops import EKFACLinearOperator, KFACLinearOperator
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
@@ -33,6 +34,7 @@ from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.finite import all_finite, check_draws_finite
 from diffinf_lib.randomness import keyed_seed
 from diffinf_lib.settings import own_settings
+from diffinf_lib.shapes import Condition
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class _Draws:
         """The draws, a batch at a time."""
         return Expectation(self.draws, self.pass_name, self.seed).batches(self.model, self.images, self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    def __iter__(self) -> Iterator[tuple[dict[str, Condition], Float[Tensor, "B CHW"]]]:
         return map(packed, self.batches())
 
     def check_finite(self, found: Iterable[Any]) -> None:
@@ -173,7 +175,7 @@ def _as_curvature(covered: Coverage, config: CurvatureConfig, factors: Any, corr
     return Curvature(found, config.bias, covered.names, tuple(covered.left_out))
 
 
-def _corrected(operator: Any, module: str, part: str) -> Tensor:
+def _corrected(operator: Any, module: str, part: str) -> Float[Tensor, "O I"]:
     """Corrected eigenvalues `[d_out, d_in]` of a block; with separate biases curvlinops keeps them by parameter."""
     values = operator._corrected_eigenvalues[module]
     if isinstance(values, Tensor):
@@ -182,7 +184,9 @@ def _corrected(operator: Any, module: str, part: str) -> Tensor:
     return found.unsqueeze(1) if part == "bias" else found.flatten(1)
 
 
-def _in_eigenbasis(input_factor: Tensor, output_factor: Tensor, scale: float) -> LayerCurvature:
+def _in_eigenbasis(
+    input_factor: Float[Tensor, "I I"], output_factor: Float[Tensor, "O O"], scale: float
+) -> LayerCurvature:
     """The factors decomposed by the call that curvlinops makes, so that the basis is that of its corrected eigenvalues."""
     input_values, input_vectors = torch.linalg.eigh(input_factor)
     output_values, output_vectors = torch.linalg.eigh(output_factor)

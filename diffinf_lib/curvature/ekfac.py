@@ -41,13 +41,13 @@ class LayerCurvature:
         assert values is not None
         return values.shape[0], values.shape[1]
 
-    def to_eigenbasis(self, gradients: Float[Tensor, "... O I"]) -> Float[Tensor, "... O I"]:
+    def to_eigenbasis(self, gradients: Float[Tensor, "*n O I"]) -> Float[Tensor, "*n O I"]:
         """Q_Bᵀ G Q_A of each gradient."""
         if self.input_eigenvectors is None or self.output_eigenvectors is None:
             return gradients
         return self.output_eigenvectors.T @ gradients @ self.input_eigenvectors
 
-    def from_eigenbasis(self, rotated: Float[Tensor, "... O I"]) -> Float[Tensor, "... O I"]:
+    def from_eigenbasis(self, rotated: Float[Tensor, "*n O I"]) -> Float[Tensor, "*n O I"]:
         """Q_B R Q_Aᵀ, the inverse of `to_eigenbasis`."""
         if self.input_eigenvectors is None or self.output_eigenvectors is None:
             return rotated
@@ -101,11 +101,11 @@ def eigenbasis(factors: KroneckerFactors) -> LayerCurvature:
     return LayerCurvature(input_vectors.to(kind), output_vectors.to(kind), eigenvalues.to(kind))
 
 
-def _decomposed(factor: Float[Tensor, "d d"]) -> tuple[Tensor, Tensor]:
+def _decomposed(factor: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
     values, vectors = torch.linalg.eigh(factor.double() if len(factor) <= FLOAT64_LIMIT else factor)
     return values.double(), vectors.double()
 
 
-def correction_sum(layer: LayerCurvature, gradients: Float[Tensor, "U O I"]) -> Float[Tensor, "O I"]:
+def correction_sum(layer: LayerCurvature, gradients: Float[Tensor, "units O I"]) -> Float[Tensor, "O I"]:
     """Σ over gradients of (Q_Bᵀ G Q_A)²."""
     return layer.to_eigenbasis(gradients).square().sum(0)

@@ -85,7 +85,7 @@ def dense_empirical_fisher(
 
 
 @own_settings
-def dense_blocks(model: Denoiser, batch: DrawBatch, *, covers: Covers = None) -> dict[str, Tensor]:
+def dense_blocks(model: Denoiser, batch: DrawBatch, *, covers: Covers = None) -> dict[str, Float[Tensor, "_OI _OI"]]:
     """The diagonal block of `dense_ggn` of each layer, `[d_out · d_in, d_out · d_in]`."""
     dense = dense_ggn(model, batch, covers=covers)
     return {name: dense[where, where] for name, where in layer_slices(model, covers).items()}
@@ -106,14 +106,16 @@ def check_outer(per: str) -> None:
     require(per in ("draw", "example"), f"per={per!r}: give 'draw' or 'example'")
 
 
-def _draws(model: Denoiser, layers: Layers, batch: DrawBatch) -> Iterator[tuple[float, Tensor, Tensor]]:
+def _draws(
+    model: Denoiser, layers: Layers, batch: DrawBatch
+) -> Iterator[tuple[float, Float[Tensor, "C H W"], Float[Tensor, "C H W"]]]:
     """The weight, prediction and target of one draw after the other, `[C, H, W]`."""
     for row, weight in enumerate(batch.weights.tolist()):
         with differentiable(model, layers):
             yield weight, model.predict(batch.rows(slice(row, row + 1)))[0], batch.target[row]
 
 
-def _flat_gradient(layers: Layers, value: Tensor, *, create_graph: bool = False) -> Float[Tensor, "P"]:
+def _flat_gradient(layers: Layers, value: Float[Tensor, ""], *, create_graph: bool = False) -> Float[Tensor, "P"]:
     """∇ of a number over all layers, in the order of the dense matrices."""
     gradients = torch.autograd.grad(
         value, layer_parameters(layers), retain_graph=True, create_graph=create_graph, materialize_grads=True
@@ -121,7 +123,7 @@ def _flat_gradient(layers: Layers, value: Tensor, *, create_graph: bool = False)
     return torch.cat([matrix.flatten() for matrix in gradient_matrices(layers, gradients).values()])
 
 
-def _rows_of_jacobian(layers: Layers, outputs: Float[Tensor, "M"], rows: Float[Tensor, "R M"]) -> Float[Tensor, "R P"]:
+def _rows_of_jacobian(layers: Layers, outputs: Float[Tensor, "n"], rows: Float[Tensor, "R n"]) -> Float[Tensor, "R P"]:
     """Each row times the Jacobian of `outputs`: one backward pass for many vectors."""
     batched = torch.autograd.grad(
         outputs, layer_parameters(layers), rows, retain_graph=True, is_grads_batched=True, materialize_grads=True

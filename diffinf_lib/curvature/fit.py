@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffinf_lib.artifacts import (
@@ -91,9 +90,7 @@ class _Fit:
         """All draws of a pass, a group at a time."""
         return Expectation(draws, pass_name, self.seed).batches(self.model, self.images, group)
 
-    def means(
-        self, pass_name: str, draws: DrawConfig, group: int, add: AddGroup, keep: _Partial | None
-    ) -> dict[str, Tensor]:
+    def means(self, pass_name: str, draws: DrawConfig, group: int, add: AddGroup, keep: _Partial | None) -> Sums:
         """Sums over all draws of what `add` takes from each group, divided by the number of draws."""
         total = len(self.images) * draws.count
         count = math.ceil(total / group)
@@ -111,7 +108,7 @@ class _Fit:
             check_finite({name.partition("/")[0]: value}, GRADIENTS_NOT_FINITE)
         return {name: value / total for name, value in sums.items()}
 
-    def factors(self, folder: Path | None, keep: _Partial | None) -> dict[str, Tensor]:
+    def factors(self, folder: Path | None, keep: _Partial | None) -> Sums:
         """A and B of every block, as `BLOCK/A` and `BLOCK/B`; kept on disk until the second pass is done."""
         path = folder / FACTORS if folder else None
         if path and path.exists():

@@ -19,6 +19,7 @@ from torch import Tensor
 from diffinf_lib.configuration import CurvatureConfig
 from diffinf_lib.diffusion import DrawBatch
 from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.shapes import Ids, ImageBatch, PerDraw
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class KeyedRandomness:
         draws: draws of an example, S.
     """
 
-    example_ids: Tensor
+    example_ids: Ids
     draws: int
     seed: int
     pass_name: str
 
-    def of(self, batch: DrawBatch, what: str, make: Callable[[int, torch.Generator], Tensor]) -> Float[Tensor, "B ..."]:
+    def of(
+        self, batch: DrawBatch, what: str, make: Callable[[int, torch.Generator], Float[Tensor, "S ..."]]
+    ) -> Float[Tensor, "B ..."]:
         """`make(S, generator)` gives `[S, ...]` for each example; the rows that belong to the batch's draws, on the CPU."""
         parts = []
         for example in batch.example.unique_consecutive().tolist():
@@ -43,10 +46,10 @@ class KeyedRandomness:
             parts.append(make(self.draws, generator)[batch.draw[batch.example == example]])
         return torch.cat(parts)
 
-    def signs(self, batch: DrawBatch, *, per_example: bool) -> Float[Tensor, "B"]:
+    def signs(self, batch: DrawBatch, *, per_example: bool) -> PerDraw:
         """Rademacher signs, one for each draw or one for all draws of an example."""
 
-        def make(draws: int, generator: torch.Generator) -> Tensor:
+        def make(draws: int, generator: torch.Generator) -> Float[Tensor, "S"]:
             bits = torch.randint(2, (1 if per_example else draws,), generator=generator)
             return (2.0 * bits - 1).expand(draws)
 
@@ -55,23 +58,23 @@ class KeyedRandomness:
     def places(self, batch: DrawBatch, count: int) -> Float[Tensor, "B n"]:
         """Relative positions in [0, 1), one in each of `count` equal slices."""
 
-        def make(draws: int, generator: torch.Generator) -> Tensor:
+        def make(draws: int, generator: torch.Generator) -> Float[Tensor, "S n"]:
             return (torch.arange(count) + torch.rand(draws, count, generator=generator)) / count
 
         return self.of(batch, "positions", make).clamp(max=1 - 2**-20)  # float32: ⌊place · P⌋ must stay below P
 
 
-def exact_vectors(images: Tensor) -> Tensor:
+def exact_vectors(images: ImageBatch) -> Float[Tensor, "V B C H W"]:
     """The scaled basis v_c = √(2/C)·e_c repeated for each draw, `[C, B, C, H, W]`: Σ_c v_c v_cᵀ = (2/C) I."""
     dimension = images[0].numel()
     basis = torch.eye(dimension, dtype=images.dtype, device=images.device) * math.sqrt(2 / dimension)
     return basis.view(dimension, 1, *images.shape[1:]).expand(-1, len(images), -1, -1, -1)
 
 
-def sampled_vectors(batch: DrawBatch, labels: int, random: KeyedRandomness) -> Tensor:
+def sampled_vectors(batch: DrawBatch, labels: int, random: KeyedRandomness) -> Float[Tensor, "{labels} B C H W"]:
     """v of each draw and label, `[labels, B, C, H, W]`, from N(0, (2/C) I)."""
 
-    def make(draws: int, generator: torch.Generator) -> Tensor:
+    def make(draws: int, generator: torch.Generator) -> Float[Tensor, "S V C H W"]:
         return torch.randn(draws, labels, *batch.images.shape[1:], generator=generator)
 
     vectors = random.of(batch, "labels", make).transpose(0, 1)
@@ -79,7 +82,7 @@ def sampled_vectors(batch: DrawBatch, labels: int, random: KeyedRandomness) -> T
 
 
 def label_vectors(
-    prediction: Tensor, batch: DrawBatch, config: CurvatureConfig, random: KeyedRandomness
+    prediction: ImageBatch, batch: DrawBatch, config: CurvatureConfig, random: KeyedRandomness
 ) -> Float[Tensor, "V B C H W"]:
     """The vectors of a batch: Σ over v and draws of Jᵀv vᵀJ, divided by the number of draws, estimates F.
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +20,7 @@ from diffinf_lib.diffusion import Denoiser, DrawBatch, require_denoiser
 from diffinf_lib.errors import ConfigurationError, first_few, require
 from diffinf_lib.finite import all_finite
 from diffinf_lib.precision import require_full_precision
+from diffinf_lib.shapes import ImageBatch
 
 Covers = Callable[[str, nn.Parameter], bool] | Collection[str] | None
 """Which parameters to cover: a rule for a parameter's name and itself, or names; None takes the trainable ones."""
@@ -45,12 +46,12 @@ class Layer:
     covers_bias: bool = True
 
     @property
-    def weight(self) -> Tensor | None:
+    def weight(self) -> Float[Tensor, "O ..."] | None:
         """The weight, if it is covered."""
         return self.module.weight if self.covers_weight else None  # type: ignore[return-value]
 
     @property
-    def bias(self) -> Tensor | None:
+    def bias(self) -> Float[Tensor, "O"] | None:
         """The bias, if there is one and it is covered."""
         return self.module.bias if self.covers_bias else None  # type: ignore[return-value]
 
@@ -62,6 +63,8 @@ class Layer:
 
 
 Layers = Mapping[str, Layer]
+LayerInput = Float[Tensor, "B *rest"]
+"""What a layer is called with: `[B, channels, height, width]` of a convolution, `[B, ..., features]` of a linear layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,8 +203,8 @@ def layer_parameters(layers: Layers) -> list[Tensor]:
     return [tensor for layer in layers.values() for tensor in (layer.weight, layer.bias) if tensor is not None]
 
 
-def gradient_matrices(layers: Layers, gradients: tuple[Tensor, ...]) -> dict[str, Float[Tensor, "O I"]]:
-    """Gradients of `layer_parameters` as one matrix `[d_out, d_in]` a layer, the bias as its last column."""
+def gradient_matrices(layers: Layers, gradients: tuple[Tensor, ...]) -> dict[str, Shaped[Tensor, "_O _I"]]:
+    """Gradients of `layer_parameters`, or what is shaped like them, as one matrix `[d_out, d_in]` a layer, bias last."""
     remaining, matrices = iter(gradients), {}
     for name, layer in layers.items():
         columns = [next(remaining).flatten(1)] if layer.weight is not None else []
@@ -210,7 +213,7 @@ def gradient_matrices(layers: Layers, gradients: tuple[Tensor, ...]) -> dict[str
     return matrices
 
 
-def padded_inputs(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
+def padded_inputs(layer: nn.Conv2d, inputs: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
     """The images a convolution slides over: padded as the layer pads them, whatever its mode."""
     amounts = layer._reversed_padding_repeated_twice
     if not any(amounts):
@@ -229,7 +232,7 @@ def check_finite(tensors: Mapping[str, Tensor], problem: str) -> None:
             raise ConfigurationError(f"layer {name}: {problem}")
 
 
-def layer_inputs(layer: Layer, inputs: Tensor, group: int = 0) -> Float[Tensor, "B P I"]:
+def layer_inputs(layer: Layer, inputs: LayerInput, group: int = 0) -> Float[Tensor, "B P I"]:
     """What the covered weights are multiplied with at each position, a constant 1 appended for a covered bias.
 
     Args:
@@ -246,7 +249,7 @@ def layer_inputs(layer: Layer, inputs: Tensor, group: int = 0) -> Float[Tensor, 
     return patches if layer.bias is None else F.pad(patches, (0, 1), value=1.0)
 
 
-def _output_gradients(layer: Layer, gradients: Tensor) -> Float[Tensor, "B P O"]:
+def _output_gradients(layer: Layer, gradients: LayerInput) -> Float[Tensor, "B P O"]:
     if isinstance(layer.module, nn.Conv2d):
         return gradients.flatten(2).transpose(1, 2)
     return gradients.reshape(len(gradients), -1, gradients.shape[-1])
@@ -319,15 +322,15 @@ class ForwardPass:
 
         return remember
 
-    def raw_input(self, name: str) -> Tensor:
-        """What a layer was called with: `[B, channels, height, width]`, or `[B, ..., features]`."""
+    def raw_input(self, name: str) -> LayerInput:
+        """What a layer was called with."""
         return self._inputs[name]
 
     def inputs(self, name: str) -> Float[Tensor, "B P I"]:
         """The inputs a of one layer at each position."""
         return layer_inputs(self.layers[name], self._inputs[name])
 
-    def pull_back(self, vectors: Tensor, *, last: bool = True) -> dict[str, Float[Tensor, "B P O"]]:
+    def pull_back(self, vectors: ImageBatch, *, last: bool = True) -> dict[str, Float[Tensor, "B _P _O"]]:
         """Each layer's share of Jᵀv: the gradient of ⟨v, ε_θ⟩ with respect to the layer's output.
 
         Only activations are differentiated; no parameter's gradient is computed or touched.

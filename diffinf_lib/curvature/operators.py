@@ -29,16 +29,17 @@ from diffinf_lib.curvature.layers import (
 from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_values
 from diffinf_lib.errors import require
 from diffinf_lib.settings import own_settings
+from diffinf_lib.shapes import Condition
 
 Batches = DrawBatch | Iterable[DrawBatch]
-LayerMatrices = Mapping[str, Float[Tensor, "*n O I"]]
+LayerMatrices = Mapping[str, Float[Tensor, "... _O _I"]]
 
 PRODUCT_PIXELS = 600_000
 """Pixels of all draws of a batch, times vectors multiplied side by side: what bounds the memory of a product."""
 
 
 class FlatDenoiser(nn.Module):
-    """A denoiser as curvlinops wants it: one mapping in, `[B, C]` out, in eval mode.
+    """A denoiser as curvlinops wants it: one mapping in, `[B, C·H·W]` out, in eval mode.
 
     Outputs and targets are scaled alike, so that a draw counts as often as its weight says.
 
@@ -51,7 +52,7 @@ class FlatDenoiser(nn.Module):
         super().__init__()
         self.model, self.layers, self.second_order = model, layers or {}, second_order
 
-    def forward(self, inputs: dict[str, Tensor]) -> Float[Tensor, "B C"]:
+    def forward(self, inputs: dict[str, Condition]) -> Float[Tensor, "B CHW"]:
         """The output at (x_t, t) flattened, times the draws' scale."""
         kernel = sdpa_kernel(SDPBackend.MATH) if self.second_order else nullcontext()
         with differentiable(self.model, {}), kernel:
@@ -59,7 +60,7 @@ class FlatDenoiser(nn.Module):
             return self.model(inputs["state"], inputs["timesteps"], **told).flatten(1) * inputs["scale"]
 
 
-def packed(batch: DrawBatch, power: float = 0.5) -> tuple[dict[str, Tensor], Tensor]:
+def packed(batch: DrawBatch, power: float = 0.5) -> tuple[dict[str, Condition], Float[Tensor, "B CHW"]]:
     """One batch of draws as inputs (x_t, t, conditions, scale) and targets for a `FlatDenoiser`.
 
     Args:
@@ -109,7 +110,7 @@ class LayerOperator(_MatrixOperator):
         self.inner, self.order = inner, torch.cat([matrix.flatten() for matrix in matrices]).to(self.device)
         self.columns = columns
 
-    def _matmat(self, matrices: list[Tensor]) -> list[Tensor]:
+    def _matmat(self, matrices: list[Float[Tensor, "_O _I n"]]) -> list[Float[Tensor, "_O _I n"]]:
         ours = torch.cat([matrix.flatten(0, 1) for matrix in matrices])
         theirs = torch.empty_like(ours).index_copy_(0, self.order, ours).split(self.columns, dim=1)
         product = torch.cat([self.inner @ part for part in theirs], dim=1)
@@ -125,7 +126,7 @@ class GradientOperator(_MatrixOperator):
         super().__init__([tuple(row.shape[1:]) for row in rows], rows[0])
         self.rows = torch.cat([row.flatten(1) for row in rows], dim=1)
 
-    def _matmat(self, matrices: list[Tensor]) -> list[Tensor]:
+    def _matmat(self, matrices: list[Float[Tensor, "_O _I n"]]) -> list[Float[Tensor, "_O _I n"]]:
         product = self.rows.T @ (self.rows @ torch.cat([matrix.flatten(0, 1) for matrix in matrices])) / len(self.rows)
         parts = product.split(self._in_shape_flat)
         return [part.view_as(matrix) for part, matrix in zip(parts, matrices, strict=True)]
@@ -185,7 +186,9 @@ def empirical_fisher_operator(
 
 
 @own_settings
-def example_gradients(model: Denoiser, batches: Batches, *, covers: Covers = None) -> dict[str, Float[Tensor, "N O I"]]:
+def example_gradients(
+    model: Denoiser, batches: Batches, *, covers: Covers = None
+) -> dict[str, Float[Tensor, "N _O _I"]]:
     """∇ℓ of each example averaged over its draws in all batches, in the order of first appearance."""
     layers = curvature_layers(model, covers)
     sums: dict[int, tuple[Tensor, ...]] = {}
@@ -208,7 +211,7 @@ def flatten_layers(matrices: LayerMatrices) -> Float[Tensor, "P *n"]:
 
 def split_layers(
     model: Denoiser, vectors: Float[Tensor, "P *n"], covers: Covers = None
-) -> dict[str, Float[Tensor, "*n O I"]]:
+) -> dict[str, Float[Tensor, "*n _O _I"]]:
     """The inverse of `flatten_layers`: one vector or n columns as one matrix, or n, a layer.
 
     Raises:
@@ -247,7 +250,7 @@ def _through(kind: Any, model: Denoiser, batches: Batches, covers: Covers, power
     return LayerOperator(inner, layers, columns=max(1, PRODUCT_PIXELS // largest))
 
 
-def batch_size_of(inputs: Mapping[str, Tensor]) -> int:
+def batch_size_of(inputs: Mapping[str, Condition]) -> int:
     """How many draws the inputs of a `FlatDenoiser` hold."""
     return len(inputs["state"])
 

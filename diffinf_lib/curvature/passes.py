@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from diffinf_lib.configuration import CurvatureConfig
@@ -22,6 +22,7 @@ from diffinf_lib.curvature.layers import (
     GRADIENTS_NOT_FINITE,
     Covers,
     ForwardPass,
+    LayerInput,
     Layers,
     check_finite,
     coverage,
@@ -34,8 +35,9 @@ from diffinf_lib.errors import require
 from diffinf_lib.finite import all_finite, check_draws_finite
 from diffinf_lib.precision import matrix_precision
 from diffinf_lib.randomness import keyed_generator
+from diffinf_lib.shapes import PerDraw
 
-Sums = dict[str, Tensor]
+Sums = dict[str, Float[Tensor, "_rows _columns"]]
 AddGroup = Callable[[Sums, DrawBatch, KeyedRandomness], None]
 """(sums, group, randomness of the pass): add a group's share to the sums."""
 
@@ -50,7 +52,7 @@ class Chunk:
     """
 
     draws: DrawBatch
-    unit: Tensor | None
+    unit: Int[Tensor, "B"] | None
     units: int
 
 
@@ -80,7 +82,7 @@ def check_products(model: Denoiser, layers: Layers, draw: DrawBatch) -> None:
                 "curvature is not defined here; give each use a layer of its own, or freeze it")  # fmt: skip
 
 
-def _is_product(block: Block, gradient: Float[Tensor, "o i"], raw: Tensor, pulled: Float[Tensor, "B P O"]) -> bool:
+def _is_product(block: Block, gradient: Float[Tensor, "o i"], raw: LayerInput, pulled: Float[Tensor, "B P O"]) -> bool:
     inputs, outputs = block.inputs(raw), block.output_gradients(pulled)
     if inputs.shape[:2] != outputs.shape[:2] or inputs.shape[2] != gradient.shape[1]:
         return False
@@ -130,7 +132,7 @@ class Passes:
 
     def pulled_back(
         self, chunk: Chunk, random: KeyedRandomness
-    ) -> tuple[ForwardPass, Iterator[dict[str, Float[Tensor, "B P O"]]]]:
+    ) -> tuple[ForwardPass, Iterator[dict[str, Float[Tensor, "B _P _O"]]]]:
         """The forward pass of a chunk, and each label vector's output gradients by layer."""
         forward = self.forward(chunk.draws)
         check_draws_finite(forward.prediction, self.model, chunk.draws, random.example_ids)
@@ -157,7 +159,7 @@ class Passes:
                     _add(sums, f"{name}/B", output_gradient_factor_sum(gradients))
 
     def _add_reduced(self, sums: Sums, group: DrawBatch, random: KeyedRandomness) -> None:
-        units: Sums = {}
+        units: dict[str, Float[Tensor, "_units ..."]] = {}
         for chunk in self.chunks(group):
             forward, vectors = self.pulled_back(chunk, random)
             scale = chunk.draws.weights / random.draws if self.per_example else chunk.draws.weights.sqrt()
@@ -173,10 +175,10 @@ class Passes:
             share = random.draws if self.per_example and name.endswith("/A") else 1
             _add(sums, name if name.endswith("/A") else name.rpartition("/")[0], share * second_moment(rows))
 
-    def _weights(self, draws: DrawBatch) -> Tensor | None:
+    def _weights(self, draws: DrawBatch) -> PerDraw | None:
         return None if bool((draws.weights == 1).all()) else draws.weights
 
-    def _places(self, chunk: Chunk, random: KeyedRandomness) -> Tensor | None:
+    def _places(self, chunk: Chunk, random: KeyedRandomness) -> Float[Tensor, "B n"] | None:
         count = self.config.input_positions
         # in the type they are drawn in: fewer bits would move positions, and out of the image at last
         return None if count is None else random.places(chunk.draws, count).to(chunk.draws.images.device)
@@ -197,7 +199,7 @@ class Passes:
         self, bases: dict[str, LayerCurvature], sums: Sums, group: DrawBatch, random: KeyedRandomness
     ) -> None:
         """The definition: square the rotated gradient of each unit."""
-        units: Sums = {}
+        units: dict[str, Float[Tensor, "_units ..."]] = {}
         for chunk in self.chunks(group):
             forward, vectors = self.pulled_back(chunk, random)
             for index, pulled in enumerate(vectors):
@@ -244,7 +246,7 @@ class Passes:
                 _add(sums, name, correction_sum(bases[name], matrix.unsqueeze(0)))
 
 
-def _add(sums: Sums, name: str, value: Tensor) -> None:
+def _add(sums: Sums, name: str, value: Float[Tensor, "rows columns"]) -> None:
     """Sums are kept in float64: there are many draws, and a resumed sum must be the same sum."""
     if name in sums:
         sums[name].add_(value)
@@ -252,7 +254,9 @@ def _add(sums: Sums, name: str, value: Tensor) -> None:
         sums[name] = value.double()
 
 
-def _add_units(units: Sums, name: str, values: Float[Tensor, "B ..."], chunk: Chunk) -> None:
+def _add_units(
+    units: dict[str, Float[Tensor, "_units ..."]], name: str, values: Float[Tensor, "B ..."], chunk: Chunk
+) -> None:
     """Add draws to their units."""
     if chunk.unit is None:
         units[name] = torch.cat([units[name], values]) if name in units else values

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from diffinf_lib.artifacts import data_root
@@ -92,8 +93,8 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise DataError(f"{ARCHIVE}: holds {module}.{name}, which is no image data; download it again")
 
 
-def read_archive(archive: Path) -> tuple[Tensor, Tensor, int]:
-    """Pixels `[n, 3, 32, 32]` uint8, labels `[n]` and the number of training images, which come first."""
+def read_archive(archive: Path) -> tuple[UInt8[Tensor, "N 3 32 32"], Int[Tensor, "N"], int]:
+    """Pixels `[N, 3, 32, 32]` uint8, labels `[N]` and the number of training images, which come first."""
     pixels, labels, train_count = [], [], 0
     with tarfile.open(archive) as tar:
         names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]

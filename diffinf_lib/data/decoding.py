@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Real, UInt8
 from PIL import Image, ImageOps
 
 from diffinf_lib.errors import DataError
@@ -39,7 +40,7 @@ class Picture(NamedTuple):
         remarks: what was decided on the way.
     """
 
-    pixels: np.ndarray
+    pixels: Real[np.ndarray, "H W C"]
     white: float | None
     remarks: frozenset[Remark]
 
@@ -82,7 +83,7 @@ def _decoded(image: Image.Image) -> Picture:
     return Picture(pixels.reshape(*pixels.shape[:2], -1), white, frozenset(remarks))
 
 
-def _eight_bits(image: Image.Image) -> tuple[np.ndarray, bool]:
+def _eight_bits(image: Image.Image) -> tuple[UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W 3"], bool]:
     """Pixels `[H, W]` or `[H, W, 3]` laid on white, and whether any of them was transparent."""
     kind, has_clear = "L" if image.mode in _GREY else "RGB", False
     if image.has_transparency_data:

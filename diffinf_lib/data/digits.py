@@ -2,6 +2,8 @@
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from diffinf_lib.configuration import DatasetConfig
 from diffinf_lib.data.images import Dataset, ImageSet, to_unit_range
@@ -32,7 +34,7 @@ def digits_dataset(config: DatasetConfig) -> Dataset:
     order = ids[torch.randperm(len(ids), generator=keyed_generator("digits-split", config.seed))]
     images, targets = torch.from_numpy(source.images), torch.from_numpy(source.target)
 
-    def chosen(part: torch.Tensor) -> ImageSet:
+    def chosen(part: Int[Tensor, "n"]) -> ImageSet:
         part = part.sort().values
         labels = torch.tensor([classes.index(int(target)) for target in targets[part]])
         return ImageSet(to_unit_range(images[part], 16.0).unsqueeze(1), labels, part)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from diffinf_lib.artifacts.files import file_digest
@@ -23,6 +24,7 @@ from diffinf_lib.data.reading import read_images
 from diffinf_lib.data.selection import even_shares, order_by_id, random_order, select, take
 from diffinf_lib.errors import DataError, first_few, require
 from diffinf_lib.randomness import keyed_seed
+from diffinf_lib.shapes import Ids
 
 QUERY_SHARE = 0.16
 FIRST_ID, LAST_ID = 10**14, 10**15 - 1
@@ -130,15 +132,20 @@ class _LabelledFiles:
 
     files: Sequence[ImageFile]
     class_names: tuple[str, ...]
-    ids: Tensor
+    ids: Ids
 
     @cached_property
-    def labels(self) -> Tensor:
+    def labels(self) -> Int[Tensor, "N"]:
         return torch.tensor([self.class_names.index(file.class_name) for file in self.files])
 
     def chosen(
-        self, among: Tensor, size: int | None, what: str, config: DatasetConfig, order: Callable[..., Tensor]
-    ) -> Tensor:
+        self,
+        among: Bool[Tensor, "N"],
+        size: int | None,
+        what: str,
+        config: DatasetConfig,
+        order: Callable[..., Int[Tensor, "m"]],
+    ) -> Int[Tensor, "k"]:
         """Positions of `size` of the files where the mask is True; a class with too few training images is refused."""
         positions = select(
             self.labels[among], size, order=order(self.ids[among], seed=config.seed, what=what), what=what,
@@ -147,7 +154,7 @@ class _LabelledFiles:
         return among.nonzero().flatten()[positions]
 
     def read(
-        self, positions: Tensor, image_size: int | None, channels: int | None = None
+        self, positions: Int[Tensor, "n"], image_size: int | None, channels: int | None = None
     ) -> tuple[ImageSet, tuple[str, ...]]:
         files = [self.files[i] for i in positions.tolist()]
         names = tuple(file.name for file in files)
@@ -155,7 +162,7 @@ class _LabelledFiles:
         return ImageSet(pixels, self.labels[positions], self.ids[positions], names=names), notes
 
 
-def content_ids(files: Sequence[ImageFile]) -> Tensor:
+def content_ids(files: Sequence[ImageFile]) -> Ids:
     """An id for each file, `[N]`: a hash of its bytes and of how many copies of it came before, from `FIRST_ID` on."""
     ids: dict[int, None] = {}
     copies: Counter[str] = Counter()
@@ -192,7 +199,7 @@ def _class_names(files: Sequence[ImageFile]) -> tuple[str, ...]:
     return tuple(sorted({file.class_name for file in files}, key=natural_key))
 
 
-def _of_classes(files: Sequence[ImageFile], config: DatasetConfig) -> tuple[Tensor, tuple[str, ...]]:
+def _of_classes(files: Sequence[ImageFile], config: DatasetConfig) -> tuple[Int[Tensor, "n"], tuple[str, ...]]:
     """Positions of the files whose class is asked for, and the classes."""
     known = _class_names(files)
     if config.classes is None:
@@ -203,7 +210,7 @@ def _of_classes(files: Sequence[ImageFile], config: DatasetConfig) -> tuple[Tens
     return torch.tensor([i for i, file in enumerate(files) if file.class_name in wanted]), wanted
 
 
-def _held_out(labels: Tensor, ids: Tensor, config: DatasetConfig) -> Tensor:
+def _held_out(labels: Int[Tensor, "N"], ids: Ids, config: DatasetConfig) -> Bool[Tensor, "N"]:
     """Which images are queries where the folder has no test part, as a mask.
 
     `query_size` of them, as evenly from the classes as they have them; without it a share of each class. The last image of

@@ -6,12 +6,15 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Real, Shaped
 from torch import Tensor
 
 from diffinf_lib.artifacts.files import tensor_digest
 from diffinf_lib.errors import DataError, require
-from diffinf_lib.shapes import ImageShape
+from diffinf_lib.shapes import Ids, Images, ImageShape
+
+Selection = Int[Tensor, "n"] | Bool[Tensor, "N"] | slice | list[int]
+"""Which images of a set: positions, a mask that is True for them, or a slice."""
 
 BRIGHTEST = 64.0
 """Images without a negative pixel that go beyond this are 0…255, not yet scaled; latents reach far out, but to both sides."""
@@ -28,16 +31,24 @@ class ImageSet:
         names: of the files they come from, relative to their folder, with `/`; None where there are none.
 
     Raises:
-        DataError: counts or shapes do not fit, or pixels are whole numbers, not finite, or evidently 0…255.
+        DataError: counts or shapes do not fit, labels or ids are no whole numbers, or pixels are whole numbers, not finite, or
+            evidently 0…255.
     """
 
-    images: Float[Tensor, "N C H W"]
+    images: Images
     labels: Int[Tensor, "N"]
-    ids: Int[Tensor, "N"]
+    ids: Ids
     names: tuple[str, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         require(self.images.ndim == 4, f"images of shape {tuple(self.images.shape)}: give [N, C, H, W]", DataError)
+        for name, values in (("labels", self.labels), ("ids", self.ids)):
+            kind, whole = _called(values.dtype), not values.is_floating_point() and values.dtype != torch.bool
+            require(
+                whole and values.ndim == 1,
+                f"{name} of type {kind}, shape {tuple(values.shape)}: give whole numbers [N]",
+                DataError,
+            )
         counts = (len(self.images), len(self.labels), len(self.ids))
         require(len(set(counts)) == 1, f"{counts} images, labels and ids: give as many of each", DataError)
         require(len(self.ids.unique()) == len(self.ids), "ids: each image needs an id of its own", DataError)
@@ -49,7 +60,7 @@ class ImageSet:
 
     def _check_pixels(self) -> None:
         kind, scale = self.images.dtype, "scale them to [−1, 1], 0…255 by diffinf_lib.data.to_unit_range"
-        require(kind.is_floating_point, f"images of type {str(kind).removeprefix('torch.')}: {scale}", DataError)
+        require(kind.is_floating_point, f"images of type {_called(kind)}: {scale}", DataError)
         if not self.images.numel():
             return
         low, high = (float(extreme) for extreme in self.images.detach().aminmax())
@@ -75,7 +86,7 @@ class ImageSet:
         """The image at this position as messages call it: by its file's name where it has one, else by its id."""
         return self.names[position] if self.names is not None else f"the image with id {int(self.ids[position])}"
 
-    def names_at(self, index: Tensor | slice | list[int]) -> tuple[str, ...] | None:
+    def names_at(self, index: Selection) -> tuple[str, ...] | None:
         """The names of the images at these positions, or where a mask is True."""
         if self.names is None:
             return None
@@ -86,11 +97,11 @@ class ImageSet:
         """SHA-256 over all that is computed with, names left out: whatever is kept of the set is filed under this."""
         return tensor_digest(*(value for value in vars(self).values() if isinstance(value, Tensor)))
 
-    def subset(self, index: Tensor | slice | list[int]) -> "ImageSet":
+    def subset(self, index: Selection) -> "ImageSet":
         """The images at these positions, or where a mask is True."""
         return ImageSet(self.images[index], self.labels[index], self.ids[index], names=self.names_at(index))
 
-    def identifiers(self, prefix: str) -> dict[str, np.ndarray]:
+    def identifiers(self, prefix: str) -> dict[str, Shaped[np.ndarray, "N"]]:
         """Ids, and names where there are any, as arrays to be kept beside results: `<prefix>ids`, `<prefix>names`."""
         named = {} if self.names is None else {f"{prefix}names": np.array(self.names, dtype=str)}
         return {f"{prefix}ids": self.ids.numpy(), **named}
@@ -140,14 +151,18 @@ class Dataset:
         ]
 
 
-def _sums_of_bits(images: Float[Tensor, "N C H W"]) -> Int[Tensor, "N"]:
+def _sums_of_bits(images: Images) -> Int[Tensor, "N"]:
     return images.contiguous().view(torch.int32).flatten(1).sum(1, dtype=torch.int64)
+
+
+def _called(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def _times(shape: ImageShape) -> str:
     return "×".join(map(str, shape))
 
 
-def to_unit_range(pixels: Tensor, maximum: float = 255.0) -> Tensor:
+def to_unit_range(pixels: Real[Tensor, "*shape"], maximum: float = 255.0) -> Float[Tensor, "*shape"]:
     """Pixels 0..`maximum` as float32 in [−1, 1]."""
     return pixels.to(torch.float32) * (2.0 / maximum) - 1.0

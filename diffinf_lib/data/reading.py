@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Real
 from PIL import Image
 from torch import Tensor
 
 from diffinf_lib.data.decoding import Picture, Remark, decode
 from diffinf_lib.data.images import to_unit_range
 from diffinf_lib.errors import DataError, first_few, require
+from diffinf_lib.shapes import Images
 
 RANGES = (1.0, 255.0, 65535.0)
 LUMA = (0.299, 0.587, 0.114)
@@ -36,7 +38,7 @@ class _Read:
 
 def read_images(
     paths: Sequence[Path], names: Sequence[str], *, image_size: int | None = None, channels: int | None = None
-) -> tuple[Tensor, tuple[str, ...]]:
+) -> tuple[Images, tuple[str, ...]]:
     """Images `[N, C, H, W]` in [−1, 1], and notes.
 
     Args:
@@ -69,14 +71,14 @@ def _read(path: Path, name: str, image_size: int | None) -> _Read:
     return _Read(name, picture, low, high)
 
 
-def _square(pixels: np.ndarray, side: int) -> np.ndarray:
+def _square(pixels: Real[np.ndarray, "H W C"], side: int) -> Real[np.ndarray, "{side} {side} C"]:
     """The central square, scaled; 8 bits stay 8 bits, and nothing leaves the range it had."""
     height, width, channels = pixels.shape
     short = min(height, width)
     left, top = (width - short) // 2, (height - short) // 2
     box = (left, top, left + short, top + short)
 
-    def scaled(image: np.ndarray) -> np.ndarray:
+    def scaled(image: Real[np.ndarray, "H W *C"]) -> Real[np.ndarray, "side side *C"]:
         bicubic = Image.Resampling.BICUBIC
         return np.asarray(Image.fromarray(image).resize((side, side), bicubic, box=box, reducing_gap=3.0))
 
@@ -123,7 +125,7 @@ def _no_range(read: _Read) -> str:
             "0…1, or save it with 8 or 16 bits")  # fmt: skip
 
 
-def _with_channels(image: Tensor, count: int) -> Tensor:
+def _with_channels(image: Float[Tensor, "channels H W"], count: int) -> Float[Tensor, "{count} H W"]:
     """Grey repeated to RGB, or RGB as its luma, `[C, H, W]`."""
     if len(image) > count:
         return (image * torch.tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)

@@ -30,7 +30,7 @@ def even_shares(held: Sequence[int], size: int) -> list[int]:
     return shares
 
 
-def take(labels: Int[Tensor, "n"], order: Int[Tensor, "m"], shares: Sequence[int]) -> Int[Tensor, "k"]:
+def take(labels: Int[Tensor, "n"], order: Int[Tensor, "n"], shares: Sequence[int]) -> Int[Tensor, "k"]:
     """Positions of the first images of each class in `order`, so many of each, sorted."""
     members = [order[labels[order] == label] for label in labels.unique().tolist()]
     return torch.cat([part[:share] for part, share in zip(members, shares, strict=True)]).sort().values

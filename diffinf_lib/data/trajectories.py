@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.data.images import ImageSet
+from diffinf_lib.data.images import ImageSet, Selection
 from diffinf_lib.errors import DataError, require
 
 
@@ -20,7 +20,7 @@ class Trajectories(ImageSet):
     """
 
     states: Float[Tensor, "N T1 C H W"]
-    guesses: Float[Tensor, "N T C H W"]
+    guesses: Float[Tensor, "N T1-1 C H W"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,7 +34,7 @@ class Trajectories(ImageSet):
         """T, the number of sampling steps."""
         return self.guesses.shape[1]
 
-    def subset(self, index: Tensor | slice | list[int]) -> "Trajectories":
+    def subset(self, index: Selection) -> "Trajectories":
         """The samples at these positions, or where a mask is True, with their states."""
         return Trajectories(
             self.images[index], self.labels[index], self.ids[index], self.states[index], self.guesses[index],

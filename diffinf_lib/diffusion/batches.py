@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from diffinf_lib.configuration import Expectation, Objective, Process
@@ -13,6 +14,7 @@ from diffinf_lib.diffusion.draws import DrawBatch, iterate_draws
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
+from diffinf_lib.shapes import Ids, ImageBatch
 
 
 @own_settings
@@ -40,7 +42,7 @@ def expectation_batches(
             yield batch
 
 
-def conditions_of(model: Denoiser, images: ImageSet) -> dict[str, Tensor] | None:
+def conditions_of(model: Denoiser, images: ImageSet) -> dict[str, Int[Tensor, "N"]] | None:
     """What the network is told of each image besides state and time, `[N]` by name; None where it is told nothing.
 
     Raises:
@@ -82,7 +84,7 @@ def _on_trajectory(batch: DrawBatch, samples: Trajectories, objective: Objective
     return batch._replace(noise=noise, state=state, target=target, held_against=following)
 
 
-def _probes(batch: DrawBatch, ids: Tensor, count: int, seed: int, stage: str) -> Tensor:
+def _probes(batch: DrawBatch, ids: Ids, count: int, seed: int, stage: str) -> ImageBatch:
     """A direction of random signs for each draw, which depends on what the draw itself depends on only."""
     signs = torch.empty(batch.images.shape)
     for example in batch.example.unique().tolist():

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from jaxtyping import Real
 from torch import Tensor, nn
 
 from diffinf_lib.artifacts.files import tensor_digest
@@ -18,9 +19,9 @@ from diffinf_lib.configuration import Process
 from diffinf_lib.diffusion.draws import DrawBatch
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.precision import in_full_precision, matrix_precision
-from diffinf_lib.shapes import Images, PerDraw, Timesteps
+from diffinf_lib.shapes import Condition, ImageBatch, PerDraw, Timesteps
 
-Conditions = Mapping[str, Tensor]
+Conditions = Mapping[str, Condition]
 """What a network is told besides state and time, one row a draw: `class_labels`."""
 
 
@@ -89,12 +90,12 @@ class Denoiser(nn.Module):
             "weights": tensor_digest(*tensors.values()),
         }
 
-    def forward(self, noisy: Images, timesteps: Timesteps, **conditions: Tensor) -> Images:
+    def forward(self, noisy: ImageBatch, timesteps: Timesteps, **conditions: Condition) -> ImageBatch:
         """The output in states `noisy` at timesteps 0..T−1."""
         times = self.process.times
         return self.at_times(noisy, timesteps if times is None else times.to(noisy)[timesteps], **conditions)
 
-    def at_times(self, noisy: Images, times: Tensor, **conditions: Tensor) -> Images:
+    def at_times(self, noisy: ImageBatch, times: Real[Tensor, "B"], **conditions: Condition) -> ImageBatch:
         """The output in states `noisy`, the time as the network knows it, between timesteps as well.
 
         Raises:
@@ -111,7 +112,7 @@ class Denoiser(nn.Module):
                 "learned variance")  # fmt: skip
         return output[:, :channels]
 
-    def predict(self, batch: DrawBatch) -> Images:
+    def predict(self, batch: DrawBatch) -> ImageBatch:
         """The output at each draw of a batch."""
         return self(batch.state, batch.timesteps, **(batch.conditions or {}))
 
@@ -168,7 +169,7 @@ def require_denoiser(model: Any) -> Denoiser:
 
 
 def per_draw_loss(
-    model: Denoiser, images: Images, timesteps: Timesteps, noise: Images, **conditions: Tensor
+    model: Denoiser, images: ImageBatch, timesteps: Timesteps, noise: ImageBatch, **conditions: Condition
 ) -> PerDraw:
     """‖y − y_θ(x_t, t)‖² of each draw, as the mean over the C·H·W output dimensions; `[B]` (Ho et al. 2020, equation 14).
 

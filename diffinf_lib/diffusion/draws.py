@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from diffinf_lib.configuration import DrawConfig, Process, TimestepRule
@@ -21,7 +21,7 @@ from diffinf_lib.diffusion.reverse import added_variances
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
-from diffinf_lib.shapes import ImageShape
+from diffinf_lib.shapes import Condition, Ids, ImageBatch, Images, ImageShape, PerDraw, PerTimestep, Timesteps
 
 UNIFORM_SHARE = 0.1
 """Share of uniform timesteps in the rules `signal` and `elbo`; no weight exceeds its inverse (a defensive mixture,
@@ -52,21 +52,21 @@ class DrawBatch(NamedTuple):
         held_against: what some objectives take besides: the next state of a trajectory, or a random direction.
     """
 
-    images: Float[Tensor, "B C H W"]
-    timesteps: Int[Tensor, "B"]
-    noise: Float[Tensor, "B C H W"]
+    images: ImageBatch
+    timesteps: Timesteps
+    noise: ImageBatch
     example: Int[Tensor, "B"]
     draw: Int[Tensor, "B"]
-    weights: Float[Tensor, "B"]
-    state: Float[Tensor, "B C H W"]
-    target: Float[Tensor, "B C H W"]
-    conditions: dict[str, Tensor] | None = None
-    held_against: Float[Tensor, "B C H W"] | None = None
+    weights: PerDraw
+    state: ImageBatch
+    target: ImageBatch
+    conditions: dict[str, Condition] | None = None
+    held_against: ImageBatch | None = None
 
-    def rows(self, which: Tensor | slice) -> "DrawBatch":
+    def rows(self, which: Int[Tensor, "n"] | Bool[Tensor, "B"] | slice) -> "DrawBatch":
         """Some rows of the batch: by position, where a mask is True, or a slice."""
 
-        def taken(field: Tensor) -> Tensor:
+        def taken(field: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "n ..."]:
             return field[which if isinstance(which, slice) else which.to(field.device)]
 
         fields = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
@@ -118,7 +118,7 @@ def example_draws(
 
 
 def _timesteps(
-    count: int, rule: TimestepRule, probabilities: Float[Tensor, "T"], generator: torch.Generator
+    count: int, rule: TimestepRule, probabilities: PerTimestep, generator: torch.Generator
 ) -> Int[Tensor, "S"]:
     total = len(probabilities)
     if rule == "uniform":
@@ -132,7 +132,7 @@ def _timesteps(
 
 @lru_cache
 @own_settings
-def timestep_probabilities(config: DrawConfig, process: Process = Process()) -> Float[Tensor, "T"]:
+def timestep_probabilities(config: DrawConfig, process: Process = Process()) -> PerTimestep:
     """p(t), how often each timestep is drawn: `[T]`, float64, sums to 1.
 
     A proposal is a density that is constant on equal slices of [0, T), and p(t) its integral from t to t + 1: a timestep
@@ -152,7 +152,7 @@ def timestep_probabilities(config: DrawConfig, process: Process = Process()) -> 
     return torch.lerp(cumulative[below], cumulative[below + 1], edges - below).diff()
 
 
-def elbo_weights(process: Process = Process()) -> Float[Tensor, "T"]:
+def elbo_weights(process: Process = Process()) -> PerTimestep:
     """w_t, the weight that the ELBO gives the squared error of the target at t with σ_t² = β_t (Ho et al. 2020, eq. 12).
 
     For noise it is β_t / (2 α_t (1 − ᾱ_t)). `[T]`, float64.
@@ -165,15 +165,15 @@ def elbo_weights(process: Process = Process()) -> Float[Tensor, "T"]:
 
 @own_settings
 def iterate_draws(
-    images: Float[Tensor, "N C H W"],
-    ids: Int[Tensor, "N"],
+    images: Images,
+    ids: Ids,
     config: DrawConfig,
     *,
     seed: int,
     stage: str,
     process: Process = Process(),
     batch_size: int = 512,
-    conditions: Mapping[str, Tensor] | None = None,
+    conditions: Mapping[str, Shaped[Tensor, "N ..."]] | None = None,
     no_class: int | None = None,
 ) -> Iterator[DrawBatch]:
     """All draws of all examples, in the order of the examples, cut into batches of `batch_size` draws.
@@ -210,12 +210,12 @@ def iterate_draws(
 
 
 def _batch(
-    images: Float[Tensor, "N C H W"],
+    images: Images,
     drawn: Draws,
     example: Int[Tensor, "B"],
     draw: Int[Tensor, "B"],
     process: Process,
-    conditions: Mapping[str, Tensor] | None,
+    conditions: Mapping[str, Shaped[Tensor, "N ..."]] | None,
     no_class: int | None,
 ) -> DrawBatch:
     """Draws with their images, states and targets, on the images' device and in their type."""

@@ -16,14 +16,14 @@ from diffinf_lib.configuration.coefficients import at_timesteps
 from diffinf_lib.diffusion.reverse import normal_log_density, posterior_variance
 from diffinf_lib.errors import require
 from diffinf_lib.settings import own_settings
-from diffinf_lib.shapes import Images, PerDraw, PerExample, Timesteps
+from diffinf_lib.shapes import ImageBatch, Images, PerDraw, PerExample, PerTimestep, Timesteps
 
 
 def elbo_terms(
-    prediction: Images,
-    images: Images,
+    prediction: ImageBatch,
+    images: ImageBatch,
     timesteps: Timesteps,
-    target: Images,
+    target: ImageBatch,
     process: Process = Process(),
     levels: int | None = 256,
 ) -> PerDraw:
@@ -49,8 +49,8 @@ def elbo_terms(
     if not bool(last.any()):
         return terms
     # The step at t = 0 leads to the guessed image, which misses x_0 by n/D (y − y_θ)
-    here = process.coefficients
-    miss = error[last] * at_timesteps(here.noise / here.determinant, timesteps[last], error)
+    here, wrong = process.coefficients, error[last]
+    miss = wrong * at_timesteps(here.noise / here.determinant, timesteps[last], wrong)
     scale = float(posterior_variance(process)[0].sqrt())
     reconstruction = last_step_log_prob(images[last], miss, scale, levels)
     return terms.index_put((last,), process.timesteps * reconstruction)
@@ -58,7 +58,7 @@ def elbo_terms(
 
 @lru_cache
 @own_settings
-def kl_weights(process: Process = Process()) -> Float[Tensor, "T"]:
+def kl_weights(process: Process = Process()) -> PerTimestep:
     """½ (SNR_{t−1} − SNR_t) n_t² / D_t², the weight of ‖y − y_θ‖² in KL_t, with SNR = s² / n²; `[T]`, float64.
 
     An error of the target is n/D times as large in the image, and KL_t is half the loss of signal-to-noise ratio times the
@@ -71,7 +71,7 @@ def kl_weights(process: Process = Process()) -> Float[Tensor, "T"]:
     return 0.5 * lost * (here.noise / here.determinant).square()
 
 
-def last_step_log_prob(images: Images, miss: Images, scale: float, levels: int | None) -> PerDraw:
+def last_step_log_prob(images: ImageBatch, miss: ImageBatch, scale: float, levels: int | None) -> PerDraw:
     """log p(x_0) under a Gaussian around x_0 + miss, the product over pixels; `[B]`, in nats.
 
     With levels, the probability that the Gaussian gives to the bin around the pixel's level, of which the two outermost
@@ -96,7 +96,7 @@ def last_step_log_prob(images: Images, miss: Images, scale: float, levels: int |
     return torch.where(images.abs() > 1 - half, outer, inner).flatten(1).sum(1).to(miss.dtype)
 
 
-def _log_bin(distance: Tensor, half: float, scale: float) -> Tensor:
+def _log_bin(distance: ImageBatch, half: float, scale: float) -> ImageBatch:
     """log of the Gaussian mass between distance ± half from its mean.
 
     The bin is looked at from its far side, in the lower tail, where log Φ keeps all its digits; the difference of the
@@ -112,19 +112,19 @@ def _half_bin(levels: int) -> float:
     return 1 / (levels - 1)
 
 
-def nearest_levels(images: Images, levels: int) -> Images:
+def nearest_levels(images: Float[Tensor, "*shape"], levels: int) -> Float[Tensor, "*shape"]:
     """Each pixel moved to the nearest of `levels` values evenly spaced on [−1, 1]; images of a model need it."""
     half = _half_bin(levels)
     return ((images.clamp(-1, 1) + 1) / (2 * half)).round() * (2 * half) - 1
 
 
 def prior_kl(images: Images, process: Process = Process()) -> PerExample:
-    """KL(q(x_T | x_0) ‖ N(0, I)), what is left of an image after all noising; `[B]`, in nats. No model changes it."""
+    """KL(q(x_T | x_0) ‖ N(0, I)), what is left of an image after all noising; `[N]`, in nats. No model changes it."""
     signal, noise = (float(values[-1]) for values in process.coefficients[:2])
     per_pixel = 0.5 * ((signal * images).square() + (noise**2 - 1) - 2 * math.log(noise))
     return per_pixel.flatten(1).sum(1)
 
 
-def nats_to_bits_per_dimension(nats: Tensor, dimensions: int) -> Tensor:
+def nats_to_bits_per_dimension(nats: Float[Tensor, "*n"], dimensions: int) -> Float[Tensor, "*n"]:
     """Nats of a whole image as bits per dimension; the sign stays: higher still means more likely."""
     return nats / (dimensions * math.log(2))

@@ -14,11 +14,11 @@ from diffinf_lib.diffusion.denoiser import Denoiser
 from diffinf_lib.diffusion.draws import DrawBatch, elbo_weights
 from diffinf_lib.diffusion.elbo import elbo_terms, nats_to_bits_per_dimension, prior_kl
 from diffinf_lib.diffusion.reverse import reverse_step_log_prob
-from diffinf_lib.shapes import Images, PerDraw
+from diffinf_lib.shapes import ImageBatch, PerDraw, PerTimestep
 
 
 def objective_of_prediction(
-    prediction: Images, batch: DrawBatch, objective: Objective = Objective(), process: Process = Process()
+    prediction: ImageBatch, batch: DrawBatch, objective: Objective = Objective(), process: Process = Process()
 ) -> PerDraw:
     """The objective, by default the loss, at each draw, `[B]`, differentiable in the network's output `prediction`."""
     if objective.name in ("loss", "journey_loss", "weighted_loss", "simplified_elbo"):
@@ -38,7 +38,7 @@ def objective_of_prediction(
     return _of_output(objective.name, prediction.flatten(1))
 
 
-def _timestep_weights(objective: Objective, process: Process) -> Float[Tensor, "T"] | None:
+def _timestep_weights(objective: Objective, process: Process) -> PerTimestep | None:
     """w_t of each timestep, or None where all are one."""
     if objective.name == "simplified_elbo":
         return elbo_weights(process)

@@ -16,10 +16,10 @@ from diffinf_lib.configuration import Process
 from diffinf_lib.configuration.coefficients import at_timesteps
 from diffinf_lib.errors import require
 from diffinf_lib.settings import own_settings
-from diffinf_lib.shapes import Images, PerDraw, Timesteps
+from diffinf_lib.shapes import ImageBatch, PerDraw, PerTimestep, Timesteps
 
 
-def _before(process: Process) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
+def _before(process: Process) -> tuple[PerTimestep, PerTimestep]:
     """s_{t−1} and n_{t−1} of every timestep; before the first there is the image itself."""
     signal, noise = process.coefficients[:2]
     return torch.cat([signal.new_ones(1), signal[:-1]]), torch.cat([noise.new_zeros(1), noise[:-1]])
@@ -27,7 +27,7 @@ def _before(process: Process) -> tuple[Float[Tensor, "T"], Float[Tensor, "T"]]:
 
 @lru_cache
 @own_settings
-def added_variances(process: Process = Process()) -> Float[Tensor, "T"]:
+def added_variances(process: Process = Process()) -> PerTimestep:
     """n_t² − (s_t / s_{t−1})² n_{t−1}², the variance that the forward process adds at t, β_t in DDPM; `[T]`, float64."""
     (signal, noise), (signal_before, noise_before) = process.coefficients[:2], _before(process)
     return noise.square() - (signal / signal_before * noise_before).square()
@@ -35,7 +35,7 @@ def added_variances(process: Process = Process()) -> Float[Tensor, "T"]:
 
 @lru_cache
 @own_settings
-def posterior_variance(process: Process = Process()) -> Float[Tensor, "T"]:
+def posterior_variance(process: Process = Process()) -> PerTimestep:
     """β̃_t = β_t n_{t−1}² / n_t², the variance of x_{t−1} given x_t and the image; `[T]`, float64.
 
     Ho et al. 2020, equation 7; diffusers calls it `fixed_small`. At t = 0 it is 0, for the image has no variance given
@@ -50,7 +50,7 @@ def posterior_variance(process: Process = Process()) -> Float[Tensor, "T"]:
     return variance
 
 
-def posterior_mean(x0: Images, x_t: Images, timesteps: Timesteps, process: Process = Process()) -> Images:
+def posterior_mean(x0: ImageBatch, x_t: ImageBatch, timesteps: Timesteps, process: Process = Process()) -> ImageBatch:
     """μ̃_t(x_t, x_0), the mean of x_{t−1} given x_t and the image x_0 (Ho et al. 2020, equation 7); `[B, C, H, W]`."""
     (signal, noise), (signal_before, noise_before) = process.coefficients[:2], _before(process)
     of_image = at_timesteps(signal_before * added_variances(process) / noise.square(), timesteps, x0)
@@ -59,8 +59,8 @@ def posterior_mean(x0: Images, x_t: Images, timesteps: Timesteps, process: Proce
 
 
 def reverse_mean(
-    noisy: Images, prediction: Images, timesteps: Timesteps, process: Process = Process(), *, clip: bool = False
-) -> Images:
+    noisy: ImageBatch, prediction: ImageBatch, timesteps: Timesteps, process: Process = Process(), *, clip: bool = False
+) -> ImageBatch:
     """μ_θ(x_t, t), the mean of the model's step from x_t (Ho et al. 2020, equation 11); `[B, C, H, W]`.
 
     Args:
@@ -72,9 +72,9 @@ def reverse_mean(
 
 
 def reverse_step_log_prob(
-    prediction: Images,
-    noisy: Images,
-    following: Images,
+    prediction: ImageBatch,
+    noisy: ImageBatch,
+    following: ImageBatch,
     timesteps: Timesteps,
     process: Process = Process(),
     clip: bool = True,
@@ -95,7 +95,7 @@ def reverse_step_log_prob(
     return normal_log_density(deviation, at_timesteps(posterior_variance(process).sqrt(), timesteps, noisy))
 
 
-def normal_log_density(deviation: Images, scale: Tensor) -> PerDraw:
+def normal_log_density(deviation: ImageBatch, scale: Float[Tensor, ""] | Float[Tensor, "B 1 1 1"]) -> PerDraw:
     """log N(deviation; 0, scale² I), summed over the dimensions of an image; `[B]`, in nats."""
     constant = 0.5 * math.log(2 * math.pi)
     return -(0.5 * (deviation / scale).square() + scale.log() + constant).flatten(1).sum(1)

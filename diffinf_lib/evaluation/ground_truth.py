@@ -12,6 +12,7 @@ from torch import Tensor
 from diffinf_lib.artifacts import ground_truth_folder, load_bundle, tensor_digest
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import ConfigurationError, DataError, first_few, require
+from diffinf_lib.shapes import Ids, Masks, Measurements
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +30,9 @@ class GroundTruth:
         query_names: of the queries' files, where they are kept.
     """
 
-    masks: Bool[Tensor, "M N"]
-    measurements: Float[Tensor, "M K Q"]
-    train_ids: Int[Tensor, "N"]
+    masks: Masks
+    measurements: Measurements
+    train_ids: Ids
     query_ids: Int[Tensor, "Q"]
     query_images: Float[Tensor, "Q C H W"] | None = None
     full_measurements: Float[Tensor, "Q"] | None = None
@@ -117,7 +118,7 @@ class GroundTruth:
         require(0 < count <= held, f"subsets={count}: the ground truth holds {held}; ask for 1 to {held}")
         return replace(self, masks=self.masks[:count], measurements=self.measurements[:count])
 
-    def select(self, subsets: Tensor) -> "GroundTruth":
+    def select(self, subsets: Int[Tensor, "n"] | Bool[Tensor, "M"]) -> "GroundTruth":
         """The same ground truth with some subsets only, by position."""
         return replace(self, masks=self.masks[subsets], measurements=self.measurements[subsets])
 

@@ -8,9 +8,8 @@ that of many (about 1 point at 64 subsets, 3 at 16, for an LDS of 75 %), so only
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,8 @@ from jaxtyping import Float
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.evaluation.ground_truth import GroundTruth
 from diffinf_lib.evaluation.resampling import Estimate, Resampled, Resamples, resample_spearman
-from diffinf_lib.evaluation.statistics import Array, spearman, split_half_reliability
+from diffinf_lib.evaluation.statistics import spearman, split_half_reliability
+from diffinf_lib.shapes import AnyScores, ScoresOfOptions
 
 MINIMUM_SUBSETS = 4
 """Below this many subsets a rank correlation says nothing."""
@@ -45,7 +45,7 @@ class LDSResult:
     sem: float
     ceiling: float
     reliability: float
-    per_query: np.ndarray
+    per_query: Float[np.ndarray, "Q"]
 
     @property
     def disattenuated(self) -> float:
@@ -65,7 +65,7 @@ class LDSResult:
         )
 
 
-def predicted_changes(scores: Any, truth: GroundTruth) -> Float[np.ndarray, "Q M"]:
+def predicted_changes(scores: AnyScores, truth: GroundTruth) -> Float[np.ndarray, "Q M"]:
     """Σ_{n ∉ S_k} scores[q, n]: the change of each query's measurement that the scores predict for each subset.
 
     Raises:
@@ -82,7 +82,7 @@ def predicted_changes(scores: Any, truth: GroundTruth) -> Float[np.ndarray, "Q M
 
 
 def lds(
-    scores: Any, truth: GroundTruth, *, bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0
+    scores: AnyScores, truth: GroundTruth, *, bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> LDSResult:
     """The linear datamodelling score of `scores` `[Q, N]` with its interval and ceiling.
 
@@ -112,14 +112,22 @@ def lds(
 
 
 def paired_difference(
-    first: Any, second: Any, truth: GroundTruth, *, bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0
+    first: AnyScores,
+    second: AnyScores,
+    truth: GroundTruth,
+    *,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> Estimate:
     """LDS of `first` minus LDS of `second`, with an interval from the same resamples for both."""
     a, b = sampled_lds([first, second], truth, bootstrap=bootstrap, seed=seed)
     return (a - b).estimate(confidence)
 
 
-def sampled_lds(scores: Sequence[Any], truth: GroundTruth, *, bootstrap: int = 1000, seed: int = 0) -> list[Resampled]:
+def sampled_lds(
+    scores: ScoresOfOptions, truth: GroundTruth, *, bootstrap: int = 1000, seed: int = 0
+) -> list[Resampled]:
     """The LDS of several scores `[Q, N]` on the same resamples, from which differences and averages can be taken."""
     measured = mean_measurements(truth)
     predicted = np.stack([predicted_changes(matrix, truth) for matrix in scores])
@@ -160,5 +168,5 @@ def mean_measurements(truth: GroundTruth) -> Float[np.ndarray, "Q M"]:
         count >= MINIMUM_SUBSETS,
         f"{count} subsets: too few for a rank correlation; give at least {MINIMUM_SUBSETS}",
     )
-    averaged: Array = truth.measurements.double().numpy().mean(1).T
+    averaged: np.ndarray = truth.measurements.double().numpy().mean(1).T
     return averaged

@@ -8,11 +8,11 @@ Each function returns the numbers of a figure and takes no side.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Real
+from torch import Tensor
 
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.evaluation.ground_truth import GroundTruth
@@ -25,8 +25,9 @@ from diffinf_lib.evaluation.resampling import (
     resample_spearman,
     variance_components,
 )
-from diffinf_lib.evaluation.statistics import Array, percentile_interval
+from diffinf_lib.evaluation.statistics import percentile_interval
 from diffinf_lib.evaluation.tuning import TunedLDS, tuned_lds
+from diffinf_lib.shapes import AnyScores, ScoresOfOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +49,13 @@ class TimestepProxies:
     lds: Float[np.ndarray, "A B"]
     advantage: Float[np.ndarray, "A B"]
     intervals: Float[np.ndarray, "A B 2"]
-    best: Array
+    best: Int[np.ndarray, "B"]
     held_out: list[TunedLDS]
     ceilings: Float[np.ndarray, "B"]
 
 
 def timestep_proxies(
-    scores: Any, measurements: Any, truth: GroundTruth, *,
+    scores: ScoresOfOptions, measurements: Real[Tensor, "M K Q B"] | Real[np.ndarray, "M K Q B"], truth: GroundTruth, *,
     splits: int = 8, bootstrap: int = 200, confidence: float = 0.95, seed: int = 0,
 ) -> TimestepProxies:  # fmt: skip
     """Observation 1: the LDS of scores of every range of timesteps for measurements of every range.
@@ -120,7 +121,13 @@ class SignStudy:
 
 
 def signs_of_subsets(
-    scores: Any, truth: GroundTruth, *, full: Any = None, bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0
+    scores: AnyScores,
+    truth: GroundTruth,
+    *,
+    full: Real[Tensor, "Q *K"] | Real[np.ndarray, "Q *K"] | None = None,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> SignStudy:
     """Observation 2 on the subsets of a ground truth: Σ of the scores of the images left out against the real change.
 
@@ -147,7 +154,14 @@ def signs_of_subsets(
     return signs(*changes, bootstrap=bootstrap, confidence=confidence, seed=seed)
 
 
-def signs(predicted: Any, real: Any, *, bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0) -> SignStudy:
+def signs(
+    predicted: Real[np.ndarray, "Q X"],
+    real: Real[np.ndarray, "Q X"],
+    *,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> SignStudy:
     """Observation 2 on any changes: how often they are above 0, and how often their sign is predicted.
 
     Args:
@@ -223,7 +237,13 @@ class Constancy:
         )
 
 
-def constancy(measurements: Any, *, bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0) -> Constancy:
+def constancy(
+    measurements: Real[Tensor, "M K Q"] | Real[np.ndarray, "M K Q"],
+    *,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Constancy:
     """Observation 3: the spread of a measurement over subsets against its spread over queries and seeds.
 
     Intervals are percentiles of a bootstrap over queries, each with all its subsets, which move little in comparison.
@@ -277,13 +297,17 @@ def _crossed(values: Float[np.ndarray, "M K Q"]) -> Float[np.ndarray, "3 Q"]:
 
 
 def _spreads(
-    shares: Float[np.ndarray, "R Q"], per_query: Float[np.ndarray, "3 Q"], means: Array, subsets: int, seeds: int
+    shares: Float[np.ndarray, "R Q"],
+    per_query: Float[np.ndarray, "3 Q"],
+    means: Float[np.ndarray, "Q"],
+    subsets: int,
+    seeds: int,
 ) -> Float[np.ndarray, "4 R"]:
     """Variances between queries, subsets, seeds, and of the rest, where queries make up these shares."""
     queries, inside = len(means), per_query @ shares.T
     spread = (shares @ means**2 - (shares @ means) ** 2) * queries / (queries - 1)
     between = spread - inside[0] / subsets - inside[1] / seeds - inside[2] / (subsets * seeds)
-    found: Array = np.maximum(np.vstack([between, inside]), 0)
+    found: np.ndarray = np.maximum(np.vstack([between, inside]), 0)
     return found
 
 

@@ -12,9 +12,9 @@ it from the rest.
 
 from dataclasses import dataclass
 from itertools import combinations, islice
-from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from scipy.stats import norm
 
 from diffinf_lib.errors import require
@@ -22,7 +22,8 @@ from diffinf_lib.evaluation.ground_truth import GroundTruth
 from diffinf_lib.evaluation.lds import mean_measurements, predicted_changes
 from diffinf_lib.evaluation.reliability import seed_reliability
 from diffinf_lib.evaluation.resampling import VarianceComponents, pseudo_values, resampled_spearman, variance_components
-from diffinf_lib.evaluation.statistics import Array, spearman_brown
+from diffinf_lib.evaluation.statistics import spearman_brown
+from diffinf_lib.shapes import AnyScores
 
 CHOICES = 10
 """At most so many choices of k seeds are averaged."""
@@ -105,7 +106,7 @@ class Power:
         return queries
 
 
-def power_analysis(first: Any, second: Any, truth: GroundTruth) -> Power:
+def power_analysis(first: AnyScores, second: AnyScores, truth: GroundTruth) -> Power:
     """Variance components of the difference of two scores' LDS `[Q, N]`, from one ground truth of 2 seeds or more.
 
     Raises:
@@ -140,7 +141,7 @@ def power_analysis(first: Any, second: Any, truth: GroundTruth) -> Power:
     )
 
 
-def _components(predicted: Array, measured: Array) -> VarianceComponents:
+def _components(predicted: Float[np.ndarray, "2 Q M"], measured: Float[np.ndarray, "Q M"]) -> VarianceComponents:
     subsets = measured.shape[1]
     counts = np.concatenate([np.ones((1, subsets)), 1 - np.eye(subsets)])
     first, second = resampled_spearman(predicted, measured, counts)
@@ -148,7 +149,7 @@ def _components(predicted: Array, measured: Array) -> VarianceComponents:
     return variance_components(pseudo_values(difference[0], difference[1:]))
 
 
-def _line(found: dict[int, Array], column: int) -> tuple[float, float]:
+def _line(found: dict[int, Float[np.ndarray, "components"]], column: int) -> tuple[float, float]:
     """Intercept and slope over 1/k of one component, neither below 0."""
     inverse, values = np.array([1 / count for count in found]), np.array([row[column] for row in found.values()])
     slope, intercept = np.polyfit(inverse, values, 1)

@@ -6,7 +6,6 @@ method is wrong or only noisy.
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,11 +14,18 @@ from diffinf_lib.errors import require
 from diffinf_lib.evaluation.ground_truth import GroundTruth
 from diffinf_lib.evaluation.lds import mean_measurements, predicted_changes, sampled_lds
 from diffinf_lib.evaluation.resampling import Estimate, Resampled, Resamples, resample_spearman
-from diffinf_lib.evaluation.statistics import Array, spearman, spearman_brown
+from diffinf_lib.evaluation.statistics import spearman, spearman_brown
+from diffinf_lib.shapes import AnyScores
 
 
 def score_reliability(
-    first: Any, second: Any, truth: GroundTruth, *, bootstrap: int = 1000, confidence: float = 0.95, seed: int = 0
+    first: AnyScores,
+    second: AnyScores,
+    truth: GroundTruth,
+    *,
+    bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> Estimate:
     """Reliability of scores over all draws, from two scores that were each taken over one half of the draws.
 
@@ -101,7 +107,7 @@ def _by_seed(truth: GroundTruth) -> Float[np.ndarray, "K Q M"]:
         truth.measurements.shape[1] > 1,
         "one seed: its noise cannot be told from the signal; give a ground truth of 2 or more",
     )
-    measured: Array = truth.measurements.double().numpy().transpose(1, 2, 0)
+    measured: np.ndarray = truth.measurements.double().numpy().transpose(1, 2, 0)
     return measured
 
 

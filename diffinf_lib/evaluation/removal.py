@@ -8,13 +8,14 @@ alone changes the measurement too.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from diffinf_lib.errors import DataError, require
-from diffinf_lib.evaluation.statistics import Array, bootstrap_indices, percentile_interval
+from diffinf_lib.evaluation.statistics import bootstrap_indices, percentile_interval
+
+OfRemovals = Real[np.ndarray, "Q _K"] | Real[np.ndarray, "Q _R _K"]
 
 CONDITIONS = ("top", "random", "bottom")
 """The usual conditions, in the order in which their differences are taken: first minus second."""
@@ -61,7 +62,12 @@ class RemovalOutcome:
 
 
 def removal_outcome(
-    conditions: Mapping[str, Any], full: Any, *, bootstrap: int = 2000, confidence: float = 0.95, seed: int = 0
+    conditions: Mapping[str, OfRemovals],
+    full: Real[np.ndarray, "Q K"],
+    *,
+    bootstrap: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> RemovalOutcome:
     """Changes of the measurement after removal, with intervals over queries, removed sets and seeds together.
 
@@ -98,7 +104,7 @@ def removal_outcome(
     )
 
 
-def _checked(name: str, given: Any, queries: int | None) -> Float[np.ndarray, "Q R K"]:
+def _checked(name: str, given: OfRemovals, queries: int | None) -> Float[np.ndarray, "Q R K"]:
     values = np.asarray(given, dtype=np.float64)
     shapes = "[Q, K]" if queries is None else "[Q, K] or [Q, R, K]"
     ranks = (2,) if queries is None else (2, 3)
@@ -111,12 +117,14 @@ def _checked(name: str, given: Any, queries: int | None) -> Float[np.ndarray, "Q
     return values[:, None] if values.ndim == 2 else values
 
 
-def _resampled(arrays: Mapping[str, Array], repeats: int, seed: int) -> dict[str, Float[np.ndarray, "B"]]:
+def _resampled(
+    arrays: Mapping[str, Float[np.ndarray, "Q _R _K"]], repeats: int, seed: int
+) -> dict[str, Float[np.ndarray, "{repeats}"]]:
     """The mean of each array in every resample; axes of equal length share their draws, kind by kind."""
     generator = np.random.default_rng(seed)
-    draws: dict[tuple[str, int], Array] = {}
+    draws: dict[tuple[str, int], np.ndarray] = {}
 
-    def shares(kind: str, count: int) -> Array:
+    def shares(kind: str, count: int) -> Float[np.ndarray, "B {count}"]:
         """How much of each resample every one of `count` values makes up, `[B, count]`."""
         if (kind, count) not in draws:
             drawn = bootstrap_indices(count, repeats, generator)[:, : max(1, count - 1)]
@@ -134,6 +142,6 @@ def _resampled(arrays: Mapping[str, Array], repeats: int, seed: int) -> dict[str
     }
 
 
-def _change(per_query: Array, resampled: Array, confidence: float) -> Change:
+def _change(per_query: Float[np.ndarray, "Q"], resampled: Float[np.ndarray, "B"], confidence: float) -> Change:
     interval = percentile_interval(resampled, confidence)
     return Change(float(per_query.mean()), interval, per_query, float((per_query > 0).mean()))

@@ -17,8 +17,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import norm, t
 
-from diffinf_lib.evaluation.statistics import Array
-
 
 class Estimate(NamedTuple):
     """A number and its confidence interval, as fractions; unpacks to `value, (low, high)`."""
@@ -85,8 +83,8 @@ class Resamples:
         queries: shares, `[R, Q]`, each row adding up to 1.
     """
 
-    subsets: Array
-    queries: Array
+    subsets: Float[np.ndarray, "R M"]
+    queries: Float[np.ndarray, "R Q"]
 
     @classmethod
     def draw(cls, queries: int, subsets: int, repeats: int, seed: int) -> "Resamples":
@@ -146,7 +144,7 @@ class Resampled:
         return Estimate(self.mean, self._interval(confidence))
 
     @property
-    def _reference(self) -> Array:
+    def _reference(self) -> Float[np.ndarray, "R"]:
         return self.resamples if self.reference is None else self.reference
 
     def _interval(self, confidence: float) -> tuple[float, float]:

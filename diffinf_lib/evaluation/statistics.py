@@ -1,13 +1,11 @@
 """Statistics: rank correlation, bootstrap samples and reliability, vectorised over queries."""
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float, Int, Real
 from scipy.stats import rankdata
 
-Array = NDArray[np.float64]
 
-
-def spearman(first: Array, second: Array) -> Array:
+def spearman(first: Real[np.ndarray, "*n M"], second: Real[np.ndarray, "*n M"]) -> Float[np.ndarray, "*n"]:
     """Spearman's rank correlation along the last axis, with average ranks for ties.
 
     A constant vector has no ranks to correlate; its correlation is set to 0, that of a predictor that says nothing.
@@ -24,12 +22,12 @@ def spearman(first: Array, second: Array) -> Array:
     return np.divide((a * b).sum(-1), scale, out=np.zeros_like(scale), where=scale > 0)
 
 
-def bootstrap_indices(count: int, repeats: int, generator: np.random.Generator) -> NDArray[np.int64]:
+def bootstrap_indices(count: int, repeats: int, generator: np.random.Generator) -> Int[np.ndarray, "{repeats} {count}"]:
     """`[repeats, count]` indices drawn with replacement."""
     return generator.integers(count, size=(repeats, count))
 
 
-def percentile_interval(values: Array, confidence: float) -> tuple[float, float]:
+def percentile_interval(values: Float[np.ndarray, "R"], confidence: float) -> tuple[float, float]:
     """The central interval that holds `confidence` of the values."""
     tail = 50 * (1 - confidence)
     low, high = np.percentile(values, [tail, 100 - tail])
@@ -45,7 +43,7 @@ def spearman_brown(correlation: float, factor: float = 2.0) -> float:
     return factor * correlation / shared if shared > 0 else float("-inf")
 
 
-def split_half_reliability(measurements: Array, repeats: int = 20, seed: int = 0) -> float:
+def split_half_reliability(measurements: Float[np.ndarray, "M K Q"], repeats: int = 20, seed: int = 0) -> float:
     """Reliability of the mean over seeds: halves of the seeds correlated, stepped up to all of them; mean over queries.
 
     With an odd number of seeds the halves are as even as they can be, and stepped up from their mean size.

@@ -7,7 +7,6 @@ same halves, so the two compare. A half holds half the subsets, so both lie a li
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,7 +15,7 @@ from diffinf_lib.errors import require
 from diffinf_lib.evaluation.ground_truth import GroundTruth
 from diffinf_lib.evaluation.lds import TUNABLE_SUBSETS, mean_measurements, predicted_changes
 from diffinf_lib.evaluation.resampling import Estimate, Resampled, Resamples, resample_spearman, resampled_spearman
-from diffinf_lib.evaluation.statistics import Array
+from diffinf_lib.shapes import ScoresOfOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +51,7 @@ class TunedLDS:
 
 
 def tuned_lds(
-    scores: Any,
+    scores: ScoresOfOptions,
     truth: GroundTruth,
     *,
     options: Sequence[float],
@@ -108,7 +107,9 @@ def tuned_lds(
     )
 
 
-def _checked_options(scores: Any, options: Sequence[float], default: float, splits: int) -> tuple[float, ...]:
+def _checked_options(
+    scores: ScoresOfOptions, options: Sequence[float], default: float, splits: int
+) -> tuple[float, ...]:
     values, names = tuple(float(option) for option in options), ", ".join(f"{option:g}" for option in options)
     require(len(scores) == len(values) > 0, f"scores of {len(scores)} options and {len(values)} options: give as many")
     require(float(default) in values, f"default={default}: give one of the options, {names}")
@@ -142,7 +143,7 @@ class _Halving:
 
     def judge(
         self, counts: Float[np.ndarray, "R M"], shares: Float[np.ndarray, "R Q"], rows: int = 512
-    ) -> tuple[Float[np.ndarray, "D+1 R Q"], Int[np.ndarray, "R S 2"]]:
+    ) -> tuple[Float[np.ndarray, "D1 R Q"], Int[np.ndarray, "R S 2"]]:
         """LDS on the held-out halves of each resample, of every option and of the chosen ones, and which were chosen."""
         chunk, parts = max(1, rows // self.splits), []
         for start in range(0, len(counts), chunk):
@@ -151,7 +152,9 @@ class _Halving:
             parts.append(self._judge(halves(part, keys), shares[start : start + chunk]))
         return np.concatenate([part[0] for part in parts], axis=1), np.concatenate([part[1] for part in parts])
 
-    def _judge(self, split: Float[np.ndarray, "R S 2 M"], shares: Array) -> tuple[Array, Int[np.ndarray, "R S 2"]]:
+    def _judge(
+        self, split: Float[np.ndarray, "R S 2 M"], shares: Float[np.ndarray, "R Q"]
+    ) -> tuple[Float[np.ndarray, "D1 R Q"], Int[np.ndarray, "R S 2"]]:
         found = resampled_spearman(self.predicted, self.measured, split.reshape(-1, split.shape[-1]))
         found = found.reshape(len(found), *split.shape[:3], -1)
         chosen = np.einsum("drshq,rq->drsh", found, shares).argmax(0)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -12,15 +13,16 @@ from diffinf_lib.configuration import Process
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
 from diffinf_lib.figures.style import BLUE, GREY, INK, ORANGE, VERMILION, BookFigure, subplots
+from diffinf_lib.shapes import Images, PerExample, Scores
 
 
-def _pixels(image: Tensor) -> np.ndarray:
+def _pixels(image: Float[Tensor, "C H W"]) -> Float[np.ndarray, "H W *C"]:
     """An image `[C, H, W]` in [−1, 1] as Matplotlib takes it."""
     values = ((image.detach().float().cpu() + 1) / 2).clamp(0, 1)
     return values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).numpy()
 
 
-def _show(axes: Axes, image: Tensor | None, title: str = "", colour: str | None = None) -> None:
+def _show(axes: Axes, image: Float[Tensor, "C H W"] | None, title: str = "", colour: str | None = None) -> None:
     axes.set_axis_off()
     if image is None:
         return
@@ -47,9 +49,9 @@ def training_curve(losses: Any, *, smooth: int = 50) -> BookFigure:
 
 
 def image_grid(
-    images: Tensor, *, columns: int = 8, titles: Sequence[str] | None = None, size: float = 0.7
+    images: Images, *, columns: int = 8, titles: Sequence[str] | None = None, size: float = 0.7
 ) -> BookFigure:
-    """Images `[n, C, H, W]` in rows of `columns`.
+    """Images `[N, C, H, W]` in rows of `columns`.
 
     Args:
         size: of one image, in inches.
@@ -67,7 +69,9 @@ def image_grid(
     return figure
 
 
-def noising_strip(image: Tensor, noise: Tensor, timesteps: Sequence[int], process: Process = Process()) -> BookFigure:
+def noising_strip(
+    image: Float[Tensor, "C H W"], noise: Float[Tensor, "C H W"], timesteps: Sequence[int], process: Process = Process()
+) -> BookFigure:
     """One image `[C, H, W]` at several timesteps of the forward process, with one noise `[C, H, W]`."""
     steps = torch.tensor(list(timesteps))
     shape = (len(steps), *image.shape)
@@ -75,7 +79,7 @@ def noising_strip(image: Tensor, noise: Tensor, timesteps: Sequence[int], proces
     return image_grid(states, columns=len(steps), titles=[f"t = {step}" for step in timesteps], size=0.9)
 
 
-def ranked(scores: Tensor, count: int) -> dict[str, Tensor]:
+def ranked(scores: PerExample, count: int) -> dict[str, Int[Tensor, "n"]]:
     """Places of the highest, lowest and smallest (in size) of the scores `[N]`, as the paper's Fig. 1 shows them."""
     order = scores.argsort(descending=True)
     return {
@@ -85,7 +89,7 @@ def ranked(scores: Tensor, count: int) -> dict[str, Tensor]:
     }
 
 
-def top_influence(train: ImageSet, queries: ImageSet, scores: Tensor, *, query: int, count: int = 8) -> BookFigure:
+def top_influence(train: ImageSet, queries: ImageSet, scores: Scores, *, query: int, count: int = 8) -> BookFigure:
     """A query and its most positive, most negative and most neutral training images (the paper's Fig. 1).
 
     Args:

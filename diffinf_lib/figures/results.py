@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import GroundTruth, LDSResult, predicted_changes, spearman
 from diffinf_lib.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, BookFigure, subplots
+from diffinf_lib.shapes import Scores
 
 
 def lds_bars(results: Mapping[str, LDSResult], *, ceiling: float | None = None) -> BookFigure:
@@ -38,7 +38,7 @@ def lds_bars(results: Mapping[str, LDSResult], *, ceiling: float | None = None) 
     return figure
 
 
-def predicted_against_measured(scores: Tensor, truth: GroundTruth, *, query: int) -> BookFigure:
+def predicted_against_measured(scores: Scores, truth: GroundTruth, *, query: int) -> BookFigure:
     """For one query, the change that the scores predict for each subset against what retraining measured."""
     require(0 <= query < len(truth.query_ids), f"query={query}: give 0 to {len(truth.query_ids) - 1}")
     predicted = predicted_changes(scores, truth)[query]

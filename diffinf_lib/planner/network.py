@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -24,10 +25,10 @@ from diffinf_lib.curvature import curvature_blocks, curvature_layers
 from diffinf_lib.curvature.blocks import Block
 from diffinf_lib.curvature.covariance import input_covariance_sum
 from diffinf_lib.curvature.kfac import output_gradient_factor_sum, second_moment
-from diffinf_lib.curvature.layers import differentiable, layer_parameters
+from diffinf_lib.curvature.layers import LayerInput, differentiable, layer_parameters
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.models import build_model, count_parameters
-from diffinf_lib.shapes import ImageShape
+from diffinf_lib.shapes import ImageBatch, ImageShape, Timesteps
 
 Pass = Callable[[int], Any]
 COUNTED_DRAWS = 8
@@ -115,15 +116,15 @@ class NetworkCount:
 
     # --- passes, each a function of the number of draws
 
-    def _inputs(self, draws: int) -> tuple[Tensor, Tensor]:
+    def _inputs(self, draws: int) -> tuple[ImageBatch, Timesteps]:
         noisy = torch.empty(draws, *self.shape, device="meta")
         return noisy, torch.zeros(draws, dtype=torch.int64, device="meta")
 
-    def _output(self, draws: int) -> Tensor:
+    def _output(self, draws: int) -> ImageBatch:
         noisy, timesteps = self._inputs(draws)
         return self.model(noisy, timesteps, **dict.fromkeys(self.model.needs, timesteps))
 
-    def forward_pass(self, draws: int) -> Tensor:
+    def forward_pass(self, draws: int) -> ImageBatch:
         """The prediction alone, nothing kept for a backward pass: measuring and sampling."""
         with torch.no_grad():
             return self._output(draws)
@@ -142,9 +143,9 @@ class NetworkCount:
             loss = self._output(draws).square().mean()
             return torch.autograd.grad(loss, layer_parameters(self.layers))
 
-    def pulled_back_pass(self, draws: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def pulled_back_pass(self, draws: int) -> tuple[dict[str, LayerInput], dict[str, Float[Tensor, "B _P _O"]]]:
         """Each layer's inputs and output gradients; no weight gradients."""
-        inputs: dict[str, Tensor] = {}
+        inputs: dict[str, LayerInput] = {}
         outputs: dict[str, Tensor] = {}
 
         def hook(name: str) -> Any:
@@ -179,7 +180,7 @@ class NetworkCount:
             self._input_factor(block, inputs[block.layer_name])
             self._output_factor(block, pulled[block.layer_name])
 
-    def _input_factor(self, block: Block, raw: Tensor) -> Tensor:
+    def _input_factor(self, block: Block, raw: LayerInput) -> Float[Tensor, "I I"]:
         config = self.curvature
         if config.sharing == "reduce":
             return second_moment(block.inputs(raw).mean(1))
@@ -187,7 +188,7 @@ class NetworkCount:
         weights = raw.new_ones(len(raw)) if config.drawn_for_factors.weighted else None
         return input_covariance_sum(block, raw, places=places, weights=weights)
 
-    def _output_factor(self, block: Block, pulled: Tensor) -> Tensor:
+    def _output_factor(self, block: Block, pulled: Float[Tensor, "B P O"]) -> Float[Tensor, "o o"]:
         gradients = block.output_gradients(pulled)
         return (
             second_moment(gradients.sum(1))
@@ -207,7 +208,7 @@ class NetworkCount:
         for block in self.blocks.values():
             self._rotated(block, torch.empty(draws, *block.shape, device="meta"))
 
-    def _rotated(self, block: Block, matrices: Tensor) -> Tensor:
+    def _rotated(self, block: Block, matrices: Float[Tensor, "B O I"]) -> Float[Tensor, "B O I"]:
         if not self.curvature.has_factors:
             return matrices
         outputs, inputs = block.shape

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffinf_lib.errors import require
+from diffinf_lib.shapes import Images, PerExample
 
 COPY_COSINE = 0.9
 """Cosine of gradients from which two images count as copies; planted ones stood at 1.000, the next pairs at 0.67 and 0.76."""
@@ -105,7 +106,7 @@ class LabelDoubt:
 
 def compare(
     vectors: Float[Tensor, "N d"],
-    images: Float[Tensor, "N C H W"],
+    images: Images,
     *,
     neighbours: int = NEIGHBOURS,
     entries: int = ENTRIES,
@@ -122,7 +123,7 @@ def compare(
     windows = _shape_windows(images)
     middle = windows[len(windows) // 2]
 
-    def by_shape(rows: slice) -> Tensor:
+    def by_shape(rows: slice) -> Float[Tensor, "rows N"]:
         return torch.stack([torch.maximum(middle[rows] @ w.T, w[rows] @ middle.T) for w in windows]).amax(0)
 
     return Likeness(
@@ -137,7 +138,7 @@ def _unit(rows: Float[Tensor, "N d"]) -> Float[Tensor, "N d"]:
     return torch.where(lengths > 1e-6 * lengths.max(), rows / lengths, 0.0)
 
 
-def _shape_windows(images: Float[Tensor, "N C H W"]) -> list[Float[Tensor, "N d"]]:
+def _shape_windows(images: Images) -> list[Float[Tensor, "N d"]]:
     """The same part of every small image, and the parts one pixel beside it; brightness and contrast taken off."""
     small = images.float()
     if max(small.shape[2:]) > SHAPE_SIDE:
@@ -148,7 +149,7 @@ def _shape_windows(images: Float[Tensor, "N C H W"]) -> list[Float[Tensor, "N d"
 
 
 def _nearest(
-    table: Callable[[slice], Tensor], count: int, neighbours: int, entries: int
+    table: Callable[[slice], Float[Tensor, "rows N"]], count: int, neighbours: int, entries: int
 ) -> tuple[Int[Tensor, "N k"], Float[Tensor, "N k"]]:
     """The largest entries of each row but the diagonal one."""
     rows, parts = max(1, entries // count), []
@@ -162,7 +163,7 @@ def _nearest(
 # --- findings
 
 
-def find_copies(images: Float[Tensor, "N C H W"], alike: Likeness) -> tuple[CopyGroup, ...]:
+def find_copies(images: Images, alike: Likeness) -> tuple[CopyGroup, ...]:
     """Groups of copies: the same pixels, the same shape, or nearly the same gradients; the surest first.
 
     The surest pairs are joined first, so the last pair that joined a group is its least alike one.
@@ -182,7 +183,9 @@ def find_copies(images: Float[Tensor, "N C H W"], alike: Likeness) -> tuple[Copy
     )
 
 
-def _links(by: Likely, nearest: Tensor, values: Tensor, threshold: float) -> list[tuple[Likely, float, int, int]]:
+def _links(
+    by: Likely, nearest: Int[Tensor, "N k"], values: Float[Tensor, "N k"], threshold: float
+) -> list[tuple[Likely, float, int, int]]:
     """Pairs above the threshold, the most alike first."""
     found = [
         (by, min(1.0, float(values[n, place])), n, int(nearest[n, place]))
@@ -191,14 +194,14 @@ def _links(by: Likely, nearest: Tensor, values: Tensor, threshold: float) -> lis
     return sorted(found, key=lambda link: -link[1])
 
 
-def _identical_pairs(images: Float[Tensor, "N C H W"]) -> list[tuple[int, int]]:
+def _identical_pairs(images: Images) -> list[tuple[int, int]]:
     """Images that equal an earlier one pixel for pixel, each with the first of its kind."""
     first: dict[bytes, int] = {}
     earlier = [first.setdefault(image.contiguous().numpy().tobytes(), n) for n, image in enumerate(images)]
     return [(m, n) for n, m in enumerate(earlier) if m != n]
 
 
-def find_unusual(self_influence: Float[Tensor, "N"], *, most: int = NEIGHBOURS) -> tuple[Unusual, ...]:
+def find_unusual(self_influence: PerExample, *, most: int = NEIGHBOURS) -> tuple[Unusual, ...]:
     """The images with the largest self-influence, the most unusual first.
 
     One is flagged if log self-influence lies so far above its median, in robust standard deviations, that among so many
@@ -220,7 +223,7 @@ def find_label_doubts(alike: Likeness, labels: Int[Tensor, "N"]) -> tuple[LabelD
     return tuple(sorted((doubt for doubt in doubts if doubt), key=lambda doubt: (-doubt.lead, doubt.image)))
 
 
-def _doubt(n: int, label: int, alike: Likeness, labels: Tensor) -> LabelDoubt | None:
+def _doubt(n: int, label: int, alike: Likeness, labels: Int[Tensor, "N"]) -> LabelDoubt | None:
     same_shape = alike.shapes[n][alike.correlations[n] >= COPY_CORRELATION]
     asked = (alike.cosines[n] < COPY_COSINE) & ~torch.isin(alike.nearest[n], same_shape)
     asked &= labels[alike.nearest[n]] >= 0

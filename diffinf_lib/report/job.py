@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.artifacts import (
@@ -50,7 +51,7 @@ from diffinf_lib.report.text import counted
 from diffinf_lib.runs.model import as_queries
 from diffinf_lib.sampling import sample
 from diffinf_lib.settings import own_settings
-from diffinf_lib.shapes import ImageShape
+from diffinf_lib.shapes import ImageShape, PerExample
 
 CONFIG = "config.json"
 CHECKPOINT_SECONDS = 10.0
@@ -319,7 +320,7 @@ class _Job:
             pixel_distances(queries.images.images, self.train.images.images), itself, alike, self.findings(itself, alike),
         )  # fmt: skip
 
-    def findings(self, self_influence: Tensor, alike: Likeness) -> Findings:
+    def findings(self, self_influence: PerExample, alike: Likeness) -> Findings:
         """What may be wrong with the training images."""
         images, labels = self.train.images.images, self.train.images.labels
         return Findings(find_copies(images, alike), find_unusual(self_influence), find_label_doubts(alike, labels))
@@ -381,6 +382,6 @@ def _base(record: dict[str, Any]) -> Any:
     return record["model"], record["images"], options["seed"], options["draws"], options["curvature"]
 
 
-def _write_picture(path: Path, image: Tensor) -> None:
+def _write_picture(path: Path, image: Float[Tensor, "C H W"]) -> None:
     with atomic_write(path) as temporary:
         picture(image).save(temporary, format="PNG")

@@ -14,6 +14,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
 from diffinf_lib.report.findings import CopyGroup, LabelDoubt, Likeness, Unusual
 from diffinf_lib.report.text import counted, readable
+from diffinf_lib.shapes import Images, PerExample, Scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +78,8 @@ class Report:
     dampings: tuple[float, ...]
     measurement: MeasurementConfig
     scores: Float[Tensor, "D Q N"]
-    pixel_distances: Float[Tensor, "Q N"]
-    self_influence: Float[Tensor, "N"]
+    pixel_distances: Scores
+    self_influence: PerExample
     likeness: Likeness
     findings: Findings
     made: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +90,7 @@ class Report:
         return self.folder / "index.html"
 
     @property
-    def support(self) -> Float[Tensor, "Q N"]:
+    def support(self) -> Scores:
         """Scores of the first damping, signed so that a positive one makes the query more likely."""
         return self.scores[0] if self.measurement.direction != "more likely" else -self.scores[0]
 
@@ -125,7 +126,7 @@ class Report:
         return "\n".join([*lines, f"page: {self.page}"])
 
 
-def pixel_distances(queries: Tensor, train: Tensor) -> Float[Tensor, "Q N"]:
+def pixel_distances(queries: Float[Tensor, "Q C H W"], train: Images) -> Scores:
     """Root mean square difference of pixels, in units of their range: 0 for the same image, 1 for black and white."""
     flat = queries.flatten(1).double(), train.flatten(1).double()
     return torch.cdist(*flat, compute_mode="donot_use_mm_for_euclid_dist") / (2 * flat[0].shape[1] ** 0.5)

@@ -4,7 +4,8 @@ import math
 from functools import cached_property
 from typing import Any
 
-import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from diffinf_lib.report.result import Report
 from diffinf_lib.report.text import readable
@@ -55,7 +56,7 @@ class Shown:
         return sorted(places | {doubt.image for doubt in found.labels[:DOUBTS]})
 
     @cached_property
-    def ranks(self) -> torch.Tensor:
+    def ranks(self) -> Int[Tensor, "Q N"]:
         """Place of every training image in a query's order, from 1 for the most supporting, `[Q, N]`."""
         return (-self.report.support).argsort(dim=1, stable=True).argsort(dim=1) + 1
 

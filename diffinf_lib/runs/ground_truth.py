@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffinf_lib.artifacts import read_json, write_bundle
@@ -19,10 +20,11 @@ from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.model import measured_queries
 from diffinf_lib.runs.run import Run
+from diffinf_lib.shapes import Masks
 from diffinf_lib.training import TrainingResult
 
 
-def subset_mask(count: int, fraction: float, index: int, *, seed: int = 0) -> Tensor:
+def subset_mask(count: int, fraction: float, index: int, *, seed: int = 0) -> Bool[Tensor, "{count}"]:
     """Which training images subset `index` keeps, `[N]`, True = kept; exactly round(fraction · N) of them.
 
     A subset depends on its own index only, so a ground truth can be extended.
@@ -34,7 +36,7 @@ def subset_mask(count: int, fraction: float, index: int, *, seed: int = 0) -> Te
     return mask
 
 
-def subset_masks(run: Run, subsets: int) -> Tensor:
+def subset_masks(run: Run, subsets: int) -> Masks:
     """The masks of the first `subsets` subsets, `[M, N]`."""
     total, fraction = len(run.data.train), run.preset.subsets.fraction
     return torch.stack([subset_mask(total, fraction, index, seed=run.seed) for index in range(subsets)])
@@ -69,7 +71,7 @@ def _retraining(run: Run, subset: int, seed: int) -> tuple[Kept, Callable[[], Tr
     return run.training("retrained", model_name(subset, seed), images, run.preset.retraining(), seed)
 
 
-def retrained_measurements(run: Run, subset: int, seed: int) -> dict[str, Tensor]:
+def retrained_measurements(run: Run, subset: int, seed: int) -> dict[str, Float[Tensor, "_Q"]]:
     """The measurements of one retrained model: `[Q]` for each `<query set>/<measurement>`."""
     found = _measured(run, subset, seed).arrays(lambda: measured_by(run, retrained_model(run, subset, seed)))
     return {name: torch.from_numpy(values) for name, values in found.items()}
@@ -85,7 +87,7 @@ def _measured(run: Run, subset: int, seed: int) -> Kept:
     )  # fmt: skip
 
 
-def measured_by(run: Run, model: Denoiser) -> dict[str, np.ndarray]:
+def measured_by(run: Run, model: Denoiser) -> dict[str, Float[np.ndarray, "_Q"]]:
     """Everything that the preset measures of the run's queries, by one model; see `retrained_measurements`."""
     found: dict[str, np.ndarray] = {}
     for name, images in measured_queries(run).items():
@@ -112,7 +114,7 @@ def ground_truth_shard(
         yield subset, seed
 
 
-def collected_measurements(run: Run, subsets: int, seeds: int) -> dict[str, Tensor]:
+def collected_measurements(run: Run, subsets: int, seeds: int) -> dict[str, Float[Tensor, "{subsets} {seeds} _Q"]]:
     """The measurements of a finished ground truth: `[M, K, Q]` for each `<query set>/<measurement>`.
 
     Raises:
@@ -168,7 +170,9 @@ def ground_truth_bundle(
     )
 
 
-def _ground_truth_metrics(run: Run, subsets: int, seeds: int, collected: dict[str, Tensor]) -> dict[str, Any]:
+def _ground_truth_metrics(
+    run: Run, subsets: int, seeds: int, collected: dict[str, Float[Tensor, "M K _Q"]]
+) -> dict[str, Any]:
     pairs = shard_of(subsets, seeds, 0, 1)
     kept = [[_retraining(run, *one)[0] for one in pairs], [_measured(run, *one) for one in pairs]]
     training, measuring = (round(sum(one.seconds for one in part), 1) for part in kept)

@@ -3,6 +3,7 @@
 from typing import get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.configuration import QuerySet
@@ -11,6 +12,7 @@ from diffinf_lib.errors import require
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.run import Run
 from diffinf_lib.sampling import GENERATED_IDS, sample, sample_trajectories
+from diffinf_lib.shapes import Images
 from diffinf_lib.training import TrainingResult
 
 QUERY_SETS = get_args(QuerySet)
@@ -25,7 +27,7 @@ def generated_queries(run: Run) -> ImageSet:
     """Samples of the full model, as queries."""
     preset = run.preset
 
-    def images() -> dict[str, Tensor]:
+    def images() -> dict[str, Images]:
         return {"images": sample(
             run.model.model, _sample_seeds(run), run.data.train.shape,
             method=preset.sampling.method, steps=preset.sampling.steps, progress=run.progress,
@@ -53,7 +55,7 @@ def generated_trajectories(run: Run) -> Trajectories:
     require(preset.has_trajectories, f"sampling={preset.sampling.method}, {preset.sampling.steps} steps: trajectories need "
             f"ddpm with all {preset.process.timesteps} steps")  # fmt: skip
 
-    def states() -> dict[str, Tensor]:
+    def states() -> dict[str, Float[Tensor, "N _states C H W"]]:
         found = sample_trajectories(run.model.model, _sample_seeds(run), run.data.train.shape, progress=run.progress)
         return {"states": found.states, "guesses": found.guesses}
 
@@ -64,7 +66,7 @@ def generated_trajectories(run: Run) -> Trajectories:
     return run.held("trajectories", trajectories)
 
 
-def as_queries(images: Tensor) -> ImageSet:
+def as_queries(images: Images) -> ImageSet:
     """Generated images as a set of queries: ids from `GENERATED_IDS` on, no labels (−1)."""
     count = len(images)
     return ImageSet(images, torch.full((count,), -1), torch.arange(GENERATED_IDS, GENERATED_IDS + count))

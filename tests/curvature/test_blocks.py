@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from annotations import unchecked
 from torch import nn
 
 from diffinf_lib.curvature.blocks import layer_blocks, layer_positions, position_count, split_into_blocks
@@ -115,5 +116,5 @@ def test_a_bias_of_its_own_sees_ones():
 
 
 def test_bad_bias_rule_is_refused():
-    with pytest.raises(ConfigurationError, match="bias='both'"):
+    with unchecked(), pytest.raises(ConfigurationError, match="bias='both'"):
         layer_blocks({"layer": Layer(nn.Linear(2, 2))}, "both")

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from annotations import unchecked
 from sklearn.datasets import load_digits
 
 import diffinf_lib as di
@@ -43,13 +44,17 @@ def test_unknown_datasets_are_refused():
 
 
 def test_image_sets_are_checked():
-    images = torch.zeros(2, 1, 2, 2)
-    for arguments in [
-        (images[0], torch.zeros(2), torch.arange(2)),
-        (images, torch.zeros(2), torch.arange(3)),
-        (images, torch.zeros(2), torch.zeros(2)),
+    images, labels, ids = torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64), torch.arange(2)
+    for arguments, message in [
+        ((images[0], labels, ids), r"images of shape \(1, 2, 2\): give \[N, C, H, W\]"),
+        ((images, labels, torch.arange(3)), r"\(2, 2, 3\) images, labels and ids"),
+        ((images, labels, labels), "ids: each image needs an id of its own"),
+        ((images, labels.float(), ids), r"labels of type float32, shape \(2,\): give whole numbers \[N\]"),
+        ((images, labels, ids.double()), "ids of type float64"),
+        ((images, labels.bool(), ids), "labels of type bool"),
+        ((images, labels[:, None], ids), r"labels of type int64, shape \(2, 1\)"),
     ]:
-        with pytest.raises(DataError):
+        with unchecked(), pytest.raises(DataError, match=message):
             di.ImageSet(*arguments)
 
 
@@ -57,21 +62,24 @@ def test_image_sets_are_checked():
     "images", [torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.ones(2, 1, 2, 2, dtype=torch.int64)]
 )
 def test_whole_numbers_are_no_pixels(images):
-    with pytest.raises(DataError, match=r"images of type u?int\d+: scale them to \[−1, 1\], 0…255 by .*to_unit_range"):
-        di.ImageSet(images, torch.zeros(2), torch.arange(2))
+    with (
+        unchecked(),
+        pytest.raises(DataError, match=r"images of type u?int\d+: scale them to \[−1, 1\], 0…255 by .*to_unit_range"),
+    ):
+        di.ImageSet(images, torch.arange(2), torch.arange(2))
 
 
 def test_pixels_that_were_not_scaled_are_refused():
     images = torch.rand(2, 3, 8, 8) * 255
     with pytest.raises(DataError, match=r"images: pixels from .* to 25\d\S*; scale them to"):
-        di.ImageSet(images, torch.zeros(2), torch.arange(2))
-    assert len(di.ImageSet(di.data.to_unit_range(images), torch.zeros(2), torch.arange(2))) == 2
+        di.ImageSet(images, torch.arange(2), torch.arange(2))
+    assert len(di.ImageSet(di.data.to_unit_range(images), torch.arange(2), torch.arange(2))) == 2
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16])
 def test_latents_and_samples_may_lie_outside(kind):
     images = torch.tensor([-70.0, 80.0, 1.02, 0.0]).to(kind).view(1, 1, 2, 2)
-    assert len(di.ImageSet(images, torch.zeros(1), torch.arange(1))) == 1
+    assert len(di.ImageSet(images, torch.arange(1), torch.arange(1))) == 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -80,9 +88,9 @@ def test_pixels_that_are_not_finite_are_refused_with_their_image(value):
     images[1, 0, 1, 0] = value
     for names, who in ((None, "the image with id 17"), (("a.png", "b.png", "c.png"), r"b\.png")):
         with pytest.raises(DataError, match=f"images: {who} has pixels that are not finite"):
-            di.ImageSet(images, torch.zeros(3), torch.tensor([4, 17, 2]), names=names)
+            di.ImageSet(images, torch.arange(3), torch.tensor([4, 17, 2]), names=names)
 
 
 def test_names_are_as_many_as_images():
     with pytest.raises(DataError, match="1 names of 2 images"):
-        di.ImageSet(torch.zeros(2, 1, 2, 2), torch.zeros(2), torch.arange(2), names=("a",))
+        di.ImageSet(torch.zeros(2, 1, 2, 2), torch.arange(2), torch.arange(2), names=("a",))

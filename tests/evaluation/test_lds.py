@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from annotations import unchecked
 from simulated import simulated, truth_of
 
 import diffinf_lib as di
@@ -109,7 +110,7 @@ def test_bad_input_is_refused():
     ]:
         changed = list(parts)
         changed[position] = wrong
-        with pytest.raises(ConfigurationError, match=message):
+        with unchecked(), pytest.raises(ConfigurationError, match=message):
             di.evaluation.GroundTruth(*changed)
     with pytest.raises(DataError, match="NaN"):
         di.evaluation.GroundTruth(truth.masks, truth.measurements * float("nan"), truth.train_ids, truth.query_ids)
@@ -118,7 +119,7 @@ def test_bad_input_is_refused():
 def test_parts_of_a_ground_truth_hold_one_entry_for_each_query():
     _, truth = simulated()
     for field, name in (("query_images", "query images"), ("full_measurements", "full measurements")):
-        with pytest.raises(ConfigurationError, match=f"{name} of 7 queries, measurements of 8"):
+        with unchecked(), pytest.raises(ConfigurationError, match=f"{name} of 7 queries, measurements of 8"):
             truth_of(truth.masks, truth.measurements, **{field: torch.zeros(7)})
 
 

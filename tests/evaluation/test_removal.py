@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from annotations import unchecked
 
 from diffinf_lib.errors import ConfigurationError, DataError
 from diffinf_lib.evaluation import removal_outcome
@@ -84,7 +85,7 @@ def test_bad_input_is_refused():
         ({"top": conditions["top"][0]}, full, r"top: measurements of shape \(2,\); give \[Q, K\] or \[Q, R, K\]"),
         (conditions, full[:, 0], r"full: measurements of shape \(12,\); give \[Q, K\]"),
     ]:
-        with pytest.raises(ConfigurationError, match=message):
+        with unchecked(), pytest.raises(ConfigurationError, match=message):
             removal_outcome(changed, whole)
     with pytest.raises(DataError, match="random: some measurements are NaN"):
         removal_outcome({"random": np.nan * conditions["random"]}, full)

@@ -109,6 +109,6 @@ def test_a_refused_network_is_not_written(tmp_path):
     assert not (tmp_path / "config.json").exists()
     run = di.open_run(replace(PRESET, unet=four), tmp_path)
     image, network = run.data.train.images[:1], di.build_model(four)
-    assert network(image, torch.zeros(1)).shape == image.shape
+    assert network(image, torch.zeros(1, dtype=torch.int64)).shape == image.shape
     with pytest.raises(RuntimeError):
-        di.build_model(five)(image, torch.zeros(1))
+        di.build_model(five)(image, torch.zeros(1, dtype=torch.int64))

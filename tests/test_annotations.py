@@ -1,0 +1,75 @@
+"""The check of annotations is on, and finds what does not fit."""
+
+import pytest
+import torch
+from annotations import unchecked
+from jaxtyping import TypeCheckError, jaxtyped
+
+from diffinf_lib.configuration import DrawConfig, Process
+from diffinf_lib.data import ImageSet
+from diffinf_lib.diffusion import iterate_draws
+from diffinf_lib.diffusion.draws import Draws
+from diffinf_lib.errors import ConfigurationError, DataError
+from diffinf_lib.evaluation import spearman
+from diffinf_lib.settings import own_settings
+
+PIXELS, LABELS, IDS = torch.zeros(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64), torch.arange(3)
+
+
+@pytest.mark.parametrize(
+    ("images", "timesteps", "noise"),
+    [
+        pytest.param(torch.zeros(2, 1, 4, 4), torch.zeros(3, dtype=torch.int64), torch.zeros(2, 1, 4, 4), id="size"),
+        pytest.param(torch.zeros(2, 1, 4, 4), torch.zeros(2), torch.zeros(2, 1, 4, 4), id="dtype"),
+        pytest.param(torch.zeros(2, 4, 4), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4, 4), id="axes"),
+        pytest.param(
+            torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1, 4, 1), id="broadcast"
+        ),
+    ],
+)
+def test_arguments_of_another_shape_or_type_are_found(images, timesteps, noise):
+    with pytest.raises(TypeCheckError, match=r"parameters of diffinf_lib\.configuration\.process\.Process\.noisy"):
+        Process().noisy(images, timesteps, noise)
+
+
+def test_a_result_of_another_shape_is_found(monkeypatch):
+    monkeypatch.setattr("diffinf_lib.evaluation.statistics.rankdata", lambda values, axis: values[None])
+    with pytest.raises(TypeCheckError, match="return value of diffinf_lib.evaluation.statistics.spearman"):
+        spearman(torch.rand(2, 5).double().numpy(), torch.rand(2, 5).double().numpy())
+
+
+def test_fields_of_dataclasses_and_named_tuples_are_checked():
+    with pytest.raises(TypeCheckError, match="'labels'"):
+        ImageSet(PIXELS, LABELS[:2], IDS)
+    with pytest.raises(TypeCheckError, match="'weights'"):
+        Draws(
+            torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1, 4, 4), torch.zeros(3), torch.zeros(2, dtype=torch.bool)
+        )
+
+
+def test_arguments_of_a_generator_are_checked_at_its_first_step():
+    with pytest.raises(TypeCheckError, match="'ids'"):
+        next(iterate_draws(PIXELS, IDS[:2], DrawConfig(2), seed=0, stage="x"))
+
+
+def test_a_checked_generator_steps_in_settings_of_its_own():
+    @own_settings
+    @jaxtyped(typechecker=None)
+    def kinds():
+        yield torch.is_inference_mode_enabled()
+
+    with torch.inference_mode():
+        assert list(kinds()) == [False]
+
+
+def test_configurations_answer_in_their_own_words():
+    with pytest.raises(ConfigurationError, match="draws='many': give a positive whole number"):
+        DrawConfig("many")
+    assert DrawConfig(2, timesteps="importance", proposal=[1, 2]).proposal == (1.0, 2.0)
+
+
+def test_without_the_check_the_library_refuses_by_itself():
+    with unchecked(), pytest.raises(DataError, match=r"\(3, 2, 3\) images, labels and ids"):
+        ImageSet(PIXELS, LABELS[:2], IDS)
+    with pytest.raises(TypeCheckError):  # and it is on again
+        ImageSet(PIXELS, LABELS[:2], IDS)
