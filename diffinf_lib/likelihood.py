@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffinf_lib.configuration import LikelihoodConfig, Process
@@ -229,12 +229,6 @@ def target_at(angle: Numbers, process: Process = Process()) -> tuple[Numbers, Nu
     one, nothing = torch.ones_like(angle), torch.zeros_like(angle)
     rows = {"noise": (nothing, one), "image": (one, nothing), "v": (-angle.sin(), angle.cos()), "velocity": (-one, one)}
     return rows[process.target]
-
-
-def alphas_cumprod_at(timesteps: Real[Tensor, "*n"], process: Process = Process()) -> Numbers:
-    """ᾱ at real-valued timesteps from 0 to T − 1, log ᾱ taken as linear between timesteps; float64."""
-    known = _known(process).to(timesteps.device).log()
-    return _interpolate(timesteps.double(), torch.arange(len(known)).to(known), known).exp()
 
 
 def _interpolate(wanted: Numbers, places: PerTimestep, values: PerTimestep) -> Numbers:
