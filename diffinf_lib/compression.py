@@ -26,7 +26,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int8, Int64, Shaped
 from torch import Tensor
 
 from diffinf_lib.configuration import StoreFormat
@@ -34,7 +34,7 @@ from diffinf_lib.curvature import Curvature
 from diffinf_lib.curvature.damping import damped_inverse
 from diffinf_lib.randomness import keyed_seed
 
-Tensors = dict[str, Tensor]
+Tensors = dict[str, Shaped[Tensor, "n ..."]]
 
 PROJECTION = "projection"
 """The one key of a projected store: all blocks are in it together."""
@@ -52,14 +52,14 @@ class Compression:
         self.form, self.layers, self.preconditioned = form, curvature.layers, preconditioned
 
     @cached_property
-    def _whitening(self) -> tuple[Tensors, Tensors]:
+    def _whitening(self) -> tuple[dict[str, Float[Tensor, "_O _I"]], dict[str, Float[Tensor, "_O _I"]]]:
         """What whitens gradients, and what undoes it: √(Λ + λ₀) and its inverse, which is 0 where Λ says nothing."""
         values = {name: layer.eigenvalues(layer.best) for name, layer in self.layers.items()}
         roots = {name: (value + self.form.whitening).sqrt() for name, value in values.items()}
         inverses = {name: damped_inverse(value, self.form.whitening).sqrt() for name, value in values.items()}
         return (roots, inverses) if self.preconditioned else (inverses, roots)
 
-    def encode(self, gradients: Tensors) -> Tensors:
+    def encode(self, gradients: dict[str, Float[Tensor, "n _O _I"]]) -> Tensors:
         """Gradients `[n, d_out, d_in]` by block as the tensors to store, each with n rows.
 
         They are contiguous, as they will be when read back: strided ones would be multiplied by other kernels, and scores
@@ -67,7 +67,7 @@ class Compression:
         """
         return {name: value.contiguous() for name, value in self._encoded(gradients).items()}
 
-    def _encoded(self, gradients: Tensors) -> Tensors:
+    def _encoded(self, gradients: dict[str, Float[Tensor, "n _O _I"]]) -> Tensors:
         if self.form.kind == "float32":
             return gradients
         if self.form.kind == "bfloat16":
@@ -80,7 +80,7 @@ class Compression:
             f"{name}/{part}": value for name, h in evened.items() for part, value in pack(h, self.form.rank).items()
         }
 
-    def decode(self, stored: Tensors) -> Tensors:
+    def decode(self, stored: Tensors) -> dict[str, Float[Tensor, "n _O _I"]] | dict[str, Float[Tensor, "n k"]]:
         """Gradients `[n, d_out, d_in]` by block; a projection comes back as it is, `{"projection": [n, k]}`."""
         if self.form.kind in ("float32", "projection"):
             return stored
@@ -101,7 +101,7 @@ class Compression:
             return self.layers[name].to_eigenbasis(packed)
         return packed * self._whitening[1][name]
 
-    def dual(self, preconditioned: Tensors) -> Tensors:
+    def dual(self, preconditioned: dict[str, Float[Tensor, "n _O _I"]]) -> dict[str, Float[Tensor, "n k"]]:
         """The projection of a preconditioned query that is to be multiplied with those of gradients."""
         unwhitened = {name: gradient * self._whitening[1][name] for name, gradient in preconditioned.items()}
         return {PROJECTION: projected(unwhitened, self.form.dimension)}
@@ -160,13 +160,15 @@ def from_int4_rows(stored: Tensors, columns: int) -> Float[Tensor, "n O I"]:
     return (nibbles.to(scale.dtype) - 8) * scale
 
 
-def _row_steps(matrices: Float[Tensor, "n O I"], levels: int) -> tuple[Tensor, Tensor]:
+def _row_steps(matrices: Float[Tensor, "n O I"], levels: int) -> tuple[Float[Tensor, "n O I"], Float[Tensor, "n O 1"]]:
     """Entries as whole numbers from −levels to levels, and each row's scale."""
     scale = matrices.abs().amax(-1, keepdim=True) / levels
     return _steps(matrices, scale).clamp(-levels, levels), scale
 
 
-def _steps(values: Tensor, scale: Tensor) -> Tensor:
+def _steps(
+    values: Float[Tensor, "n O I"], scale: Float[Tensor, "n O 1"] | Float[Tensor, "n 1 1"]
+) -> Float[Tensor, "n O I"]:
     """Values in whole multiples of a scale; 0 where the scale is."""
     return torch.where(scale > 0, values / scale.clamp(min=torch.finfo(scale.dtype).tiny), 0.0).round()
 
@@ -211,8 +213,8 @@ def from_int8_svd(stored: Tensors) -> Float[Tensor, "n O I"]:
 class Packing(NamedTuple):
     """How a block's matrices are packed, given the format's rank, and unpacked, given d_in."""
 
-    pack: Callable[[Tensor, int], Tensors]
-    unpack: Callable[[Tensors, int], Tensor]
+    pack: Callable[[Float[Tensor, "n O I"], int], Tensors]
+    unpack: Callable[[Tensors, int], Float[Tensor, "n O I"]]
 
 
 PACKINGS: dict[str, Packing] = {
@@ -225,7 +227,9 @@ PACKINGS: dict[str, Packing] = {
 """The formats that pack each block for itself."""
 
 
-def projected(gradients: Tensors, dimension: int, *, seed: int = 0, chunk: int = 1 << 22) -> Float[Tensor, "n k"]:
+def projected(
+    gradients: dict[str, Float[Tensor, "n _O _I"]], dimension: int, *, seed: int = 0, chunk: int = 1 << 22
+) -> Float[Tensor, "n k"]:
     """R h / √k with R of independent random signs (Achlioptas 2003): inner products are kept in expectation.
 
     R is never stored: its signs are a hash of their place, the same on every device and in every chunk.
@@ -247,7 +251,9 @@ def projected(gradients: Tensors, dimension: int, *, seed: int = 0, chunk: int =
     return total / math.sqrt(dimension)
 
 
-def random_signs(first: int, rows: int, columns: int, key: int, device: torch.device) -> Tensor:
+def random_signs(
+    first: int, rows: int, columns: int, key: int, device: torch.device
+) -> Int8[Tensor, "{rows} {columns}"]:
     """±1 for rows `first` … of an endless matrix, `[rows, columns]` int8, each a function of (key, row, column) only.
 
     32 signs come from one 64-bit hash (the finaliser of SplitMix64, Steele et al. 2014).
@@ -262,14 +268,14 @@ def random_signs(first: int, rows: int, columns: int, key: int, device: torch.de
     return signs_of_byte[bytes_of_words].flatten(1)[:, :columns]
 
 
-def _mixed(values: Tensor) -> Tensor:
+def _mixed(values: Int64[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
     values = values * _signed(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         values = (values ^ _shifted(values, shift)) * _signed(factor)
     return values ^ _shifted(values, 31)
 
 
-def _shifted(values: Tensor, bits: int) -> Tensor:
+def _shifted(values: Int64[Tensor, "*n"], bits: int) -> Int64[Tensor, "*n"]:
     """A logical shift to the right of 64-bit integers; `>>` alone would copy the sign."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 

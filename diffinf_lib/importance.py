@@ -24,6 +24,7 @@ from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_values
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
+from diffinf_lib.shapes import PerDraw
 
 PILOT_DRAWS = DrawConfig(64)
 """Draws of each pilot image."""
@@ -94,7 +95,7 @@ def _draws_a_unit(draws: DrawConfig) -> int:
 
 def _pilot_units(
     model: Denoiser, images: ImageSet, draws: DrawConfig, seed: int
-) -> Iterator[tuple[DrawBatch, Float[Tensor, "B"]]]:
+) -> Iterator[tuple[DrawBatch, PerDraw]]:
     """The first unit (draw or pair) of every image and their weights u, then the second of every image, and so on."""
     size = _draws_a_unit(draws)
     everything = next(Expectation(draws, PILOT_STAGE, seed).batches(model, images, len(images) * draws.count))
@@ -106,8 +107,8 @@ def _pilot_units(
 
 
 def _weighted_gradient(
-    model: Denoiser, layers: Layers, batch: DrawBatch, weights: Float[Tensor, "B"], batch_size: int
-) -> dict[str, Float[Tensor, "O I"]]:
+    model: Denoiser, layers: Layers, batch: DrawBatch, weights: PerDraw, batch_size: int
+) -> dict[str, Float[Tensor, "_O _I"]]:
     """Σ over draws of weight · ∇ℓ, one matrix a layer."""
     parameters = layer_parameters(layers)
     total = [torch.zeros_like(parameter) for parameter in parameters]
@@ -121,7 +122,7 @@ def _weighted_gradient(
 
 
 def _squared_norm(
-    model: Denoiser, gradient: dict[str, Float[Tensor, "O I"]], curvature: Curvature | None, damping: float
+    model: Denoiser, gradient: dict[str, Float[Tensor, "_O _I"]], curvature: Curvature | None, damping: float
 ) -> float:
     """‖(F + λI)^(−1/2) g‖², or ‖g‖² without a curvature."""
     if curvature is None:

@@ -6,16 +6,8 @@ and all entries of a list or mapping but one.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import jaxtyping
-
-ROOT = Path(__file__).parents[1]
-NOT_YET = (
-    "attribution", "compression", "curvature.inverses", "gradients", "importance", "report.scores", "runs.attribution",
-    "studies",
-)  # fmt: skip
-"""Modules whose annotations do not hold yet."""
 
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 """The tower: a whole number is a number, as type checkers have it."""
@@ -23,10 +15,7 @@ CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 def check_annotations() -> None:
     """Check every function and dataclass of the library, if called before anything of it is imported."""
-    files = (ROOT / "diffinf_lib").rglob("*.py")
-    names = (".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if file.stem != "__init__")
-    left_out = tuple(f"diffinf_lib.{name}" for name in NOT_YET)
-    jaxtyping.install_import_hook([name for name in names if not name.startswith(left_out)], CHECKER)
+    jaxtyping.install_import_hook("diffinf_lib", CHECKER)
 
 
 def check_named_tuples() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from diffinf_lib.artifacts import file_digest, read_json, read_tensor_metadata
@@ -18,6 +18,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.data.download import is_offline
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, require
 from diffinf_lib.settings import own_settings
+from diffinf_lib.shapes import ImageBatch
 
 WEIGHTS = "model*.safetensors"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -157,7 +158,7 @@ def _check_images(name: str, images: ImageSet) -> None:
     require(channels in (1, 3), f"{name}: images of {channels} channels; CLIP needs grey or RGB images", DataError)
 
 
-def _rgb_levels(images: Float[Tensor, "B C H W"]) -> Tensor:
+def _rgb_levels(images: ImageBatch) -> UInt8[Tensor, "B 3 H W"]:
     """Pixels as the 8-bit levels 0..255 that a preprocessor expects, grey ones in all three channels."""
     levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
     return levels.expand(-1, 3, -1, -1)

@@ -28,7 +28,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
-from diffinf_lib.gradients import GradientSet, LayerGradients, check_blocks, gradients_of
+from diffinf_lib.gradients import GradientSet, LayerGradients, QueryGradients, check_blocks, gradients_of
 from diffinf_lib.settings import own_settings
 
 
@@ -73,7 +73,7 @@ def scores_by_layer(
         check_blocks(gradients, curvature, name)
     here = curvature.to(train.device)
 
-    def shares(mine: LayerGradients, shard: LayerGradients) -> Float[Tensor, "B D q n"]:
+    def shares(mine: QueryGradients, shard: LayerGradients) -> Float[Tensor, "blocks D q n"]:
         return torch.stack([share for _, share in block_scores(mine, shard, here, inverses)])
 
     found = in_pairs(queries, train, shares) / images_trained_on(count, train)
@@ -100,7 +100,7 @@ def influence(
     train_format: StoreFormat | None = None,
     query_format: StoreFormat | None = None,
     progress: bool = False,
-) -> Tensor:
+) -> Float[Tensor, "*options Q N"]:
     """Scores of every training image for every query.
 
     `scores[q, n]` estimates m_q(θ trained without n) − m_q(θ), the 1/N included: a positive score says that leaving
@@ -176,7 +176,7 @@ def influence_by_timestep(
     count: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
-) -> Float[Tensor, "T D Q N"]:
+) -> Float[Tensor, "{bins} D Q N"]:
     """Scores cut by the query's timesteps: the influence on the part of the measurement that each range of t contributes.
 
     The parts add up to the scores of `influence` with the same draws.

@@ -106,7 +106,7 @@ class Method:
 
 
 def _influence(approximation: Approximation) -> Score:
-    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    def score(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
         return influence_at(task, task.final, options, approximation, task.draws)
 
     return score
@@ -125,7 +125,7 @@ def influence_at(
 
 
 def _along(approximation: Approximation, weighting: Weighting, parts: int) -> Score:
-    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    def score(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
         checkpoints = _checkpoints(task, parts)
         draws = split_draws(task.draws, len(checkpoints))
         found = [influence_at(task, at, options, approximation, draws) for at in checkpoints]
@@ -141,7 +141,7 @@ def _checkpoints(task: AttributionTask, parts: int) -> list[Checkpoint]:
 
 
 def _ensemble(approximation: Approximation) -> Score:
-    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    def score(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
         require(task.ensemble is not None, "ensemble: this task has no models of other seeds; train some")
         assert task.ensemble is not None
         found = [influence_at(task, at, options, approximation, task.draws) for at in task.ensemble()]
@@ -151,7 +151,7 @@ def _ensemble(approximation: Approximation) -> Score:
 
 
 def _tracin(parts: int) -> Score:
-    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    def score(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
         checkpoints = _checkpoints(task, parts)
         draws = split_draws(task.draws, len(checkpoints))
         total = torch.zeros(1, len(task.queries), len(task.train), dtype=torch.float64)
@@ -164,18 +164,18 @@ def _tracin(parts: int) -> Score:
 
 
 def _trak(objective: Objective | None, dimension: int | None = None) -> Score:
-    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    def score(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
         trak = Trak(task.train_gradients(objective), dimension=dimension, seed=task.seed)
         return trak.scores(task.query_gradients(objective), options)
 
     return score
 
 
-def _journey_trak(task: AttributionTask, options: Sequence[float]) -> Tensor:
+def _journey_trak(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
     return Trak(task.train_gradients()).scores(task.query_gradients(Objective("journey_loss")), options)
 
 
-def _das(task: AttributionTask, options: Sequence[float]) -> Tensor:
+def _das(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
     one = DrawConfig(1, timesteps="uniform", noise="independent")
     probes = [Expectation(one, "das", seed, objective=Objective("output_probe")) for seed in range(DAS_PROBES)]
     gradients = [task.query_gradients(over=probe) for probe in probes]
@@ -183,7 +183,7 @@ def _das(task: AttributionTask, options: Sequence[float]) -> Tensor:
 
 
 def _renormalised(length: Literal["step", "self_influence", "gradient"]) -> Score:
-    def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
+    def score(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
         scores = influence_at(task, task.final, options, "ekfac", task.draws)
         norms = training_norms(task.train_gradients(), task.use_curvature(), damping=options)
         return renormalised_scores(scores, getattr(norms, length))
@@ -191,15 +191,15 @@ def _renormalised(length: Literal["step", "self_influence", "gradient"]) -> Scor
     return score
 
 
-def _gradient_dot(task: AttributionTask, options: Sequence[float]) -> Tensor:
+def _gradient_dot(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
     return gradient_dot_scores(task.query_gradients(), task.train_gradients()).unsqueeze(0)
 
 
-def _gradient_cosine(task: AttributionTask, options: Sequence[float]) -> Tensor:
+def _gradient_cosine(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
     return gradient_cosine_scores(task.query_gradients(), task.train_gradients()).unsqueeze(0)
 
 
-def _conjugate_gradients(task: AttributionTask, options: Sequence[float]) -> Tensor:
+def _conjugate_gradients(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
     return conjugate_gradients_at(task, task.final, options, task.draws)
 
 
@@ -219,13 +219,13 @@ def conjugate_gradients_at(
     return solved_scores(solved, task.train_gradients(draws=draws, at=at))
 
 
-def _conjugate_gradients_along(task: AttributionTask, options: Sequence[float]) -> Tensor:
+def _conjugate_gradients_along(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
     checkpoints = _checkpoints(task, CG_CHECKPOINTS)
     draws = split_draws(task.draws, len(checkpoints))
     return average_scores([conjugate_gradients_at(task, at, options, draws) for at in checkpoints])
 
 
-def _neumann(task: AttributionTask, options: Sequence[float]) -> Tensor:
+def _neumann(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
     final, train = task.final, task.train
     ggn = training_ggn(
         final.model, train, GGN_DRAWS, seed=task.seed, batch_size=GGN_BATCH, covers=final.curvature.covers
@@ -242,16 +242,16 @@ def _neumann(task: AttributionTask, options: Sequence[float]) -> Tensor:
     return solved_scores(solved, task.train_gradients())
 
 
-def _clip(task: AttributionTask, options: Sequence[float]) -> Tensor:
+def _clip(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
     require(bool(task.clip_source), "clip: no model given; set clip_source to a CLIP folder or hub id")
     return clip_similarity_scores(task.train, task.queries, source=task.clip_source).unsqueeze(0)
 
 
-def _pixels(task: AttributionTask, options: Sequence[float]) -> Tensor:
+def _pixels(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
     return pixel_distance_scores(task.train, task.queries).unsqueeze(0)
 
 
-def _random(task: AttributionTask, options: Sequence[float]) -> Tensor:
+def _random(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
     return random_scores(len(task.queries), len(task.train), seed=task.seed).unsqueeze(0)
 
 

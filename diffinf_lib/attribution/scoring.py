@@ -15,7 +15,7 @@ from diffinf_lib.curvature import Curvature
 from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
-from diffinf_lib.gradients import GradientSet, LayerGradients, check_blocks
+from diffinf_lib.gradients import GradientSet, LayerGradients, Projections, QueryGradients, check_blocks
 from diffinf_lib.settings import own_settings
 
 
@@ -27,8 +27,8 @@ def preconditioned(gradients: LayerGradients, curvature: Curvature, inverses: In
 
 
 def block_scores(
-    queries: LayerGradients, train: LayerGradients, curvature: Curvature, inverses: Inverses
-) -> Iterator[tuple[str, Float[Tensor, "R Q n"]]]:
+    queries: QueryGradients, train: LayerGradients, curvature: Curvature, inverses: Inverses
+) -> Iterator[tuple[str, Float[Tensor, "R q n"]]]:
     """Each block's share of ∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n, for each of the R inverses; float64, on the CPU.
 
     A block's preconditioned queries are the only large intermediate. Of queries and training gradients the fewer are divided.
@@ -44,14 +44,16 @@ def block_scores(
         yield name, torch.stack(shares).cpu()
 
 
-def products(first: LayerGradients, second: LayerGradients) -> Float[Tensor, "n m"]:
+def products(first: QueryGradients, second: LayerGradients) -> Float[Tensor, "q n"]:
     """The inner product of every pair, blocks added in float64; on the CPU."""
     parts = [(first[name].flatten(1) @ second[name].flatten(1).T).double().cpu() for name in first]
     return torch.stack(parts).sum(0)
 
 
 def in_pairs(
-    queries: GradientSet, train: GradientSet, score: Callable[[LayerGradients, LayerGradients], Tensor]
+    queries: GradientSet,
+    train: GradientSet,
+    score: Callable[[QueryGradients, LayerGradients], Float[Tensor, "... q n"]],
 ) -> Float[Tensor, "... Q N"]:
     """Scores `[..., q, n]` of every shard of queries with every shard of training gradients, put together.
 
@@ -87,12 +89,12 @@ class KeptQueries:
             check_blocks(train, curvature, "train")
             self._held = queries.held()
 
-    def _projected(self, train: GradientSet, queries: LayerGradients) -> Float[Tensor, "R q k"]:
+    def _projected(self, train: GradientSet, queries: QueryGradients) -> Float[Tensor, "R q k"]:
         assert train.compression is not None
         divided = preconditioned(queries, self.curvature, self.inverses)
         return torch.stack([train.compression.dual(part)[PROJECTION] for part in divided])
 
-    def scores(self, train: LayerGradients) -> Float[Tensor, "R Q n"]:
+    def scores(self, train: LayerGradients | Projections) -> Float[Tensor, "R Q n"]:
         """∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n of all queries for one shard of training gradients; float64, on the CPU."""
         if PROJECTION in train:
             parts = [(dual @ train[PROJECTION].T).double().cpu() for dual in self._duals]
@@ -100,7 +102,7 @@ class KeptQueries:
             parts = [self._summed(part, train) for _, part in self._held.shards()]
         return torch.cat(parts, dim=1)
 
-    def _summed(self, queries: LayerGradients, train: LayerGradients) -> Float[Tensor, "R q n"]:
+    def _summed(self, queries: QueryGradients, train: LayerGradients) -> Float[Tensor, "R q n"]:
         shares = [share for _, share in block_scores(queries, train, self.curvature, self.inverses)]
         return torch.stack(shares).sum(0)
 

@@ -27,7 +27,7 @@ from diffinf_lib.configuration import check_dampings
 from diffinf_lib.curvature.damping import DampingKind, Inverses, damped_inverse, squared_rounding
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
-from diffinf_lib.gradients import GradientSet, LayerGradients, check_blocks
+from diffinf_lib.gradients import GradientSet, LayerGradients, QueryGradients, check_blocks
 from diffinf_lib.settings import own_settings
 
 COPIED_ENTRIES = 1 << 24
@@ -188,7 +188,7 @@ def gram_matrix(train: GradientSet) -> Float[Tensor, "N N"]:
     return torch.cat(whole)
 
 
-def exact_products(first: LayerGradients, second: LayerGradients) -> Float[Tensor, "n m"]:
+def exact_products(first: QueryGradients, second: LayerGradients) -> Float[Tensor, "q n"]:
     """Inner products in float64 of gradients in memory."""
     some = next(iter(first.values()))
     count = len(some), len(next(iter(second.values())))

@@ -16,8 +16,8 @@ DampingKind = Literal["absolute", "relative"]
 
 
 def damped_inverse(
-    eigenvalues: Float[Tensor, "..."], damping: float | Tensor, *, rounding: float | None = None
-) -> Float[Tensor, "..."]:
+    eigenvalues: Float[Tensor, "*shape"], damping: float | Float[Tensor, ""], *, rounding: float | None = None
+) -> Float[Tensor, "*shape"]:
     """1/(Λ + λ), and 0 in directions that the curvature says nothing about.
 
     These are the ones where Λ + λ is zero, or so small beside the largest Λ that both come from rounding.

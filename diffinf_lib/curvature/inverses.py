@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 from curvlinops._torch_base import PyTorchLinearOperator as Operator
@@ -21,7 +20,7 @@ from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
 
-Multiply = Callable[[Tensor], Tensor]
+Multiply = Callable[[Float[Tensor, "P n"]], Float[Tensor, "P n"]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Solution:
 
     vectors: Float[Tensor, "P *n"]
     iterations: int
-    residuals: Float[Tensor, "n"]
+    residuals: Float[Tensor, "columns"]
     converged: bool
 
 
@@ -196,8 +195,12 @@ def largest_eigenvalue(
 
 
 def _system(
-    operator: Any, damping: float, vectors: Tensor, preconditioner: Multiply | None, max_iterations: int
-) -> tuple[Multiply, Tensor, Multiply]:
+    operator: Operator | Float[Tensor, "P P"],
+    damping: float,
+    vectors: Float[Tensor, "rows *n"],
+    preconditioner: Multiply | None,
+    max_iterations: int,
+) -> tuple[Multiply, Float[Tensor, "P columns"], Multiply]:
     """Multiplication with F + λI, the right-hand sides as columns, and the preconditioner; checked."""
     require(0 <= damping < float("inf"), f"damping={damping}: give a number >= 0, such as 1e-8")
     require(max_iterations > 0, f"max_iterations={max_iterations}: give a positive number")
@@ -212,13 +215,19 @@ def _columns(left: Float[Tensor, "P n"], right: Float[Tensor, "P n"]) -> Float[T
     return (left * right).sum(0)
 
 
-def _check_definite(along: Tensor, damping: float) -> None:
+def _check_definite(along: Float[Tensor, "n"], damping: float) -> None:
     require(bool((along > 0).all()), f"damping={damping}: F + λI is not positive definite; "
             "give more damping, or a GGN in place of a Hessian")  # fmt: skip
 
 
 def _solution(
-    method: str, multiply: Multiply, right: Tensor, solution: Tensor, iterations: int, tolerance: float, asked: Tensor
+    method: str,
+    multiply: Multiply,
+    right: Float[Tensor, "P columns"],
+    solution: Float[Tensor, "P columns"],
+    iterations: int,
+    tolerance: float,
+    asked: Float[Tensor, "P *n"],
 ) -> Solution:
     """Shape the result like the question, with its true residual; a warning if that is too large."""
     norms = right.norm(dim=0)

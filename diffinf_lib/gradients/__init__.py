@@ -5,12 +5,14 @@ once and scored many times.
 """
 
 from diffinf_lib.gradients.compute import example_gradient, gradients_in_eigenbasis, grouped_gradients
-from diffinf_lib.gradients.sets import GradientSet, LayerGradients, check_blocks
+from diffinf_lib.gradients.sets import GradientSet, LayerGradients, Projections, QueryGradients, check_blocks
 from diffinf_lib.gradients.store import gradients_of
 
 __all__ = [
     "GradientSet",
     "LayerGradients",
+    "Projections",
+    "QueryGradients",
     "check_blocks",
     "example_gradient",
     "gradients_in_eigenbasis",

@@ -22,6 +22,7 @@ from diffinf_lib.finite import check_draws_finite, first_not_finite
 from diffinf_lib.gradients.sets import LayerGradients
 from diffinf_lib.precision import matrix_precision
 from diffinf_lib.settings import own_settings
+from diffinf_lib.shapes import ImageBatch
 
 GROUPED_UP_TO = 8
 """Examples share batches up to so many draws each; beyond, one batch an example is faster (`benchmarks.gradients`)."""
@@ -36,7 +37,7 @@ def example_gradient(
     covers: Covers = None,
     batch_size: int = 256,
     precision: Precision = "float32",
-) -> dict[str, Float[Tensor, "O I"]]:
+) -> dict[str, Float[Tensor, "_O _I"]]:
     """∇ℓ(θ, x): the gradient of an expectation at one image, one matrix a layer, the bias its last column.
 
     Args:
@@ -53,7 +54,7 @@ def example_gradient(
 
 def _mean_gradient(
     model: Denoiser, layers: Layers, image: ImageSet, expectation: Expectation, batch_size: int, precision: Precision
-) -> dict[str, Float[Tensor, "O I"]]:
+) -> dict[str, Float[Tensor, "_O _I"]]:
     parameters = layer_parameters(layers)
     total: list[Tensor] | None = None
     for batch in expectation.batches(model, image, batch_size):
@@ -95,7 +96,9 @@ def grouped_gradients(
     return totals
 
 
-def _output_gradient(prediction: Tensor, batch: DrawBatch, expectation: Expectation, process: Process) -> Tensor:
+def _output_gradient(
+    prediction: ImageBatch, batch: DrawBatch, expectation: Expectation, process: Process
+) -> ImageBatch:
     """The gradient in the network's output of each draw's share of its example's objective."""
     output = prediction.detach().requires_grad_()
     shares = (

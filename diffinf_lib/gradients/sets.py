@@ -18,8 +18,12 @@ from diffinf_lib.errors import require
 from diffinf_lib.finite import first_not_finite
 from diffinf_lib.settings import own_settings
 
-LayerGradients = dict[str, Float[Tensor, "n O I"]]
+LayerGradients = dict[str, Float[Tensor, "n _O _I"]]
 """Gradients of some images in memory, one tensor a block."""
+QueryGradients = dict[str, Float[Tensor, "q _O _I"]]
+"""The same of queries, of which there are as many as there are."""
+Projections = dict[str, Float[Tensor, "n k"]]
+"""What a random projection leaves of them, `{"projection": [n, k]}`."""
 
 SHARD_BYTES = 1 << 28
 """Shards are scored together up to this size: dividing the queries costs as much as one shard."""
@@ -106,7 +110,7 @@ class GradientSet:
         return json_digest(plain(self.identity))
 
     @own_settings
-    def shards(self, up_to: float | None = None) -> Iterator[tuple[slice, LayerGradients]]:
+    def shards(self, up_to: float | None = None) -> Iterator[tuple[slice, LayerGradients | Projections]]:
         """Which rows, and their gradients, neighbouring shards joined until they hold `up_to` bytes (see `SHARD_BYTES`).
 
         Returns:

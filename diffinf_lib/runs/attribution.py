@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.artifacts import json_digest
@@ -23,6 +24,7 @@ from diffinf_lib.evaluation import GroundTruth, LDSResult, lds
 from diffinf_lib.gradients import GradientSet, gradients_of
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.run import Run
+from diffinf_lib.shapes import Scores
 
 
 def curvature_of_run(run: Run) -> Curvature:
@@ -50,7 +52,7 @@ def influence_scores(
     *,
     damping: Sequence[float] | None = None,
     approximation: Approximation | None = None,
-) -> Tensor:
+) -> Float[Tensor, "D Q N"]:
     """Influence of every training image on every query, `[D, Q, N]`, for each damping.
 
     Gradients are kept in the run folder: another damping, K-FAC after EK-FAC, or other queries cost little.
@@ -100,7 +102,7 @@ def _gradients(run: Run, images: ImageSet, expectation: Expectation, form: Store
     )  # fmt: skip
 
 
-def baseline_scores(run: Run, queries: ImageSet) -> dict[str, Tensor]:
+def baseline_scores(run: Run, queries: ImageSet) -> dict[str, Scores]:
     """Scores that a method must beat, by name: gradient dot product, pixel distance, random."""
     return {
         "gradient dot product": gradient_dot_scores(query_gradients(run, queries), train_gradients(run)),

@@ -25,6 +25,7 @@ from diffinf_lib.errors import require
 from diffinf_lib.evaluation import GroundTruth, mean_measurements, paired_difference, predicted_changes, spearman
 from diffinf_lib.gradients import GradientSet, LayerGradients
 from diffinf_lib.runs import curvature_of_run, query_gradients, train_gradients
+from diffinf_lib.shapes import Scores
 from diffinf_lib.studies.study import Arrays, Study
 
 FORMATS: dict[str, dict[str, Any]] = {
@@ -114,11 +115,11 @@ class CompressionStudy(Study[str]):
         return next(preconditioned(self.query_gradients.whole(), self.curvature, self.inverses))
 
     @cached_property
-    def exact(self) -> dict[str, Float[Tensor, "Q N"]]:
+    def exact(self) -> dict[str, Float[Tensor, "_Q N"]]:
         """Scores in float32 of every set of queries."""
         return self.scores(StoreFormat())["training gradients"]
 
-    def scores(self, form: StoreFormat) -> dict[str, dict[str, Float[Tensor, "Q N"]]]:
+    def scores(self, form: StoreFormat) -> dict[str, dict[str, Float[Tensor, "_Q N"]]]:
         """Scores from what a format has left of the gradients, for each use that it has and each set of queries."""
         left = self.train.packed_as(self.curvature, form)
         scores = damped_scores(self.query_gradients, left, self.curvature, self.inverses)[0]
@@ -129,7 +130,7 @@ class CompressionStudy(Study[str]):
         found = {"queries": solved_scores(packed, self.train)[0], "both": solved_scores(packed, left)[0]}
         return {use: self._by_set(scores) for use, scores in ({"training gradients": scores} | found).items()}
 
-    def _by_set(self, scores: Float[Tensor, "A N"]) -> dict[str, Float[Tensor, "Q N"]]:
+    def _by_set(self, scores: Float[Tensor, "A N"]) -> dict[str, Float[Tensor, "_Q N"]]:
         sizes = [len(truth.query_ids) for truth in self.truths.values()]
         return dict(zip(self.truths, scores.split(sizes), strict=True))
 
@@ -145,7 +146,7 @@ class CompressionStudy(Study[str]):
     def computed(self, cell: str) -> Arrays:
         return self._compared(self.scores(self.form(cell)))
 
-    def _compared(self, scores: Mapping[str, Mapping[str, Tensor]]) -> dict[str, np.ndarray]:
+    def _compared(self, scores: Mapping[str, Mapping[str, Float[Tensor, "_Q N"]]]) -> Arrays:
         found: dict[str, np.ndarray] = {}
         for name, truth in self.truths.items():
             lost = [
@@ -175,7 +176,7 @@ class CompressionStudy(Study[str]):
         return arrays | {"bytes": np.array(size)}, metrics
 
 
-def compared(scores: Float[Tensor, "Q N"], exact: Float[Tensor, "Q N"], truth: GroundTruth) -> dict[str, np.ndarray]:
+def compared(scores: Scores, exact: Scores, truth: GroundTruth) -> dict[str, Float[np.ndarray, "_n"]]:
     """What scores lose against exact ones: `VALUES` of each query, `[Q]`; the LDS's difference and its interval, `[3]`."""
     value, (low, high) = paired_difference(scores, exact, truth)
     both = scores.numpy(), exact.numpy()
@@ -187,7 +188,7 @@ def compared(scores: Float[Tensor, "Q N"], exact: Float[Tensor, "Q N"], truth: G
     }
 
 
-def missing(truth: GroundTruth) -> dict[str, np.ndarray]:
+def missing(truth: GroundTruth) -> dict[str, Float[np.ndarray, "_n"]]:
     """What `compared` gives, all of it NaN."""
     nothing = np.full(len(truth.query_ids), np.nan)
     return dict.fromkeys(VALUES, nothing) | {"difference": np.full(3, np.nan)}
@@ -200,7 +201,7 @@ def pearson(first: Float[np.ndarray, "Q N"], second: Float[np.ndarray, "Q N"]) -
     return np.divide((a * b).sum(-1), scale, out=np.zeros_like(scale), where=scale > 0)
 
 
-def _listed(values: np.ndarray) -> Any:
+def _listed(values: Float[np.ndarray, "..."]) -> Any:
     """Nested lists with None for NaN, which JSON does not know."""
     found = values.astype(object)
     found[np.isnan(values)] = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution.methods import DAMPINGS, influence_at
@@ -25,6 +26,7 @@ from diffinf_lib.evaluation import (
 from diffinf_lib.evaluation.lds import check_tunable
 from diffinf_lib.runs import checkpoint, task_of_run
 from diffinf_lib.runs.attribution import fitted
+from diffinf_lib.shapes import Scores
 from diffinf_lib.studies.study import Arrays, Study
 
 APPROXIMATIONS: tuple[Approximation, ...] = ("ekfac", "kfac")
@@ -110,7 +112,7 @@ class CurvatureStudy(Study[CurvatureCell]):
         found = [influence_at(task, at, self.dampings, kind, task.draws) for kind in APPROXIMATIONS]
         return {"scores": torch.stack(found).float().numpy()}
 
-    def scores(self, choice: CurvatureChoice, queries: str) -> Tensor:
+    def scores(self, choice: CurvatureChoice, queries: str) -> Float[Tensor, "2 D Q N"]:
         """Scores `[2, D, Q, N]`: EK-FAC and K-FAC at every damping; computed once and kept."""
         return torch.from_numpy(self.arrays(CurvatureCell(choice, queries))["scores"]).double()
 
@@ -136,7 +138,12 @@ class CurvatureStudy(Study[CurvatureCell]):
         return arrays, {"results": rows, "fit_seconds": fits, "ceilings": self.ceilings()}
 
     def _row(
-        self, choice: CurvatureChoice, approximation: Approximation, scores: Tensor, queries: str, reference: Tensor
+        self,
+        choice: CurvatureChoice,
+        approximation: Approximation,
+        scores: Float[Tensor, "D Q N"],
+        queries: str,
+        reference: Scores,
     ) -> dict[str, Any]:
         truth, damping = self.truths[queries], self.run.preset.damping
         at_default = scores[self.dampings.index(damping)]

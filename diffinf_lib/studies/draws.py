@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution.scoring import KeptQueries
@@ -94,7 +95,7 @@ class DrawsStudy(Study[DrawsCell]):
         """The gradients of each set of queries."""
         return {name: query_gradients(self.run, images).held() for name, images in self.queries.items()}
 
-    def scores(self, cell: DrawsCell) -> dict[str, Tensor]:
+    def scores(self, cell: DrawsCell) -> dict[str, Float[Tensor, "_Q N"]]:
         """Scores of every query set, `[Q, N]`, from the training gradients of one cell."""
         run, preset, images = self.run, self.run.preset, self.run.data.train
         curvature = curvature_of_run(run)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution.methods import conjugate_gradients_at, fixed_settings, influence_at
@@ -19,6 +20,7 @@ from diffinf_lib.errors import require
 from diffinf_lib.evaluation import lds, paired_difference
 from diffinf_lib.runs import task_of_run
 from diffinf_lib.runs.tasks import checkpoint_at, kept_steps
+from diffinf_lib.shapes import Scores
 from diffinf_lib.studies.methods import as_arrays, from_arrays
 from diffinf_lib.studies.study import Arrays, Study
 
@@ -146,7 +148,7 @@ class LadderStudy(Study[RungCell]):
         task = task_of_run(self.run, self.queries[cell.queries], at=at)
         task.query_draws = cell.query_draws
 
-        def score() -> Tensor:
+        def score() -> Float[Tensor, "1 Q N"]:
             if cell.inverse == "cg":
                 return conjugate_gradients_at(task, at, [ITERATIONS], cell.draws)
             return influence_at(task, at, [self.run.preset.damping], cell.inverse, cell.draws)
@@ -154,7 +156,7 @@ class LadderStudy(Study[RungCell]):
         scores, _ = task.costed(score)
         return as_arrays(scores[0], task.bill)
 
-    def scores(self, rung: Rung, queries: str, model_seed: int = 0) -> tuple[Tensor, Cost]:
+    def scores(self, rung: Rung, queries: str, model_seed: int = 0) -> tuple[Scores, Cost]:
         """The scores of one rung `[Q, N]`, and what they cost."""
         found = [from_arrays(self.arrays(cell)) for cell in self._cells(rung, queries, model_seed)]
         costs = {str(place): part.cost for place, part in enumerate(found)}

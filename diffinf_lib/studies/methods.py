@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution.clip import clip_identity
@@ -30,6 +31,7 @@ from diffinf_lib.evaluation import (
 from diffinf_lib.evaluation.lds import check_tunable
 from diffinf_lib.runs import generated_trajectories, measured_queries, task_of_run
 from diffinf_lib.runs.tasks import ENSEMBLE, kept_steps
+from diffinf_lib.shapes import Scores
 from diffinf_lib.studies.study import Arrays, Study
 
 REFERENCE = "ekfac"
@@ -49,12 +51,12 @@ class CellScores(NamedTuple):
     """What a cell holds.
 
     Attributes:
-        scores: `[D, Q, N]`, for each value of the method's grid.
+        scores: `[D, Q, N]`, for each value of the method's grid, or `[Q, N]` of one.
         bill: what each thing took that the method used, for all values together, gradients included; shared gradients are on
             the bill of each method that reads them.
     """
 
-    scores: Tensor
+    scores: Float[Tensor, "*D Q N"]
     bill: dict[str, Cost]
 
     @property
@@ -63,7 +65,7 @@ class CellScores(NamedTuple):
         return Cost.of(self.bill)
 
 
-def as_arrays(scores: Tensor, bill: Mapping[str, Cost]) -> Arrays:
+def as_arrays(scores: Float[Tensor, "*D Q N"], bill: Mapping[str, Cost]) -> Arrays:
     """Scores with the bill for them, as they are kept."""
     draws, seconds = zip(*bill.values(), strict=True)
     paid = {"used": list(bill), "draws": draws, "seconds": seconds}
@@ -208,7 +210,7 @@ class MethodsStudy(Study[MethodCell]):
             found |= {"proxy": first, "proxy_difference": difference, "proxy_difference_interval": interval}
         return found
 
-    def _at_default(self, cell: MethodCell, measured: str) -> Tensor:
+    def _at_default(self, cell: MethodCell, measured: str) -> Scores:
         """A cell's scores at the method's default, signed to stand for what is measured."""
         method = get_method(cell.method)
         scores = self.scores(cell).scores[method.grid.index(method.default)]
@@ -235,7 +237,7 @@ class MethodsStudy(Study[MethodCell]):
         rows = [self.results(cell, measured) for cell, measured in self.rows(cells)]
         return arrays, {"results": rows, "ceilings": self.ceilings()}
 
-    def _per_option(self, cell: MethodCell, measured: str) -> np.ndarray:
+    def _per_option(self, cell: MethodCell, measured: str) -> Float[np.ndarray, "D Q"]:
         """LDS of each query at each value of the option, `[D, Q]`."""
         truth = self.truths[f"{cell.queries}/{measured}"]
         sign = proxy_sign(self.measurement(cell.attributed), self.measurement(measured))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from diffinf_lib.diffusion import Denoiser
@@ -191,12 +191,12 @@ class RemovalStudy(Study[RemovalCell]):
             for name, images in self.queries.items()
         }
 
-    def _by_seed(self, removed: Positions) -> np.ndarray:
+    def _by_seed(self, removed: Positions) -> Float[np.ndarray, "Q K"]:
         """What the models without these images measure of the chosen queries, `[Q, K]`."""
         found = [self.measurements(RemovalCell(removed, seed)) for seed in range(self.config.seeds)]
         return np.array([[values[name][position] for values in found] for name, position in self.query_index])
 
-    def _padded(self, positions: list[Any]) -> np.ndarray:
+    def _padded(self, positions: list[Any]) -> Int[np.ndarray, "shares ... most"]:
         """Positions nested by share as one array, filled up with −1 along the last axis."""
         parts = [np.array(share, dtype=np.int32) for share in positions]
         padded = np.full((len(parts), *parts[0].shape[:-1], max(self.counts)), -1, dtype=np.int32)
@@ -204,7 +204,7 @@ class RemovalStudy(Study[RemovalCell]):
             row[..., : part.shape[-1]] = part
         return padded
 
-    def _query_arrays(self) -> dict[str, np.ndarray]:
+    def _query_arrays(self) -> dict[str, Shaped[np.ndarray, "Q ..."]]:
         names, positions = zip(*self.query_index, strict=True)
         chosen = [self.queries[name].subset([position]) for name, position in self.query_index]
         return {
