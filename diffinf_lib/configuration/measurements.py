@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from diffinf_lib.configuration.draws import DrawConfig
-from diffinf_lib.configuration.expectation import Expectation
+from diffinf_lib.configuration.expectations import MEASUREMENT_STAGE, QUERY_STAGE, Expectation
 from diffinf_lib.configuration.likelihood import LikelihoodConfig
 from diffinf_lib.configuration.objectives import Objective
 from diffinf_lib.errors import require
@@ -17,11 +17,6 @@ MeasurementName = Literal[
 Direction = Literal["less likely", "more likely", "neither"]
 QuerySet = Literal["held-out", "generated"]
 
-MEASUREMENT_STAGE = "measurement"
-"""The stage under which every measurement's draws are keyed."""
-
-QUERY_STAGE = "query-gradients"
-"""The stage under which draws of query gradients are keyed, where they are not the measurement's own."""
 
 LESS_LIKELY = ("loss", "loss_at_time", "weighted_loss", "simplified_elbo")
 

@@ -6,6 +6,7 @@ from cases import images, tiny_unet
 
 import diffinf_lib as di
 from diffinf_lib.configuration import DrawConfig, Expectation, Objective
+from diffinf_lib.diffusion import objective_values
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import example_gradient
 
@@ -18,7 +19,7 @@ def test_a_measurement_is_the_mean_that_its_expectation_says():
     totals = torch.zeros(3, dtype=torch.float64)
     for batch in expectation.batches(model, queries, 7):
         with torch.no_grad():
-            values = expectation.objective.per_draw(model.predict(batch), batch, model.process)
+            values = objective_values(model, batch, expectation.objective)
         totals.index_add_(0, batch.example, batch.weights * values)
     expected = di.measure(model.float(), queries, MEASUREMENT, seed=2)
     torch.testing.assert_close(totals / expectation.draws.count, expected, rtol=1e-4, atol=0)
@@ -27,7 +28,7 @@ def test_a_measurement_is_the_mean_that_its_expectation_says():
 def test_windows_of_timesteps_add_up_and_empty_batches_are_left_out():
     model, image = tiny_unet(), images(1, 4)
     whole = MEASUREMENT.expectation()
-    parts = [di.diffusion.Expectation(whole.draws, whole.stage, timesteps=window) for window in ((0, 400), (400, 1000))]
+    parts = [Expectation(whole.draws, whole.stage, timesteps=window) for window in ((0, 400), (400, 1000))]
     gradients = [example_gradient(model, image, part) for part in (whole, *parts)]
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name] + gradients[2][name], gradient, rtol=1e-9, atol=1e-13)

@@ -1,4 +1,4 @@
-"""Expectation: a mean of an objective over draws, written down: what gradients are taken of, and what a measurement is."""
+"""Expectations: means of an objective over draws, written down: what gradients are taken of, and what measurements are."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 TRAIN_STAGE = "train-gradients"
 """The stage under which the draws of training gradients are keyed."""
+
+MEASUREMENT_STAGE = "measurement"
+"""The stage under which every measurement's draws are keyed."""
+
+QUERY_STAGE = "query-gradients"
+"""The stage under which draws of query gradients are keyed, where they are not the measurement's own."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,6 @@ class Expectation(Options):
             ConfigurationError: the objective needs the states of trajectories, and `images` has none; or the network needs
                 labels, and they are none of its classes.
         """
-        from diffinf_lib.diffusion.batches import expectation_batches  # it loads torch, which options do without
+        from diffinf_lib.diffusion.batches import expectation_batches  # it loads torch
 
         return expectation_batches(self, model, images, batch_size)
