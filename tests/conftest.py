@@ -8,6 +8,7 @@ os.environ["DIFFINF_OFFLINE"] = "1"
 import matplotlib
 import pytest
 import torch
+from browser import browser, opened  # noqa: F401
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)
