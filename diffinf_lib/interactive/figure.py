@@ -132,7 +132,7 @@ class Figure:
         """
         state = self.state()
         still = "".join(view.still(state) for view in self.views)
-        words = " ".join(filter(None, [self.told(), self.presets[0].note if self.presets else ""]))
+        words = f"{self.told()} {self._note(state)}".strip()
         caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
         found = (
             f'<figure class="diffinf-figure"><div class="diffinf-fallback">{still}<p>{html.escape(words)}</p></div>'
@@ -145,6 +145,11 @@ class Figure:
             "queries, images or options, or give `by` 16 bits",
         )
         return found
+
+    def _note(self, state: State) -> str:
+        """Of the first preset that holds in a state."""
+        holding = (preset for preset in self.presets if resolved(self.controls, preset.state).items() <= state.items())
+        return next((preset.note for preset in holding), "")
 
     def html(self, site: bool = False) -> str:
         """The figure as HTML.

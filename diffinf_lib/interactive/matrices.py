@@ -111,4 +111,4 @@ class Matrices(Figure):
             drawn = axis.imshow(values, cmap=_COLOURS, vmin=-largest, vmax=largest)
             axis.set(title=name, xticks=[], yticks=[])
         figure.colorbar(drawn, ax=axes, shrink=0.8)
-        return chart(figure, f"{self.own_alternative}. {self.tell(state)}")
+        return chart(figure, f"{self.own_alternative}. {self.tell(state)}", colours=128)
