@@ -12,10 +12,11 @@ import torch
 import diffinf_lib as di
 from benchmarks import fit, harness, peers
 from benchmarks.gpu_checks import Bench, OutOfTime
+from diffinf_lib.configuration import Precision
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import compute
 from diffinf_lib.planner.network import NetworkCount
-from diffinf_lib.precision import Precision, matrix_precision
+from diffinf_lib.precision import matrix_precision
 
 PEAKS = {"H100": (67e12, 495e12, 989e12), "H200": (67e12, 495e12, 989e12), "A100": (19.5e12, 156e12, 312e12)}
 """FLOPs a second of dense products in float32, TF32 and bfloat16, from the data sheets (SXM)."""
@@ -113,8 +114,10 @@ def gradients(bench: Bench, name: str) -> dict[str, Any]:
     batches = peers.draw_batches(model, images, di.DrawConfig(case.draws), batch_size=case.batch_size)
 
     def ours(precision: Precision) -> Callable[[], Any]:
-        config = di.GradientConfig(di.DrawConfig(case.draws), precision=precision)
-        return lambda: compute.gradients_in_eigenbasis(model, curvature, images, config, batch_size=case.batch_size)
+        expectation = di.Expectation(di.DrawConfig(case.draws))
+        return lambda: compute.gradients_in_eigenbasis(
+            model, curvature, images, expectation, batch_size=case.batch_size, precision=precision
+        )
 
     works = {"plain forward + backward": lambda: peers.plain_forward_backward(model, batches)}
     works |= {f"ours, {precision}": ours(precision) for precision in PRECISIONS}

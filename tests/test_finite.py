@@ -8,12 +8,12 @@ from cases import ConvDenoiser, conv_denoiser, images
 
 import diffinf_lib as di
 from diffinf_lib.attribution import das_scores, trak_scores
-from diffinf_lib.curvature import CurvatureConfig, LayerCurvature, fit_curvature, fit_with_curvlinops
-from diffinf_lib.diffusion import Denoiser, DrawConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, LikelihoodConfig, MeasurementConfig
+from diffinf_lib.curvature import LayerCurvature, fit_curvature, fit_with_curvlinops
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ConfigurationError, DiffinfError
 from diffinf_lib.finite import all_finite, first_not_finite
-from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
-from diffinf_lib.measurements import MeasurementConfig
+from diffinf_lib.likelihood import log_likelihood
 
 CONFIG = CurvatureConfig(draws=DrawConfig(4))
 AT_ZERO = DrawConfig(4, "single", timestep=0)
@@ -94,13 +94,13 @@ def test_a_query_of_broken_pixels_is_the_one_that_is_named():
 def test_scores_that_overflow_are_refused():
     """Finite gradients whose products are not."""
     curvature = di.curvature.Curvature({"layer": LayerCurvature(corrected_eigenvalues=torch.ones(1, 2))})
-    huge = {"layer": torch.full((3, 1, 2), 1e30)}
-    huge["layer"][0] = 1.0
+    rows = torch.full((3, 1, 2), 1e30)
+    rows[0] = 1.0
+    huge, doubles = (di.GradientSet.of({"layer": values}) for values in (rows, rows.double() * 1e140))
     with pytest.raises(ConfigurationError, match="scores: not finite at training image 1"):
-        di.self_influence(iter([(slice(0, 3), huge)]), curvature, count=3, approximation="diagonal")
+        di.self_influence(doubles, curvature, approximation="diagonal", damping=0.0)
     with pytest.raises(ConfigurationError, match="scores: not finite at query 1, training image 1"):
-        das_scores(huge, huge, curvature, count=3, approximation="diagonal")
-    doubles = {"layer": huge["layer"].double() * 1e140}
+        das_scores([huge], huge, curvature, approximation="diagonal")
     with pytest.raises((ConfigurationError, torch.linalg.LinAlgError)):
         trak_scores(doubles, doubles, damping=1.0)
 

@@ -2,16 +2,12 @@ import pytest
 import torch
 from cases import assert_equal_but_for_rounding
 
+from diffinf_lib.configuration import DrawConfig, MeasurementConfig, Process
 from diffinf_lib.data import load_dataset
-from diffinf_lib.diffusion import (
-    DrawConfig,
-    Process,
-    example_draws,
-    per_draw_loss,
-)
+from diffinf_lib.diffusion import example_draws, per_draw_loss
 from diffinf_lib.diffusion.reverse import posterior_variance, reverse_mean
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.measurements import MeasurementConfig, measure, measure_all
+from diffinf_lib.measurements import measure, measure_all
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
 from diffinf_lib.sampling import sample, sample_trajectories
@@ -58,7 +54,7 @@ def test_an_unknown_measurement_is_refused():
 def test_the_loss_at_a_time_takes_every_draw_there():
     model = build_model(PRESET.unet)
     config = MeasurementConfig("loss_at_time", draws=DrawConfig(16), timestep=300)
-    draws = example_draws(int(QUERIES.ids[1]), QUERIES.shape, config.measured_draws, seed=0, stage="measurement")
+    draws = example_draws(int(QUERIES.ids[1]), QUERIES.shape, config.expectation().draws, seed=0, stage="measurement")
     assert (draws.timesteps == 300).all() and (draws.weights == 1).all()
     with torch.no_grad():
         expected = per_draw_loss(model, QUERIES.images[1].expand(16, -1, -1, -1), draws.timesteps, draws.noise).mean()

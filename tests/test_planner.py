@@ -55,7 +55,9 @@ def test_bytes_are_those_of_a_real_run(tmp_path):
 
 def test_trajectories_are_planned_and_sampled_where_something_is_measured_along_them(tmp_path):
     preset = replace(
-        SMOKE, sampling=di.sampling.SamplingConfig(count=3, steps=20), process=di.Process(timesteps=20, beta_end=0.3)
+        SMOKE,
+        sampling=di.configuration.SamplingConfig(count=3, steps=20),
+        process=di.Process(timesteps=20, beta_end=0.3),
     )
     along = replace(preset, further_measurements=(di.MeasurementConfig("trajectory_log_prob"),))
     sizes = []
@@ -69,7 +71,7 @@ def test_trajectories_are_planned_and_sampled_where_something_is_measured_along_
     for name in ("cifar2", "cifar10", "cifar2deq", "artbench10", "cifar2-small", "cifar2-tiny"):
         assert not di.get_preset(name).measures_trajectories
     assert di.get_preset("digits").measures_trajectories
-    short = replace(along, sampling=di.sampling.SamplingConfig(count=3, steps=10))
+    short = replace(along, sampling=di.configuration.SamplingConfig(count=3, steps=10))
     assert not short.measures_trajectories and "trajectories" not in str(planned(short))
 
 
@@ -79,7 +81,7 @@ def test_bytes_of_a_stored_gradient(kind):
     model = di.build_model(SMOKE.unet)
     images = di.load_dataset(SMOKE.dataset).train.subset([0, 1])
     curvature = di.fit_curvature(model, images, SMOKE.curvature)
-    gradients = di.all_gradients(di.gradient_shards(model, curvature, images, di.GradientConfig(di.DrawConfig(2))))
+    gradients = di.gradients_of(model, curvature, images, di.Expectation(di.DrawConfig(2))).whole()
     stored = di.compression.Compression(curvature, form).encode(gradients)
     expected = planned(replace(SMOKE, store_format=form))["train gradients"].disk_bytes / 24
     assert sum(value[0].nbytes for value in stored.values()) == expected
@@ -94,7 +96,7 @@ def test_costs_grow_as_they_should():
     held = 1000 * NetworkCount(SMOKE.unet, SMOKE.curvature).entries * 4  # the larger set of queries stays in memory …
     many = planned(train_count=100, query_count=1000)
     packed = planned(replace(SMOKE, query_format=di.StoreFormat("int8")), train_count=100, query_count=1000)
-    assert packed["query gradients"].disk_bytes == many["query gradients"].disk_bytes  # stored in full
+    assert packed["query gradients"].disk_bytes < 0.3 * many["query gradients"].disk_bytes  # and in their store
     for name in ("train gradients", "query gradients", "scores"):
         assert many[name].peak_bytes > held > small[name].peak_bytes
         assert many[name].peak_bytes - packed[name].peak_bytes > 0.6 * held  # … in its own format
@@ -142,9 +144,6 @@ def test_sizes_are_known_without_a_download():
     assert plan.counts(di.get_preset("cifar10"), None, None) == (50_000, 1_000)
     assert plan.counts(replace(SMOKE, dataset=di.DatasetConfig("cifar2")), None, None) == (10_000, 2_000)
     assert plan.counts(SMOKE, None, 3) == (24, 3)
-    unknown = replace(SMOKE, dataset=di.DatasetConfig("paintings"))
-    with pytest.raises(ConfigurationError, match="dataset='paintings': its size is not known; give train_count"):
-        plan.counts(unknown, None, None)
     with pytest.raises(ConfigurationError, match="flops_per_second=-1"):
         di.planner.estimate(SMOKE, flops_per_second=-1)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffinf_lib.diffusion import Process
+from diffinf_lib.configuration import Process
 from diffinf_lib.errors import require
 from diffinf_lib.interactive.controls import Control, Slider, State, Switched, SwitchedText, by, texts_by
 from diffinf_lib.interactive.figure import Figure
