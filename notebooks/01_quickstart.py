@@ -106,10 +106,27 @@ di.figures.top_influence(data.train, truth.queries, scores, query=1)
 
 # %% [markdown]
 # Look for yourself. The most positive images resemble the query; the most negative ones are those it would be better off
-# without.
+# without. Choose a digit; point at an image, or reach it with Tab and the arrow keys, to read its rank.
 
 # %% tags=["hide-input"]
-di.interactive.ranked_image_explorer(data.train, truth.queries, scores)
+shown = range(12)
+one, many = (int(scores[:12].amax(1).div(scores[:12].abs().sum(1)).sort().indices[place]) for place in (-1, 0))
+di.interactive.Explorer(
+    data.train,
+    truth.queries,
+    scores,
+    shown=shown,
+    start={"Query": one},
+    presets=[
+        di.interactive.Preset(
+            "one image stands out", {"Query": one}, "The first bar is the longest share of them all."
+        ),
+        di.interactive.Preset(
+            "many share the credit", {"Query": many}, "Bars of nearly one length: no single image matters much."
+        ),
+    ],
+    caption="Twelve generated digits and the training images with the highest, the lowest and the smallest scores.",
+)
 
 # %% [markdown]
 # ## How do we know it is right?

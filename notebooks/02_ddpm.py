@@ -89,7 +89,20 @@ preset = di.get_preset("digits")
 run = di.open_run(preset, progress=False)
 data = run.data
 noise = torch.randn(data.train.shape, generator=torch.Generator().manual_seed(1))
-di.interactive.timestep_scrubber(data.train.images[0], noise, timesteps=range(0, 1000, 37))
+di.interactive.Scrubber.noising(
+    data.train.images[0],
+    noise,
+    timesteps=range(0, 1000, 37),
+    start={"Timestep": 259},
+    presets=[
+        di.interactive.Preset("hardly noisy", {"Timestep": 37}, "Almost all of it is still there."),
+        di.interactive.Preset("half and half", {"Timestep": 259}, "Squared, image and noise have about equal shares."),
+        di.interactive.Preset(
+            "nothing left", {"Timestep": 999}, "Whatever the image was, this is what its end looks like."
+        ),
+    ],
+    caption="One training image on its way into noise.",
+)
 
 # %% [markdown]
 # ## A denoiser with two weights

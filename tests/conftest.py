@@ -9,6 +9,7 @@ import matplotlib
 import pytest
 import torch
 from annotations import check_annotations, check_named_tuples
+from browser import browser, opened  # noqa: F401
 
 check_annotations()
 matplotlib.use("Agg")

@@ -1,0 +1,223 @@
+"""Explorer: a query and the training images behind it, ranked by score."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffinf_lib.data import ImageSet
+from diffinf_lib.errors import require
+from diffinf_lib.figures import ranked
+from diffinf_lib.interactive.controls import Choice, Control, State, Switched, SwitchedText, switched
+from diffinf_lib.interactive.figure import Figure
+from diffinf_lib.interactive.numbers import capital, check_form, text
+from diffinf_lib.interactive.packing import packed_codes, packed_numbers, sheet, strip
+from diffinf_lib.interactive.stills import pictures
+
+QUERIES = 12
+"""Queries that are shown unless others are asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """What became of the queries when models were trained again without some images.
+
+    Attributes:
+        name: what was left out, such as "the top 2 %".
+        removed: for each query of the explorer, positions of the training images left out.
+        before: measurement of the model trained on everything, `[Q]`.
+        after: measurement of the models trained again, `[Q]`.
+        images: what the model trained again generates from the noise of each query, `[Q, C, H, W]`.
+    """
+
+    name: str
+    removed: Sequence[Sequence[int]]
+    before: Float[np.ndarray, "Q"]
+    after: Float[np.ndarray, "Q"]
+    images: Float[Tensor, "Q C H W"] | None = None
+
+    def tell(self, query: int, form: str) -> str:
+        """The outcome for one query."""
+        before, after = float(self.before[query]), float(self.after[query])
+        return (
+            f"Trained again without {self.name} ({len(self.removed[query])} images, crossed out): {text(before, form)} → "
+            f"{text(after, form)}, a change of {text(after - before, '+' + form)}."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Explorer(Figure):
+    """Choose a query; see its most positive, most negative and most neutral training images with their scores.
+
+    Attributes:
+        train: the training images.
+        queries: the images asked about.
+        scores: `[Q, N]`, or with leading axes for controls: `by(scores, method, damping)`.
+        shown: which queries, by position; default the first twelve.
+        images: images a row.
+        removals: outcomes of training again, for the queries shown; a control more.
+        form: of the measurements in them.
+        hint: beside the query until an image is pointed at.
+    """
+
+    train: ImageSet
+    queries: ImageSet
+    scores: Any
+    shown: Sequence[int] | None = None
+    images: int = 8
+    removals: Sequence[Removal] = ()
+    form: str = ".4f"
+    hint: str = "A score says by how much the query's measurement would rise without that image."
+
+    kind: ClassVar[str] = "explorer"
+
+    def __post_init__(self) -> None:
+        shape, wanted = self._scores.shape, (len(self.queries), len(self.train))
+        require(shape == wanted, f"scores of shape {shape}: these images need [Q, N] = {wanted}")
+        require(bool(np.isfinite(self._scores.values).all()), "scores: some are NaN or infinite; score again")
+        require(len(self._shown) > 0, "shown: give at least one query")
+        inside = all(0 <= query < len(self.queries) for query in self._shown)
+        require(inside, f"shown={list(self._shown)}: give positions from 0 to {len(self.queries) - 1}")
+        require(1 <= self.images <= len(self.train), f"images={self.images}: give 1 to {len(self.train)}")
+        check_form("form", self.form)
+        for removal in self.removals:
+            counts = {len(removal.removed), len(removal.before), len(removal.after)}
+            counts |= set() if removal.images is None else {len(removal.images)}
+            require(
+                counts == {len(self._shown)},
+                f"removals: {removal.name} is of {sorted(counts)} queries, {len(self._shown)} are shown; give one of each",
+            )
+        drawn = {removal.images is None for removal in self.removals}
+        require(len(drawn) < 2, "removals: some have images and some have none; give all of them images, or none")
+
+    @cached_property
+    def _scores(self) -> Switched:
+        return switched(self.scores)
+
+    @cached_property
+    def _shown(self) -> tuple[int, ...]:
+        return tuple(range(min(QUERIES, len(self.queries))) if self.shown is None else self.shown)
+
+    @cached_property
+    def query(self) -> Choice:
+        """Which query."""
+        names = [
+            f"query {q}" if self.queries.names is None else f"query {q}: {self.queries.names[q]}" for q in self._shown
+        ]
+        return Choice("Query", tuple(names))
+
+    @cached_property
+    def removal(self) -> Choice | None:
+        """Which images were left out, if that was tried."""
+        return Choice("Left out", ("nothing", *(removal.name for removal in self.removals))) if self.removals else None
+
+    @property
+    def own_controls(self) -> tuple[Control, ...]:
+        """The query, whatever the scores depend on, and what was left out."""
+        return (self.query, *self._scores.controls, *([self.removal] if self.removal else []))
+
+    @property
+    def own_alternative(self) -> str:
+        """Alternative text."""
+        return (
+            self.alternative or "A query and the training images with the highest, the lowest and the smallest scores"
+        )
+
+    def option_pictures(self, control: Control) -> dict[str, Any]:
+        """Queries are chosen by their pictures."""
+        if control.name != self.query.name:
+            return {}
+        return {"look": "radio", "sheet": sheet(self.queries.images[list(self._shown)])}
+
+    @cached_property
+    def ends(self) -> tuple[Switched, Switched]:
+        """Positions and scores of the images in each row, `[*controls, shown, rows, images]`, rows as `titles` has them."""
+        scores = torch.from_numpy(self._scores.values[..., list(self._shown), :])
+        flat = scores.reshape(-1, len(self.train))
+        places = torch.stack([torch.stack([*ranked(row, self.images).values()]) for row in flat])
+        values = flat[:, None].expand(-1, places.shape[1], -1).gather(2, places)
+        controls = (*self._scores.controls, self.query)
+        shape = (*(len(control.options) for control in controls), *places.shape[1:])
+        return Switched(places.reshape(shape).numpy(), controls), Switched(values.reshape(shape).numpy(), controls)
+
+    @cached_property
+    def titles(self) -> tuple[str, ...]:
+        """What the rows are called."""
+        return tuple(ranked(torch.zeros(len(self.train)), 1))
+
+    @cached_property
+    def _used(self) -> np.ndarray:
+        return np.unique(self.ends[0].values)
+
+    def label(self, position: int) -> str:
+        """A training image as the figure calls it."""
+        return f"training image {int(self.train.ids[position]) if self.train.names is None else self.train.names[position]}"
+
+    def tell(self, state: State) -> str:
+        """The two ends of the order, and what leaving images out did."""
+        places, values = (part.at(state) for part in self.ends)
+        highest, lowest = (f"{text(values[row, 0], '+.1e')} ({self.label(places[row, 0])})" for row in (0, 1))
+        said = f"{capital(self.query.options[state[self.query.name]])}: highest score {highest}, lowest {lowest}."
+        return " ".join(filter(None, [said, self._outcome(state)]))
+
+    def _outcome(self, state: State) -> str:
+        gone = state[self.removal.name] if self.removal else 0
+        return self.removals[gone - 1].tell(state[self.query.name], self.form) if gone else ""
+
+    def payload(self) -> dict[str, Any]:
+        """The sheets of images, and positions and scores of the rows."""
+        places, values = self.ends
+        names = [control.name for control in places.controls]
+        of_sheet = np.searchsorted(self._used, places.values)
+        return {
+            "query": self.query.name,
+            "names": self.query.options,
+            "train": sheet(self.train.images[self._used]),
+            "labels": [self.label(position) for position in self._used],
+            "hint": self.hint,
+            "rows": self.titles,
+            "count": self.images,
+            "total": len(self.train),
+            "places": packed_codes(of_sheet, names),
+            "scores": packed_numbers(values.values, 32) | {"by": names},
+            **self._removals_payload(),
+        }
+
+    def _removals_payload(self) -> dict[str, Any]:
+        flags = np.zeros((len(self.removals) + 1, len(self._shown), len(self._used)), dtype=np.uint8)
+        for r, removal in enumerate(self.removals):
+            for q, removed in enumerate(removal.removed):
+                flags[r + 1, q] = np.isin(self._used, np.asarray(removed, dtype=np.int64))
+        if self.removal is None:
+            return {"removed": packed_codes(flags[0]), "outcomes": None}
+        queries = range(len(self._shown))
+        told = [["" for _ in queries], *([removal.tell(q, self.form) for q in queries] for removal in self.removals)]
+        found: dict[str, Any] = {
+            "control": self.removal.name,
+            "told": SwitchedText(told, (self.removal, self.query)).payload(),
+            "count": len(self.removals),
+        }
+        pictures_after = [removal.images for removal in self.removals if removal.images is not None]
+        if pictures_after:
+            found["sheet"] = sheet(torch.stack(pictures_after, 1).flatten(0, 1))
+        return {"removed": packed_codes(flags, (self.removal.name, self.query.name)), "outcomes": found}
+
+    def still(self, state: State) -> str:
+        """The query above its rows."""
+        places, values = (part.at(state) for part in self.ends)
+        query = self._shown[state[self.query.name]]
+        rows = [pictures(strip(self.queries.images[[query]], 72), self.query.options[state[self.query.name]], 72)]
+        for title, images, scores in zip(self.titles, places, values, strict=True):
+            alternative = "; ".join(
+                f"{self.label(n)}: {text(score, '+.1e')}" for n, score in zip(images, scores, strict=True)
+            )
+            written = " · ".join(text(score, "+.1e") for score in scores)
+            row = pictures(strip(self.train.images[images], 40), f"{title}: {alternative}", 40)
+            rows.append(f"<p><strong>{html.escape(title)}</strong><br>{row}<br><small>{written}</small></p>")
+        return "".join(rows)

@@ -1,0 +1,293 @@
+"""Figures in Python: whole fragments, data as exact as it says, and refusals; what a browser shows is tested beside this."""
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from cases import images
+from made_figures import DAMPING, HOSTILE, MADE, METHOD, explorer, ground_truth, matrices, points, removals
+from PIL import Image
+
+from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.evaluation.resampling import Resamples, resample_spearman
+from diffinf_lib.interactive import (
+    Choice,
+    Curve,
+    Explorer,
+    Handle,
+    Line,
+    Lines,
+    Matrices,
+    Points,
+    Preset,
+    Readouts,
+    Removal,
+    Scatter,
+    Scrubber,
+    Slider,
+    Together,
+    by,
+    texts_by,
+)
+from diffinf_lib.interactive.lines import reading
+from diffinf_lib.interactive.numbers import ordinal, text
+from diffinf_lib.interactive.packing import packed_numbers, rounded, sheet
+from diffinf_lib.interactive.scatter import resampled_subsets
+
+KINDS = pytest.mark.parametrize("kind", MADE)
+
+
+class Checker(HTMLParser):
+    """Collects elements, and checks that tags close."""
+
+    def __init__(self, fragment):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(fragment)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in ("img", "input", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@KINDS
+def test_a_fragment_is_whole_and_loads_nothing(kind):
+    fragment = MADE[kind]().fragment
+    found = Checker(fragment).found
+    assert [tag for tag, _ in found].count("script") == 1 and len(fragment.encode()) < 150_000
+    assert all(a["alt"] and a["src"].startswith("data:image/") for tag, a in found if tag == "img")
+    assert not [name for _, attributes in found for name in attributes if name.startswith("on") or name == "id"]
+    assert not re.search(r"https?://", fragment)
+
+
+def test_the_script_comes_along_unless_the_site_has_it(monkeypatch):
+    figure = MADE["readouts"]()
+    monkeypatch.delenv("DIFFINF_SITE", raising=False)
+    assert figure._repr_html_() == figure.html() and "<style>" in figure.html() and figure.html().count("<script") == 2
+    monkeypatch.setenv("DIFFINF_SITE", "1")
+    assert figure._repr_html_() == figure.fragment and figure.fragment.count("<script") == 1
+
+
+def test_script_and_style_ask_for_nothing_from_elsewhere():
+    from diffinf_lib.interactive.figure import asset
+
+    for name in ("diffinf.js", "diffinf-figures.css"):
+        found = [url for url in re.findall(r"https?://[^\s\"']+", asset(name)) if "www.w3.org/2000/svg" not in url]
+        assert not found and "</script" not in asset(name) and "</style" not in asset(name)
+    assert not re.search(r"\b(fetch|XMLHttpRequest|WebSocket|import\(|eval|sendBeacon)\b", asset("diffinf.js"))
+
+
+def test_names_cannot_end_the_script():
+    for kind in ("explorer", "budget"):
+        fragment = MADE[kind]().fragment
+        assert fragment.count("</script>") == 1 and "<img src=x" not in fragment
+        data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', fragment, re.DOTALL)[1])
+        names = json.dumps(data, ensure_ascii=False)
+        assert json.dumps(HOSTILE, ensure_ascii=False)[1:-1] in names
+
+
+def test_a_figure_too_large_for_a_page_is_refused():
+    many = Slider("i", range(400))
+    figure = Readouts({f"{i}": by(np.random.default_rng(0).normal(size=400), many) for i in range(100)})
+    with pytest.raises(ConfigurationError, match=r"Readouts of \d+ kB: a figure may have 150"):
+        _ = figure.fragment
+
+
+# --- data
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_numbers_are_held_as_exactly_as_they_are_told(bits):
+    values = np.random.default_rng(0).normal(size=(3, 50))
+    held = rounded(values, bits)
+    packed = packed_numbers(held, bits)
+    codes = np.frombuffer(base64.b64decode(packed["data"]), "<f4" if bits == 32 else "<u2").astype(float)
+    read = codes if bits == 32 else packed["low"] + packed["step"] * codes
+    np.testing.assert_allclose(read.reshape(3, 50), held, rtol=0, atol=1e-12)
+    assert np.abs(held - values).max() <= (np.ptp(values) / 65535 / 2 * 1.001 if bits == 16 else 1e-6)
+    np.testing.assert_allclose(by(held, bits=bits).values, held, rtol=0, atol=1e-12)  # rounding again changes nothing
+
+
+def test_a_sheet_holds_every_image():
+    train = images(37, 8).images
+    found = sheet(train)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["uri"].partition(",")[2]))))
+    for n in (0, 15, 16, 36):
+        top, left = n // found["columns"] * 8, n % found["columns"] * 8
+        expected = ((train[n, 0] + 1) * 127.5).numpy()
+        assert np.abs(pixels[top : top + 8, left : left + 8] - expected).max() <= 0.5
+
+
+def test_large_sheets_are_packed_with_loss_and_colour():
+    generator = torch.Generator().manual_seed(0)
+    smooth = (
+        torch.nn.functional.interpolate(torch.rand(150, 3, 4, 4, generator=generator), size=32, mode="bilinear") * 2 - 1
+    )
+    found = sheet(smooth)
+    assert found["uri"].startswith("data:image/webp") and len(found["uri"]) < 100_000
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["uri"].partition(",")[2]))).convert("RGB"))
+    expected = ((smooth[0] + 1) * 127.5).permute(1, 2, 0).numpy()
+    assert np.abs(pixels[:32, :32] - expected).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "written"),
+    [
+        (0.125, ".2f", "0.13"),
+        (-0.125, ".2f", "−0.13"),
+        (-0.001, ".2f", "0.00"),
+        (1234567, "d", "1,234,567"),
+        (0.0000123, "+.1e", "+1.2e−5"),
+        (9.96, ".1e", "1.0e1"),
+        (0.00012345, ".3g", "0.000123"),
+        (1234567.0, ".3g", "1.23e6"),
+        (0.729, ".1%", "72.9 %"),
+        (float("nan"), ".2f", "–"),
+        (0.0, "+.1f", "+0.0"),
+    ],
+)
+def test_numbers_as_readers_see_them(value, form, written):
+    assert text(value, form) == written
+
+
+def test_ordinals():
+    assert [ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 112, 1022)] == [
+        "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th", "1,022nd",
+    ]  # fmt: skip
+
+
+# --- definitions
+
+
+def test_resamples_are_even_and_complete():
+    counts = resampled_subsets(20, 2000)
+    assert (counts.sum(1) == 20).all()
+    assert np.abs(counts.mean(0) - 1).max() < 0.12 and abs(counts.var() - 0.95) < 0.03
+
+
+def test_intervals_agree_with_those_of_other_resamples():
+    figure = MADE["scatter"]()
+    for query in (0, 1):
+        state = figure.state(Query=query, Method="noisy")
+        predicted, measured = (part[[query]] for part in figure.points(state))
+        expected = resample_spearman(predicted[None], measured, Resamples.draw(1, measured.shape[1], 4000, 0))[
+            0
+        ].estimate()
+        found = figure.estimate(state)
+        assert found.value == pytest.approx(expected.value, abs=1e-12)
+        np.testing.assert_allclose(found.interval, expected.interval, atol=0.05)
+
+
+def test_adding_a_constant_changes_no_rank():
+    figure = MADE["scatter"]()
+    assert figure.told(Scores="plus a constant", Method="noisy") == figure.told(Method="noisy")
+    assert figure.told(Scores="shuffled", Method="noisy") != figure.told(Method="noisy")
+
+
+def test_a_line_is_read_off_by_hand():
+    x, y = np.array([1.0, 10.0, 100.0]), np.array([0.0, 2.0, 1.0])
+    assert reading(x, y, 10**0.5, "at", log=True).y == pytest.approx(1.0)
+    assert reading(x, y, 5.5, "at", log=False).y == pytest.approx(1.0)
+    assert reading(x, y, 100, "at", log=True) == (100, 1.0, 2)
+    assert reading(x, y, 100, "within", log=True) == (10, 2.0, 1)
+    assert np.isnan(reading(x, y, 0.5, "within", log=True).y) and np.isnan(reading(x, y, 200, "at", log=True).y)
+
+
+def test_the_relative_error_is_frobenius():
+    figure = matrices()
+    state = figure.state(Dial=1)
+    exact, near = (torch.from_numpy(m.at(state)) for m in (figure.exact, figure.approximation))
+    assert figure.relative_error(state) == pytest.approx(float((near - exact).norm() / exact.norm()))
+
+
+def test_the_slope_is_least_squares():
+    figure = points()
+    state = figure.state(Outlier=2)
+    found = np.polyfit(figure.x.at(state), figure.y.at(state), 1)
+    np.testing.assert_allclose(figure.fit(state), found)
+
+
+# --- states
+
+
+def test_states_are_named_by_option_value_or_place():
+    figure = explorer(start={"Damping λ": 1e-6})
+    assert figure.state(Method="K-FAC", Query=3) == {"Query": 3, "Method": 1, "Damping λ": 1, "Left out": 0}
+    assert MADE["scatter"]().state()["Subsets"] == 16  # all 24 of them, from 8 on
+
+
+def test_parts_of_one_figure_share_controls_and_differ_in_none():
+    figure = MADE["together"]()
+    assert [control.name for control in figure.controls] == ["ε", "Damping λ"]
+    other = Readouts({"rate": by([1.0, 2.0], Choice("Damping λ", ("small", "large")))})
+    with pytest.raises(ConfigurationError, match="Damping λ: two controls of one name"):
+        _ = Together([MADE["curve"](), other]).fragment
+
+
+TRUTH = ground_truth()
+TRAIN, QUERIES = images(40, 8), images(5, 8, seed=1)
+THREE = Choice("which", ("a", "b", "c"))
+ABC = texts_by(["a", "b", "c"], THREE)
+NOTHING, UNSEEN = torch.zeros(5, 40), Removal("x", [[0]] * 5, np.zeros(5), np.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Explorer(TRAIN, QUERIES, torch.zeros(5, 39)), r"scores of shape \(5, 39\): .* \(5, 40\)"),
+        (lambda: Explorer(TRAIN, QUERIES, torch.full((5, 40), torch.nan)), "scores: some are NaN"),
+        (lambda: Explorer(TRAIN, QUERIES, NOTHING, shown=[5]), r"shown=\[5\]: give positions from 0 to 4"),
+        (lambda: Explorer(TRAIN, QUERIES, NOTHING, shown=[]), "shown: give at least one"),
+        (lambda: Explorer(TRAIN, QUERIES, NOTHING, images=41), "images=41: give 1 to 40"),
+        (lambda: Explorer(TRAIN, QUERIES, NOTHING, shown=[0], removals=removals(NOTHING)), "removals: the top 10 % is of"),
+        (lambda: Explorer(TRAIN, QUERIES, NOTHING, removals=[UNSEEN, *removals(NOTHING)]), "some have images"),
+        (lambda: Scatter(torch.zeros(4, 29), TRUTH), r"scores of shape \(4, 29\)"),
+        (lambda: Scatter(torch.zeros(4, 30), TRUTH.first_subsets(3)), "3 subsets: too few"),
+        (lambda: by(np.zeros((2, 4)), THREE), r"values of shape \(2, 4\): the leading axes must be which \(3\)"),
+        (lambda: by([1.0], bits=8), "bits=8: give 32, or 16"),
+        (lambda: texts_by(["x", "y"], THREE), "texts: which has 3 options"),
+        (lambda: Slider("λ", (1, 1)), "λ: values must ascend"),
+        (lambda: Slider("λ", (1, 2), "3"), "form='3': give d, or"),
+        (lambda: Choice("which", ()), "which: no options"),
+        (lambda: Choice("which", ("a", "a")), "which: an option is there twice"),
+        (lambda: Line("a", [1, 2], [1, 2, 3]), "a: parts of shapes"),
+        (lambda: Line("a", [1, 2], [1, 2], low=[0, 0]), "a: give both ends"),
+        (lambda: Lines([], "x", "y"), "0 lines: give 1 to 6"),
+        (lambda: Lines([Line("a", [0, 1], [1, 2])], "x", "y", log_x=True), "log_x: values of 0 or less"),
+        (lambda: Lines([Line("a", [0, 1], [1, 2])], "x", "y", rule="near"), "rule='near'"),
+        (lambda: Lines([Line("a", [0, 1], [1, 2])], "x", "y", costs={"bytes": [[1.0]]}), "costs: bytes has shapes"),
+        (lambda: Handle(DAMPING, [0.0], [0.0]), "handle: places of shapes"),
+        (lambda: Curve([0, 1], [0, 1, 2], [0, 1, 2], "x", "y"), "y of shape"),
+        (lambda: Curve([0, 1], [0, 1], [0, 1], "x", "y", anchor=2), "anchor=2: give a place of the grid, 0 to 1"),
+        (lambda: Matrices(np.zeros((2, 2)), np.zeros((2, 3))), "matrices of shapes"),
+        (lambda: Matrices(np.zeros((65, 2)), np.zeros((65, 2))), "more than 64 a side"),
+        (lambda: Points([1.0, 2], [1.0], "x", "y"), "2 values of x and 1 of y"),
+        (lambda: Readouts({"h": by([1.0, 2.0])}), "h: a value of shape"),
+        (lambda: Scrubber(by(np.zeros((3, 2, 1, 4, 4)), THREE), ABC, names=("one",)), "names: 1 for 2 pictures"),
+        (lambda: Scrubber.noising(TRAIN.images[0], TRAIN.images[1], timesteps=[]), "timesteps: give at least one"),
+        (lambda: explorer(start={"Method": "X"}).fragment, "Method='X': give one of EK-FAC"),
+        (lambda: explorer(presets=[Preset("x", {"Dial": 1})]).fragment, "'Dial': no such control"),
+        (lambda: explorer(start={"Damping λ": 3e-8}).fragment, "Damping λ=3e-08: give one of"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_in_one_line(make, message):
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_file_names_stand_for_images():
+    names = tuple(f"{n}{HOSTILE}.png" for n in range(40))
+    figure = Explorer(replace(TRAIN, names=names), QUERIES, torch.arange(200.0).reshape(5, 40))
+    assert f"training image {names[39]}" in figure.told() and METHOD.look == "radio"
