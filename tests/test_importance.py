@@ -8,7 +8,7 @@ from cases import LinearDenoiser, images, linear_denoiser, tiny_unet
 
 from diffinf_lib.curvature import CurvatureConfig, fit_curvature
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, iterate_draws
+from diffinf_lib.diffusion import Denoiser, DrawConfig, Process, iterate_draws
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.importance import PILOT_STAGE, timestep_proposal
 
@@ -92,7 +92,7 @@ def test_slices_without_spread_keep_a_floor():
             return super().forward(noisy, timesteps) * (timesteps < 100).view(-1, 1, 1, 1)
 
     torch.manual_seed(0)
-    model = Denoiser(EarlyDenoiser()).double()
+    model = Denoiser(EarlyDenoiser(), Process()).double()
     found = timestep_proposal(model, images(4, 2), draws=DrawConfig(40), slices=10)
     assert found[0] == pytest.approx(10) and set(found[1:]) == {0.05}
 

@@ -296,7 +296,7 @@ def test_labels_that_a_network_does_not_know_are_refused():
     with pytest.raises(ConfigurationError, match="told one of 5 classes; give one a sample"):
         sample(model, 2, (3, 8, 8), steps=2)
     with pytest.raises(ConfigurationError, match="labels: this network is not told classes"):
-        sample(Denoiser(network(BUTTERFLIES)), 2, (3, 8, 8), steps=2, labels=[0, 1])
+        sample(Denoiser(network(BUTTERFLIES), Process()), 2, (3, 8, 8), steps=2, labels=[0, 1])
 
 
 def test_dropped_conditions_are_part_of_a_draw():
@@ -331,16 +331,16 @@ def test_training_can_drop_conditions(tmp_path):
     moved = (made.network.class_embedding.weight - before).abs().sum(1) > 1e-6
     assert bool(moved[4])  # the label for no class was seen
     with pytest.raises(ConfigurationError, match="no label for no class"):
-        train(Denoiser(network(BUTTERFLIES)), images(2), config)
+        train(Denoiser(network(BUTTERFLIES), Process()), images(2), config)
 
 
 def test_what_a_model_is_names_more_than_its_weights():
     made = network(BUTTERFLIES)
     other = network(BUTTERFLIES | {"flip_sin_to_cos": False})
     other.load_state_dict(made.state_dict())
-    assert Denoiser(made).identity != Denoiser(other).identity
-    assert Denoiser(made).identity != Denoiser(made, Process(target="v")).identity
-    assert Denoiser(made).identity == Denoiser(network(BUTTERFLIES)).identity
+    assert Denoiser(made, Process()).identity != Denoiser(other, Process()).identity
+    assert Denoiser(made, Process()).identity != Denoiser(made, Process(target="v")).identity
+    assert Denoiser(made, Process()).identity == Denoiser(network(BUTTERFLIES), Process()).identity
 
 
 def test_training_into_a_folder_is_refused_where_the_folder_could_not_give_it_back(tmp_path):

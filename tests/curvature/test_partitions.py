@@ -20,7 +20,7 @@ from diffinf_lib.curvature import CurvatureConfig, curvature_blocks, fit, fit_cu
 from diffinf_lib.curvature.exact import dense_ggn, layer_slices
 from diffinf_lib.curvature.labels import KeyedRandomness
 from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
-from diffinf_lib.diffusion import Denoiser, DrawConfig, per_draw_loss
+from diffinf_lib.diffusion import Denoiser, DrawConfig, Process, per_draw_loss
 from diffinf_lib.errors import ConfigurationError
 
 DRAWS = DrawConfig(4)
@@ -42,7 +42,7 @@ class GroupedDenoiser(nn.Module):
 
 def grouped_denoiser():
     torch.manual_seed(0)
-    return Denoiser(GroupedDenoiser()).double()
+    return Denoiser(GroupedDenoiser(), Process()).double()
 
 
 def draw_gradients(model, data, draws):

@@ -133,14 +133,14 @@ def test_an_output_of_another_shape_is_refused():
         network = torch.nn.Conv2d(3, channels, 1)
         network.forward = lambda noisy, timesteps, of=network: torch.nn.Conv2d.forward(of, noisy)
         with pytest.raises(ConfigurationError, match=rf"Conv2d: its output is .*{channels}, 2, 2\) for states"):
-            measure(Denoiser(network), images)
+            measure(Denoiser(network, Process()), images)
 
 
 def test_of_a_learned_variance_the_mean_is_the_output():
     network = torch.nn.Conv2d(3, 6, 1)
     network.forward = lambda noisy, timesteps: torch.nn.Conv2d.forward(network, noisy)
     noisy = torch.randn(2, 3, 2, 2)
-    assert torch.equal(Denoiser(network)(noisy, torch.tensor([0, 1])), network(noisy, None)[:, :3])
+    assert torch.equal(Denoiser(network, Process())(noisy, torch.tensor([0, 1])), network(noisy, None)[:, :3])
 
 
 def test_scaled_linear_is_linear_in_the_square_root():
@@ -154,7 +154,7 @@ def test_per_draw_loss_by_hand():
     kept = float(Process().alphas_cumprod[300])
     noisy = [kept**0.5 + (1 - kept) ** 0.5 * 2, kept**0.5]
     expected = ((2 - 3 * noisy[0]) ** 2 + (0 - 3 * noisy[1]) ** 2) / 2
-    actual = per_draw_loss(Denoiser(Scaled(3.0)), images, torch.tensor([300]), noise)
+    actual = per_draw_loss(Denoiser(Scaled(3.0), Process()), images, torch.tensor([300]), noise)
     torch.testing.assert_close(actual, torch.tensor([expected]).double(), rtol=1e-6, atol=0)
 
 
@@ -165,10 +165,10 @@ def test_the_measured_loss_is_the_mean_over_the_draws(batch_size):
     for image, example_id in zip(data.images.double(), data.ids, strict=True):
         draws = example_draws(int(example_id), (1, 4, 4), config, seed=0, stage=MEASUREMENT_STAGE)
         losses = per_draw_loss(
-            Denoiser(Scaled(0.5)), image.expand(8, -1, -1, -1), draws.timesteps, draws.noise.double()
+            Denoiser(Scaled(0.5), Process()), image.expand(8, -1, -1, -1), draws.timesteps, draws.noise.double()
         )
         expected.append(losses.mean())
-    actual = measure(Denoiser(Scaled(0.5)), data, MeasurementConfig(draws=config), batch_size=batch_size)
+    actual = measure(Denoiser(Scaled(0.5), Process()), data, MeasurementConfig(draws=config), batch_size=batch_size)
     torch.testing.assert_close(actual, torch.stack(expected).detach(), rtol=1e-12, atol=0)
 
 
