@@ -191,6 +191,19 @@ def test_a_command_refused_after_opening_leaves_the_folder_free(capsys, tmp_path
     assert "training.steps is 2 there, 20 asked" in refused(capsys, "model", "smoke", "--run", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("process.target=velocity", "method='ddim': a process with target='velocity' is sampled by euler"),
+        ("process.zero_terminal_snr=true", "such a model is trained with target='v'"),
+        ("sampling.steps=2000", "steps=2000: give a number from 1 to 1000"),
+    ],
+)
+def test_samples_that_the_process_cannot_give_are_refused_before_the_training(capsys, tmp_path, option, said):
+    assert said in refused(capsys, "model", "smoke", "--run", tmp_path, "--set", option)
+    assert not (tmp_path / "config.json").exists()
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_bars_are_for_terminals(capsys, tmp_path, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)

@@ -153,6 +153,7 @@ def open_run(
             if found is not None and _has_stages(folder):
                 check_same(found, configuration, folder)
             _check_network(run)  # before anything is written
+            preset.process.check_sampler(preset.sampling.method, preset.sampling.steps)
             write_json(config_file, configuration)
     return run
 

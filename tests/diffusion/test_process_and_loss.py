@@ -1,4 +1,5 @@
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from diffinf_lib.diffusion import (
 from diffinf_lib.diffusion.process import PREDICTION_TYPES
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, measure
+from diffinf_lib.sampling import sample
 
 
 class Scaled(torch.nn.Module):
@@ -170,6 +172,70 @@ def test_the_measured_loss_is_the_mean_over_the_draws(batch_size):
         expected.append(losses.mean())
     actual = measure(Denoiser(Scaled(0.5), Process()), data, MeasurementConfig(draws=config), batch_size=batch_size)
     torch.testing.assert_close(actual, torch.stack(expected).detach(), rtol=1e-12, atol=0)
+
+
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+PROCESSES = [
+    Process(beta_schedule=schedule, target=target, zero_terminal_snr=zero, timesteps=timesteps, clip_sample=clip)
+    for schedule in SCHEDULES
+    for target in ("noise", "image", "v")
+    for zero in (False, True)
+    for timesteps, clip in ((12, 1.0), (1000, None), (2, 2.5))
+] + [
+    *(Process(timesteps=12, target="velocity", flow_shift=shift) for shift in (1.0, 3.0)),
+    Process(0.00085, 0.012, "scaled_linear"), Process(0.001, 0.3, "sigmoid", timesteps=50),
+    *(Process(timesteps=3, trained_betas=(0.1, 0.2, last), target="v") for last in (0.3, 1.0)),
+    Process(timesteps=3, trained_betas=(0.1, 0.2, 0.3), zero_terminal_snr=True, target="v"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_a_process_is_what_it_was_after_it_was_written(process, tmp_path):
+    scheduler = process.scheduler()
+    assert Process.of(scheduler) == process
+    scheduler.save_pretrained(tmp_path)
+    assert Process.read(tmp_path) == process
+    assert Process(**json.loads(json.dumps(asdict(process)))) == process
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_every_way_of_sampling_gives_images_or_is_refused(process):
+    model = Denoiser(Scaled(0.5).float(), process)
+    for method in ("ddpm", "ddim", "euler"):
+        for steps in {1, 2, min(12, process.timesteps)}:
+            solvable = bool((process.coefficients.determinant != 0).all())
+            if method in process.samplers and solvable:
+                assert sample(model, 2, (1, 2, 2), method=method, steps=steps).isfinite().all()
+                continue
+            with pytest.raises(ConfigurationError, match="is sampled by|noise says nothing"):
+                sample(model, 2, (1, 2, 2), method=method, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"target": "velocity", "beta_schedule": "sigmoid"}, "beta_schedule='sigmoid' with target='velocity': it would say"),
+        ({"target": "velocity", "zero_terminal_snr": True}, "zero_terminal_snr=True with target='velocity'"),
+        ({"target": "velocity", "clip_sample": 0.5}, "clip_sample=0.5 with target='velocity'"),
+        ({"target": "velocity", "beta_end": 0.1}, "beta_end=0.1 with target='velocity'"),
+        ({"target": "velocity", "timesteps": 1, "trained_betas": (0.1,)}, "^trained_betas with target='velocity'"),
+        ({"flow_shift": 3.0}, "flow_shift=3.0 with target='noise'"),
+        ({"timesteps": 1, "trained_betas": (0.1,), "beta_start": 0.001}, "beta_start=0.001 with trained_betas"),
+        ({"beta_schedule": "squaredcos_cap_v2", "beta_start": 0.001}, "beta_start=0.001 with beta_schedule='squaredcos"),
+        ({"timesteps": 2, "trained_betas": (1.0, 0.5)}, "trained_betas: only the last can be 1"),
+        ({"timesteps": 1, "zero_terminal_snr": True, "target": "v"}, "timesteps=1 with zero_terminal_snr: give 2 or more"),
+    ],
+)  # fmt: skip
+def test_options_that_say_nothing_are_refused(options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        Process(**options)
+
+
+def test_options_that_diffusers_writes_and_does_not_use_are_read_away():
+    cosine = DDPMScheduler(beta_schedule="squaredcos_cap_v2", beta_start=0.00085, beta_end=0.012)
+    assert Process.of(cosine) == Process(beta_schedule="squaredcos_cap_v2")
+    trained = DDPMScheduler(3, trained_betas=[0.1, 0.2, 0.3], beta_schedule="scaled_linear", beta_start=0.00085)
+    assert Process.of(trained) == Process(timesteps=3, trained_betas=(0.1, 0.2, 0.3))
 
 
 def test_bad_schedules_are_refused():
