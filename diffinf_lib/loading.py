@@ -7,10 +7,10 @@ over, inputs that nothing here gives, a scheduler of an unknown process.
 
 import inspect
 import json
-import os
 import re
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,17 @@ import torch
 
 from diffinf_lib.artifacts.files import ensure_writable, read_json, read_tensors
 from diffinf_lib.diffusion import Denoiser, Process
+from diffinf_lib.diffusion.process import SCHEDULER_CONFIG
 from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require, room_needed
+from diffinf_lib.hub import repository
 from diffinf_lib.settings import own_settings
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINE = "model_index.json"
 NETWORKS = ("unet", "transformer")
 """What a pipeline calls the network that it denoises with."""
+PLACES = ("", *(f"{name}/" for name in NETWORKS))
+"""Where a network's configuration may lie, in this order: the folder itself, or a part of a pipeline."""
 AUTOENCODERS = ("vae", "vqvae")
 GIVEN = ("class_labels",)
 """Inputs of a network, besides state and time, that are given from the images' labels."""
@@ -140,26 +144,20 @@ def _local(source: Path | str) -> Path:
     name = str(source)
     require(bool(HUB_ID.fullmatch(name)) and not name.startswith("."), f"model={source}: there is no such folder; give a "
             "pipeline folder, the folder of a network, or a hub id such as google/ddpm-cifar10-32", ArtifactError)  # fmt: skip
-    require(os.environ.get("DIFFINF_OFFLINE", "0") == "0", f"model={source}: there is no such folder, and DIFFINF_OFFLINE "
-            "forbids asking a hub for it; give the folder of a model", ArtifactError)  # fmt: skip
-    return _from_hub(name)
+    return repository(name, lambda names: _needed(names, name), [f"{place}config.json" for place in PLACES])
 
 
-def _from_hub(name: str) -> Path:
-    import huggingface_hub
-    import requests
-
-    patterns = ["*.json", "*.safetensors", "*/config.json", "*/scheduler_config.json"]
-    patterns += [f"{part}/*.safetensors*" for part in NETWORKS]
-    try:
-        url = f"{huggingface_hub.constants.ENDPOINT}/api/models/{name}"
-        answer = requests.head(url, timeout=10, allow_redirects=True)  # the hub's own client tries five times
-        require(answer.status_code < 400, f"model={name}: there is no such folder, and the hub has none of that name either "
-                f"(it answers {answer.status_code})", ArtifactError)  # fmt: skip
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except (requests.RequestException, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise ArtifactError(f"model={name}: there is no such folder, and the hub cannot be asked ({reason})") from None
+def _needed(names: Sequence[str], source: str) -> list[str]:
+    """Of all files of a repository those that `load_model` reads: one network's configuration and weights, and its process."""
+    place = next((place for place in PLACES if f"{place}config.json" in names), None)
+    if place is None:
+        return []
+    inside = [name.removeprefix(place) for name in names if name.startswith(place)]
+    shards = [name for name in inside if name.startswith(f"{WEIGHTS}.index")]  # which shard holds which tensor
+    told = [f"{part}config.json" for part in (place, *(f"{name}/" for name in AUTOENCODERS))]
+    told += [f"{part}{SCHEDULER_CONFIG}" for part in ("scheduler/", place, "")]
+    weights = [place + name for name in (*shards, *_chosen_weights(inside, source)[1])]
+    return [name for name in dict.fromkeys([*told, *weights]) if name in names]
 
 
 def _network_folder(folder: Path, source: Path | str) -> Path:
@@ -175,7 +173,7 @@ def _network_folder(folder: Path, source: Path | str) -> Path:
 def _process_beside(network: Path, folder: Path, source: Path | str) -> Process:
     """The process of the scheduler that was saved with the network."""
     for place in (folder / "scheduler", network, network.parent / "scheduler", network.parent):
-        if (place / "scheduler_config.json").exists():
+        if (place / SCHEDULER_CONFIG).exists():
             return Process.read(place)
     raise ConfigurationError(
         f"model={source}: no scheduler_config.json in it or beside it, so what the network predicts is not known; put the "
@@ -212,19 +210,26 @@ def _network_class(folder: Path) -> Any:
 
 def _weights(folder: Path) -> tuple[str | None, list[str]]:
     """The variant of the stored weights (None is the plain one), and the names of all tensors, after reading them once."""
+    variant, chosen = _chosen_weights([path.name for path in folder.glob("*")], folder)
+    return variant, [name for file in chosen for name in read_tensors(folder / file)]  # refuses a damaged file
+
+
+def _chosen_weights(files: Sequence[str], where: Path | str) -> tuple[str | None, list[str]]:
+    """Of the names of all files beside a network's configuration its weights, and their variant: the plain one if there is."""
     stem = WEIGHTS.removesuffix(".safetensors")
-    files = sorted(folder.glob(f"{stem}*.safetensors"))
-    if not files:
-        pickled = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".ckpt", ".pth"))
+    stored = sorted(
+        name for name in files if name.startswith(stem) and name.endswith(".safetensors") and "/" not in name
+    )
+    if not stored:
+        pickled = sorted(name for name in files if Path(name).suffix in (".bin", ".pt", ".ckpt", ".pth"))
         way_out = f"it needs {WEIGHTS}"
         if pickled:
             way_out = (f"{first_few(pickled, 1)} is pickle, which may run code and is never loaded: open it where you trust "
                        "it and save it with save_pretrained(..., safe_serialization=True)")  # fmt: skip
-        raise ArtifactError(f"{folder}: no safetensors weights there; {way_out}")
-    variants = {_variant(path.name, stem): None for path in files}
+        raise ArtifactError(f"{where}: no safetensors weights there; {way_out}")
+    variants = {_variant(name, stem): None for name in stored}
     variant = None if None in variants else next(iter(variants))
-    chosen = [path for path in files if _variant(path.name, stem) == variant]
-    return variant, [name for path in chosen for name in read_tensors(path)]  # refuses a damaged file
+    return variant, [name for name in stored if _variant(name, stem) == variant]
 
 
 def _variant(name: str, stem: str) -> str | None:

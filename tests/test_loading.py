@@ -228,7 +228,7 @@ def test_folders_without_usable_weights_are_refused(tmp_path):
 
 
 def test_a_name_that_is_no_folder_is_told_without_asking_a_hub():
-    refused("nobody/no-such-model", "there is no such folder, and DIFFINF_OFFLINE forbids")
+    refused("nobody/no-such-model", "nothing of that name was downloaded before, and DIFFINF_OFFLINE=1 forbids asking")
     refused("./missing", "there is no such folder")
     refused("a/b/c", "there is no such folder")
 
