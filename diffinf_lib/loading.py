@@ -71,7 +71,7 @@ def load_model(
 
 
 def load_network(folder: Path | str) -> Any:
-    """Read a network of diffusers from its folder, without its process; eval mode, float32 whatever the weights were stored in.
+    """Read a network of diffusers from its folder, without its process; eval mode, float32, or float64 if it was stored so.
 
     Raises:
         ArtifactError: see `load_model`.
@@ -79,8 +79,9 @@ def load_network(folder: Path | str) -> Any:
     """
     folder = Path(folder)
     kind = _network_class(folder)
-    variant, names = _weights(folder)
-    network, notes = _read(kind, folder, variant)
+    variant, stored = _weights(folder)
+    names, exact = list(stored), torch.float64 in stored.values()
+    network, notes = _read(kind, folder, variant, torch.float64 if exact else torch.float32)
     for problem, what in (("missing_keys", "misses"), ("unexpected_keys", "holds, beside what it needs,")):
         _refuse_strange(folder, what, list(notes[problem]), names)
     strange = [f"{name} is {tuple(stored)}, not {tuple(wanted)}" for name, stored, wanted in notes["mismatched_keys"]]
@@ -121,9 +122,8 @@ def save_model(model: Denoiser, folder: Path | str) -> None:
     network: Any = model.network
     with room_needed(folder):
         network.save_pretrained(folder / "unet", safe_serialization=True)
-        shutil.copymode(
-            folder / "unet" / "config.json", folder / "unet" / WEIGHTS
-        )  # safetensors lets only the owner read
+        for weights in (folder / "unet").glob("*.safetensors"):  # which safetensors lets only the owner read
+            shutil.copymode(folder / "unet" / "config.json", weights)
         if learned_variance(model):
             scheduler.register_to_config(variance_type="learned_range")
         scheduler.save_pretrained(folder / "scheduler")
@@ -208,10 +208,11 @@ def _network_class(folder: Path) -> Any:
     return kind
 
 
-def _weights(folder: Path) -> tuple[str | None, list[str]]:
-    """The variant of the stored weights (None is the plain one), and the names of all tensors, after reading them once."""
+def _weights(folder: Path) -> tuple[str | None, dict[str, torch.dtype]]:
+    """The variant of the stored weights (None is the plain one), and the types of all tensors, after reading them once."""
     variant, chosen = _chosen_weights([path.name for path in folder.glob("*")], folder)
-    return variant, [name for file in chosen for name in read_tensors(folder / file)]  # refuses a damaged file
+    tensors = (item for file in chosen for item in read_tensors(folder / file).items())  # refuses a damaged file
+    return variant, {name: tensor.dtype for name, tensor in tensors}
 
 
 def _chosen_weights(files: Sequence[str], where: Path | str) -> tuple[str | None, list[str]]:
@@ -238,11 +239,11 @@ def _variant(name: str, stem: str) -> str | None:
     return middle or None
 
 
-def _read(kind: Any, folder: Path, variant: str | None) -> tuple[Any, dict[str, Any]]:
+def _read(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     try:
         return kind.from_pretrained(  # type: ignore[no-any-return]
             str(folder), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, variant=variant,
-            local_files_only=True, ignore_mismatched_sizes=True,
+            local_files_only=True, ignore_mismatched_sizes=True, torch_dtype=dtype,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]

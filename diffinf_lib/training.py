@@ -32,7 +32,7 @@ from diffinf_lib.diffusion import Denoiser, conditions_of, per_draw_loss, requir
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.loading import check_savable, load_model, save_model
 from diffinf_lib.options import NonNegativeFloat, Options, PositiveFloat, PositiveInt, Share
-from diffinf_lib.precision import Precision
+from diffinf_lib.precision import Precision, product_rounding
 from diffinf_lib.randomness import keyed_generator, keyed_seed
 from diffinf_lib.settings import own_settings
 
@@ -258,17 +258,11 @@ def load_training(
 
 
 @contextmanager
-def _deterministic(precision: str) -> Iterator[None]:
+def _deterministic(precision: Precision) -> Iterator[None]:
     """Deterministic convolutions at the asked precision; the caller's random state and flags are left as they were."""
-    before = torch.get_float32_matmul_precision()
-    tf32 = precision == "tf32"
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
-    with torch.random.fork_rng(), flags:
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.random.fork_rng(), flags, product_rounding(precision):
+        yield
 
 
 def _run(

@@ -89,7 +89,9 @@ class Curvature:
             return LayerCurvature(**parts)
 
         there = replace(self, layers={name: moved(layer) for name, layer in self.layers.items()})
-        vars(there).update({name: value for name, value in vars(self).items() if name == "digest"})  # not to be taken twice
+        vars(there).update(
+            {name: value for name, value in vars(self).items() if name == "digest"}
+        )  # not to be taken twice
         return there
 
     @cached_property
