@@ -244,16 +244,12 @@ def _presets(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    import torch
-
     import diffinf_lib as di
+    from diffinf_lib.devices import usable_device
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    require(device == "cpu" or torch.cuda.is_available(), f"device={device!r}: there is no GPU here; give --flops, the rate of "
-            "the machine that you plan for")  # fmt: skip
     plan = di.planner.estimate(
-        _preset(options), train_count=options.train_count, query_count=options.query_count, device=device,
-        flops_per_second=options.flops,
+        _preset(options), train_count=options.train_count, query_count=options.query_count,
+        device=usable_device(options.device), flops_per_second=options.flops,
     )  # fmt: skip
     print(plan)
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from diffinf_lib.artifacts.files import ensure_writable, read_json, read_tensors
+from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser, Process
 from diffinf_lib.diffusion.process import SCHEDULER_CONFIG
 from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require, room_needed
@@ -51,23 +52,25 @@ def load_model(
         source: a pipeline folder, the folder of its network (the scheduler is looked for beside it), or a hub id.
         process: a `Process` or a diffusers scheduler, for networks that come without one or in place of their own.
         no_class: see `Denoiser`; diffusers' files do not say it.
+        device: default the CPU.
 
     Raises:
         ArtifactError: nothing usable is there, weights are damaged, missing or of another network, or stored as pickle.
         ConfigurationError: the network wants inputs that nothing here gives, or its process is not understood or not told.
     """
+    device = "cpu" if device is None else usable_device(device)  # before anything is read
     folder = _local(source)
     network_folder = _network_folder(folder, source)
     process = Process.of(process) if process is not None else _process_beside(network_folder, folder, source)
     model = Denoiser(load_network(network_folder), process, no_class=no_class).eval()
     if learned_variance(model):
         warnings.warn(f"model={source}: it predicts variances beside its target; the target is attributed, the variances are "
-                      "left alone", stacklevel=2)  # fmt: skip
+                      "left alone", stacklevel=3)  # fmt: skip
     latent = [name for name in AUTOENCODERS if (folder / name / "config.json").exists()]
     if latent:
         warnings.warn(f"model={source}: a latent model, it denoises what its {latent[0]} makes of images; give encoded images",
-                      stacklevel=2)  # fmt: skip
-    return model if device is None else model.to(device)
+                      stacklevel=3)  # fmt: skip
+    return model.to(device)
 
 
 def load_network(folder: Path | str) -> Any:

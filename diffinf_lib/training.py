@@ -28,6 +28,7 @@ from diffinf_lib.artifacts.files import (
 )
 from diffinf_lib.artifacts.manifest import check_same, plain, stage
 from diffinf_lib.data import ImageSet
+from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser, conditions_of, per_draw_loss, require_denoiser
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.loading import check_savable, load_model, save_model
@@ -235,6 +236,7 @@ def train(
         bool(_trainable(model)),
         "training: no parameter of the network is trainable; unfreeze some with requires_grad_(True)",
     )
+    device = model.device if device is None else usable_device(device)
     identity = training_identity(model, images, config, seed)
     if out is None:
         with _deterministic(config.precision):
@@ -244,7 +246,7 @@ def train(
     with stage(folder, identity, name="model", force=force) as needed, _deterministic(config.precision):
         if needed:
             _run(model, images, config, seed, folder, identity, device, progress)
-    return load_training(folder, device or model.device, model.no_class)
+    return load_training(folder, device, model.no_class)
 
 
 @own_settings
@@ -272,10 +274,10 @@ def _run(
     seed: int,
     folder: Path | None,
     identity: Any,
-    device: torch.device | str | None,
+    device: torch.device | str,
     progress: bool,
 ) -> TrainingResult:
-    trainer = _Trainer(model.to(device or model.device).train(), images, config, seed)
+    trainer = _Trainer(model.to(device).train(), images, config, seed)
     checkpoint = folder / CHECKPOINT if folder else None
     if checkpoint and checkpoint.exists():
         trainer.load(checkpoint, identity)

@@ -113,7 +113,10 @@ def test_a_missing_gpu_is_named(capsys, tmp_path):
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert "device='cuda'" in refused(capsys, "model", "smoke", "--run", tmp_path, "--device", "cuda")
+    for device in ("cuda", "cuda:9", "tpu", "meta", "cuda:x"):
+        said = f"device='{device}': there is no such device here; give cpu"
+        assert said in refused(capsys, "model", "smoke", "--run", tmp_path, "--device", device)
+        assert said in refused(capsys, "plan", "smoke", "--device", device)
 
 
 def test_the_module_exits_with_2_in_one_line():

@@ -39,13 +39,13 @@ def load_dataset(config: DatasetConfig | str) -> Dataset:
     require(known, f"dataset={config.name!r}: no such dataset; give one of {', '.join(DATASETS)}")
     dataset = _LOADERS[kind](config)
     for note in dataset.notes:
-        warnings.warn(f"dataset={config.name}: {note}", stacklevel=2)
+        warnings.warn(f"dataset={config.name}: {note}", stacklevel=3)
     repeated = [dataset.queries.describe(position) for position in dataset.repeated_queries()]
     if repeated:
         warnings.warn(
             f"dataset={config.name}: {len(repeated)} of {len(dataset.queries)} queries are training images too "
             f"({first_few(repeated)}); their own scores dominate: remove the copies, or leave these queries out",
-            stacklevel=2,
+            stacklevel=3,
         )
     return dataset
 

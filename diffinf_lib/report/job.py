@@ -24,7 +24,6 @@ from diffinf_lib.artifacts import (
     read_json,
     read_tensors,
     stage,
-    tensor_digest,
     write_json,
     write_tensors,
 )  # fmt: skip
@@ -32,6 +31,7 @@ from diffinf_lib.artifacts.manifest import MANIFEST
 from diffinf_lib.curvature import Curvature, CurvatureConfig, fit_curvature
 from diffinf_lib.data import ImageSet, read_image_folder
 from diffinf_lib.data.files import NO_CLASS
+from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser, DrawConfig
 from diffinf_lib.errors import ArtifactError, DataError, first_few, require
 from diffinf_lib.loading import load_model
@@ -84,6 +84,8 @@ def attribute(
     Args:
         model: a pipeline folder, a network folder, a hub id, or a model from `load_model`.
         images: folder of the images that the model was trained on, or a list of files; all of them are training images.
+            Subfolders are classes, counted in plain order of their names (1, 10, 2), as torchvision and datasets do; the page
+            of a network that is told classes states the order.
         queries: folder, file or files to explain.
         out: folder of the report.
         generate: explain so many samples of the model instead of files.
@@ -106,7 +108,7 @@ def attribute(
         ArtifactError: `out` holds a report of other options, and `force` is not given; or a model that cannot be read.
     """
     asked, folder = check_sources(images, queries, generate, out), Path(out).expanduser()
-    device = _device(device)
+    device = usable_device(device)
     network = (model if isinstance(model, Denoiser) else load_model(model)).to(device)
     shape = image_shape(network, image_size)
     train = _read(images, shape)
@@ -127,12 +129,6 @@ def attribute(
     job = _Job(network, shape, train, named, options, folder, device, force, progress)
     with FileLock(folder / f".{CONFIG}.lock"):
         return job.run(described=model if isinstance(model, (str, Path)) else type(model).__name__, images=images)
-
-
-def _device(device: str | None) -> str:
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    require(chosen == "cpu" or torch.cuda.is_available(), f"device={chosen!r}: there is no GPU here; give 'cpu'")
-    return chosen
 
 
 def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
@@ -229,8 +225,8 @@ class _Job:
 
     def record(self) -> dict[str, Any]:
         """Everything that scores depend on."""
-        asked = None if self.queries is None else _digest(self.queries.images)
-        model, images = _short(self.model), _digest(self.train.images)
+        asked = None if self.queries is None else _counted_digest(self.queries.images)
+        model, images = _short(self.model), _counted_digest(self.train.images)
         return plain({"model": model, "images": images, "queries": asked, "options": self.options})  # type: ignore[no-any-return]
 
     def begun(self) -> tuple[dict[str, Any], Sizes, dict[str, float]]:
@@ -245,8 +241,12 @@ class _Job:
             self._discard(found["asked"], record)
             found = found if _base(found["asked"]) == _base(record) else None
         plan = JobPlan(self.model, self.shape, len(self.train), self._query_count(), self.options, self.device)
-        sizes = plan.sizes(self.folder) if found is None else Sizes(**found["sizes"])
-        planned = {} if found is None else found["planned"]
+        sizes = plan.sizes(self.folder) if found is None or found["asked"] != record else Sizes(**found["sizes"])
+        if (
+            found is not None
+        ):  # what the kept curvature and gradients were made with stays; how queries are kept need not
+            sizes = replace(Sizes(**found["sizes"]), pack_queries=sizes.pack_queries)
+        planned = found["planned"] if found is not None and found["asked"] == record else {}
         if self.progress and not (self.folder / "scores" / "manifest.json").exists():
             estimate = plan.estimate(sizes)
             self.say(f"{counted(len(self.train), 'training image')}, {counted(self._query_count(), 'query', 'queries')}: "
@@ -336,10 +336,19 @@ class _Job:
                 measured[name] = read_json(self.folder / folder / "manifest.json")["measured"]["wall_seconds"]
         inside = sum(measured.get(name, 0.0) for name in ("query gradients", "train gradients"))
         measured["scores"] = round(max(0.0, measured["scores"] - inside), 3)
+        notes = [*self.train.notes, *(self.queries.notes if self.queries else ())]
         return {
             "asked": record, "digest": json_digest(record), "sizes": as_record(sizes), "planned_seconds": planned,
-            "measured_seconds": measured, "environment": environment(), "notes": [*self.train.notes],
+            "measured_seconds": measured, "environment": environment(), "notes": notes,
+            "classes": [*self.train.class_names],
         }  # fmt: skip
+
+    def _classes_in_order(self) -> dict[str, str]:
+        """Which folder is which class of a network that is told classes: whoever trained it may have counted otherwise."""
+        if not self.model.needs:
+            return {}
+        counted_names = [f"{label} {name}" for label, name in enumerate(self.train.class_names)]
+        return {"classes as the network counts them": first_few(counted_names, 50)}
 
     def summary(self, made: dict[str, Any]) -> dict[str, str]:
         """The same for the foot of the page, in words."""
@@ -352,6 +361,7 @@ class _Job:
         curvature, planned = options.curvature, sum(made["planned_seconds"].values())
         return {
             "images as read": f"{self.shape[1]} × {self.shape[2]} pixels, {counted(self.shape[0], 'channel')}",
+            **self._classes_in_order(),
             "curvature": f"{curvature.approximation} of GGN^{curvature.partition}, {curvature.draws.count} draws an image",
             "training gradients": rule,
             "query gradients": f"of {options.measurement.label}, {options.measurement.measured_draws.count} draws",
@@ -364,8 +374,8 @@ class _Job:
         }
 
 
-def _digest(images: ImageSet) -> dict[str, Any]:
-    return {"count": len(images), "digest": tensor_digest(images.images, images.labels, images.ids)[:16]}
+def _counted_digest(images: ImageSet) -> dict[str, Any]:
+    return {"count": len(images), "digest": images.digest[:16]}
 
 
 def _short(model: Denoiser) -> dict[str, Any]:

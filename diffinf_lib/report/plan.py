@@ -56,8 +56,8 @@ class Sizes:
 
 def free_memory(device: str) -> float:
     """Bytes that can be had now: the device's, or what the system counts as available; infinite where nothing says so."""
-    if device != "cpu":
-        return float(torch.cuda.mem_get_info()[0])
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
