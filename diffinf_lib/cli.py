@@ -192,7 +192,9 @@ def _attribute(options: argparse.Namespace) -> None:
     import diffinf_lib as di
     from diffinf_lib.report.sources import check_sources
 
-    check_sources(options.images, options.queries, options.generate, options.out)  # before torch is loaded
+    check_sources(
+        options.model, options.images, options.queries, options.generate, options.out
+    )  # before torch is loaded
     _set_threads(options.threads)
     report = di.attribute(
         options.model, options.images, options.queries, options.out, generate=options.generate, seed=options.seed,

@@ -7,6 +7,7 @@ over, inputs that nothing here gives, a scheduler of an unknown process.
 
 import inspect
 import json
+import os
 import re
 import shutil
 import warnings
@@ -139,6 +140,8 @@ def save_model(model: Denoiser, folder: Path | str) -> None:
 
 def _local(source: Path | str) -> Path:
     """The folder itself, or a hub's repository brought here; what can be neither is told at once."""
+    require(isinstance(source, str | os.PathLike), f"model: a {type(source).__name__} is no path; give a folder or a hub id, "
+            "and for a network that is there di.Denoiser(network, scheduler)")  # fmt: skip
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder

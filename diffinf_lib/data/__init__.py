@@ -33,6 +33,10 @@ def load_dataset(config: DatasetConfig | str) -> Dataset:
         ConfigurationError: no dataset of that name.
         DataError: its images are missing or unusable.
     """
+    require(
+        isinstance(config, str | DatasetConfig),
+        f"dataset={config!r}: give one of {', '.join(DATASETS)}, or a DatasetConfig",
+    )
     config = DatasetConfig(config) if isinstance(config, str) else config
     kind, colon, _ = config.name.partition(":")
     known = kind in _LOADERS and bool(colon) == (kind == "folder")

@@ -23,6 +23,7 @@ UNREAD_SUFFIXES = (
     *(".heic", ".heif", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
     *(".jxl", ".npy", ".npz", ".mp4", ".zip"),
 )
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".zst", ".rar", ".7z")
 LEFT_BEHIND = ("__macosx", "@eadir", "$recycle.bin", "lost+found")
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test",
          "val": "validation", "valid": "validation", "validation": "validation"}  # fmt: skip

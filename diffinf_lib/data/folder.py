@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.artifacts.files import file_digest
-from diffinf_lib.data.files import NO_CLASS, FolderFiles, ImageFile, list_images, unicode_name
+from diffinf_lib.data.files import ARCHIVES, NO_CLASS, FolderFiles, ImageFile, list_images, unicode_name
 from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet
 from diffinf_lib.data.reading import read_images
 from diffinf_lib.data.selection import even_shares, order_by_id, random_order, select, take
@@ -78,6 +78,9 @@ def _given_files(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     require(bool(asked), "images: no files; give a folder of images, or some files", DataError)
     for file in asked:
         require(not os.path.isdir(file), f"{file}: that is a folder; give one folder alone, or files", DataError)
+        require(
+            file.suffix.lower() not in ARCHIVES, f"{file}: that is an archive; unpack it and give the folder", DataError
+        )
         require(os.path.isfile(file), f"{file}: no such {'file' if len(asked) > 1 else 'folder or file'}", DataError)
     files = list(dict.fromkeys(asked))
     common = os.path.commonpath([file.parent for file in files])

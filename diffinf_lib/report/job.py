@@ -32,10 +32,11 @@ from diffinf_lib.curvature import Curvature, CurvatureConfig, fit_curvature
 from diffinf_lib.data import ImageSet, read_image_folder
 from diffinf_lib.data.files import NO_CLASS
 from diffinf_lib.devices import usable_device
-from diffinf_lib.diffusion import Denoiser, DrawConfig
+from diffinf_lib.diffusion import Denoiser, DrawConfig, require_denoiser
 from diffinf_lib.errors import ArtifactError, DataError, first_few, require
 from diffinf_lib.loading import load_model
 from diffinf_lib.measurements import MeasurementConfig, MeasurementName
+from diffinf_lib.options import PositiveInt, checked
 from diffinf_lib.pictures import picture
 from diffinf_lib.planner.plan import readable_time
 from diffinf_lib.report.findings import Likeness, compare, find_copies, find_label_doubts, find_unusual
@@ -53,6 +54,7 @@ from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageShape
 
 CONFIG = "config.json"
+FILES = ("index.html", "scores.csv", "scores.npz", "findings.csv")
 CHECKPOINT_SECONDS = 10.0
 
 
@@ -107,9 +109,9 @@ def attribute(
         DataError: a folder or file that is missing or cannot be read.
         ArtifactError: `out` holds a report of other options, and `force` is not given; or a model that cannot be read.
     """
-    asked, folder = check_sources(images, queries, generate, out), Path(out).expanduser()
+    asked, folder = check_sources(model, images, queries, generate, out), Path(out).expanduser()
     device = usable_device(device)
-    network = (model if isinstance(model, Denoiser) else load_model(model)).to(device)
+    network = (load_model(model) if isinstance(model, Source) else require_denoiser(model)).to(device)
     shape = image_shape(network, image_size)
     train = _read(images, shape)
     options = options_for(
@@ -121,14 +123,14 @@ def attribute(
         seed=seed,
         generate=generate,
     )
-    require(len(train.names) > 1, f"images={images}: {len(train.names)} image; give two or more, to compare", DataError)
+    require(len(train) > 1, f"images: there is one alone, {train.names[0]}; give two or more, to compare", DataError)
     named = None if asked is None else _read(asked, shape)
     named = None if named is None else _of_same_classes(named, train)
     _check_classes(network, train, named)
     folder = ensure_writable(folder)
     job = _Job(network, shape, train, named, options, folder, device, force, progress)
     with FileLock(folder / f".{CONFIG}.lock"):
-        return job.run(described=model if isinstance(model, (str, Path)) else type(model).__name__, images=images)
+        return job.run(described=model if isinstance(model, Source) else type(network.network).__name__, images=images)
 
 
 def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
@@ -137,6 +139,7 @@ def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
     Raises:
         ConfigurationError: its configuration names no size, and none is given.
     """
+    checked("image_size", image_size, PositiveInt | None)
     config: Any = getattr(model.network, "config", {})
     size = config.get("sample_size") if image_size is None else image_size
     require(
@@ -144,7 +147,6 @@ def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
     )
     sides = (size, size) if isinstance(size, int) else tuple(size)
     require(sides[0] == sides[1], f"sample_size={size}: images are read as squares; give image_size (--image-size)")
-    require(sides[0] > 0, f"image_size={size}: give a positive number")
     multiple = 2 ** (len(config.get("block_out_channels", (0,))) - 1)
     require(sides[0] % multiple == 0, f"image_size={sides[0]}: the network takes multiples of {multiple}")
     channels = config.get("in_channels", 3)
@@ -210,10 +212,8 @@ class _Job:
         said = write_tables(report, self.folder)
         with atomic_write(report.page) as temporary:
             temporary.write_text(render(report), encoding="utf-8")
-        files = {
-            name: file_digest(self.folder / name) for name in ("index.html", "scores.csv", "scores.npz", "findings.csv")
-        }
-        write_json(self.folder / "manifest.json", made | said | {"files": files})
+        files = {name: file_digest(self.folder / name) for name in FILES}
+        write_json(self.folder / MANIFEST, made | said | {"files": files})
         return report
 
     def say(self, text: str) -> None:
@@ -235,6 +235,9 @@ class _Job:
         found = read_json(path) if path.exists() else None
         ours = found is None or (isinstance(found, dict) and {"asked", "sizes", "planned"} <= found.keys())
         require(ours, f"out={self.folder}: its {CONFIG} is not a report's; give another folder", ArtifactError)
+        others = [name for name in (*FILES, MANIFEST) if found is None and (self.folder / name).exists()]
+        require(not others, f"out={self.folder}: it holds {first_few(others)} of something else; give another folder",
+                ArtifactError)  # fmt: skip
         if found is not None and found["asked"] != record:
             if not self.force:
                 check_same(found["asked"], record, self.folder)
