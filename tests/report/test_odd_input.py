@@ -63,8 +63,8 @@ def test_grey_and_colour_are_brought_to_what_the_network_takes_and_said(root, tm
     grey = di.attribute(root / "colour", root / "photos", root / "rgb" / "0.png", tmp_path / "a", **QUICK)
     assert "4 of 4 images are grey, read as RGB" in told(grey) and "in colour" not in told(grey)
     colour = di.attribute(root / "grey", root / "rgb", root / "asked", tmp_path / "b", **QUICK)
-    assert "4 of 4 images are in colour, read as grey" in told(colour)
-    assert "in colour, read as grey" in colour.page.read_text()
+    assert "4 of 4 images are stored in colour, read as grey" in told(colour)
+    assert "stored in colour, read as grey" in colour.page.read_text()
 
 
 def test_images_that_are_cut_or_enlarged_are_said(root, tmp_path):
@@ -204,13 +204,9 @@ def command(root, out, *words):
 
 def test_two_at_once_in_one_folder_and_one_that_is_interrupted(root, tmp_path):
     """Of two, one works and the other reads what it left; ctrl-C is one line, and the same command goes on."""
-    both = [
-        subprocess.Popen(command(root, tmp_path / "both"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    stopped = subprocess.Popen(
-        command(root, tmp_path / "stopped"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command(root, tmp_path / "both"), **piped) for _ in range(2)]
+    stopped = subprocess.Popen(command(root, tmp_path / "stopped"), **piped)
     while stopped.poll() is None and not (tmp_path / "stopped" / "config.json").exists():
         time.sleep(0.01)
     stopped.send_signal(signal.SIGINT)
