@@ -143,9 +143,9 @@ def _local(source: Path | str) -> Path:
     require(isinstance(source, str | os.PathLike), f"model: a {type(source).__name__} is no path; give a folder or a hub id, "
             "and for a network that is there di.Denoiser(network, scheduler)")  # fmt: skip
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):  # pathlib's own raises for a name that is too long
         return folder
-    require(not folder.exists(), f"model={source}: that is a file; give the folder that holds config.json or {PIPELINE}",
+    require(not os.path.exists(folder), f"model={source}: that is a file; give the folder that holds config.json or {PIPELINE}",
             ArtifactError)  # fmt: skip
     name = str(source)
     require(bool(HUB_ID.fullmatch(name)) and not name.startswith("."), f"model={source}: there is no such folder; give a "

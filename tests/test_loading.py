@@ -227,6 +227,26 @@ def test_folders_without_usable_weights_are_refused(tmp_path):
     refused("", "there is no such folder|neither config.json")
 
 
+def test_what_cannot_be_a_model_is_refused(tmp_path):
+    refused("x" * 300, "there is no such folder")
+    refused(None, "model: a NoneType is no path; give a folder or a hub id", ConfigurationError)
+    refused(network(BUTTERFLIES), "model: a UNet2DModel is no path; .* di.Denoiser", ConfigurationError)
+    saved(tmp_path, BUTTERFLIES, DDPMScheduler())
+    with pytest.raises(ConfigurationError, match="no_class=3: this network is not told classes; leave it out"):
+        load_model(tmp_path, no_class=3)
+    with pytest.raises(ConfigurationError, match="device='cuda:99': there is no such device here; give cpu"):
+        load_model(tmp_path, device="cuda:99")
+    with pytest.raises(ConfigurationError, match="str: its process is not understood"):
+        load_model(tmp_path, "ddpm")
+
+
+def test_a_warning_points_at_who_asked(tmp_path):
+    saved(tmp_path, *PUBLIC["adm"])
+    with pytest.warns(UserWarning, match="predicts variances") as caught:
+        load_model(tmp_path)
+    assert caught[0].filename == __file__
+
+
 def test_a_name_that_is_no_folder_is_told_without_asking_a_hub():
     refused("nobody/no-such-model", "nothing of that name was downloaded before, and DIFFINF_OFFLINE=1 forbids asking")
     refused("./missing", "there is no such folder")

@@ -223,6 +223,8 @@ def _held_out(labels: Tensor, ids: Tensor, config: DatasetConfig) -> Tensor:
     a class stays for training as long as others can be taken.
     """
     count = len(labels)
+    require(count > 1, f"dataset={config.name}: one image alone, and queries are held out from the images; give two or more",
+            DataError)  # fmt: skip
     size = config.query_size or max(1, round(QUERY_SHARE * count))
     require(size < count, f"query_size={size}: there are {count} images; leave some for training", DataError)
     order = order_by_id(ids, seed=config.seed, what="held-out")

@@ -60,6 +60,9 @@ class Denoiser(nn.Module):
         self.network, self.process = in_full_precision(network), Process.of(process)
         self.classes = _classes(network) if classes is None else classes
         self.no_class = no_class
+        require(
+            no_class is None or self.classes > 0, f"no_class={no_class}: this network is not told classes; leave it out"
+        )
         rows = self.classes + ("num_embeds_ada_norm" in _config(network))  # a DiT keeps one more, for no class
         require(no_class is None or 0 <= no_class < rows, f"no_class={no_class}: give a label from 0 to {rows - 1}, one that "
                 f"the network has a row for")  # fmt: skip

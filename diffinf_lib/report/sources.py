@@ -1,5 +1,6 @@
 """Sources: where images come from and a report goes, checked before anything is loaded."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def check_sources(
             "samples of the model; one of the two")  # fmt: skip
     for what, sources in (("images", trained), ("queries", asked)):
         for source in sources:
-            there = str(source) != "" and Path(source).expanduser().exists()
+            there = str(source) != "" and os.path.exists(Path(source).expanduser())
             require(there, f"{what}={source}: there is no such folder or file", DataError)
             _check_apart(Path(out), source)
     if isinstance(model, Source):
