@@ -202,6 +202,8 @@ class _Job:
 
     def run(self, described: object, images: object) -> Report:
         """All stages, and the files for people."""
+        for note in dict.fromkeys((*self.train.notes, *(self.queries.notes if self.queries else ()))):
+            self.say(f"note: {note}")
         record, sizes, planned = self.begun()
         if self.queries is None:
             self.queries = self.generated()

@@ -59,10 +59,11 @@ def told(report):
     return " / ".join([*report.train.notes, *report.queries.notes])
 
 
-def test_grey_and_colour_are_brought_to_what_the_network_takes_and_said(root, tmp_path):
+def test_grey_and_colour_are_brought_to_what_the_network_takes_and_said(root, tmp_path, capsys):
     grey = di.attribute(root / "colour", root / "photos", root / "rgb" / "0.png", tmp_path / "a", **QUICK)
     assert "4 of 4 images are grey, read as RGB" in told(grey) and "in colour" not in told(grey)
-    colour = di.attribute(root / "grey", root / "rgb", root / "asked", tmp_path / "b", **QUICK)
+    colour = di.attribute(root / "grey", root / "rgb", root / "asked", tmp_path / "b", progress=True, **QUICK)
+    assert "note: 4 of 4 images are stored in colour, read as grey" in capsys.readouterr().err
     assert "4 of 4 images are stored in colour, read as grey" in told(colour)
     assert "stored in colour, read as grey" in colour.page.read_text()
 
