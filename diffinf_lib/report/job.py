@@ -240,18 +240,16 @@ class _Job:
         others = [name for name in (*FILES, MANIFEST) if found is None and (self.folder / name).exists()]
         require(not others, f"out={self.folder}: it holds {first_few(others)} of something else; give another folder",
                 ArtifactError)  # fmt: skip
-        if found is not None and found["asked"] != record:
-            if not self.force:
-                check_same(found["asked"], record, self.folder)
-            self._discard(found["asked"], record)
-            found = found if _base(found["asked"]) == _base(record) else None
+        before = record if found is None else found["asked"]
+        changed = before != record
+        if changed and not self.force:
+            check_same(before, record, self.folder)
+        kept = found if _base(before) == _base(record) else None
         plan = JobPlan(self.model, self.shape, len(self.train), self._query_count(), self.options, self.device)
-        sizes = plan.sizes(self.folder) if found is None or found["asked"] != record else Sizes(**found["sizes"])
-        if (
-            found is not None
-        ):  # what the kept curvature and gradients were made with stays; how queries are kept need not
-            sizes = replace(Sizes(**found["sizes"]), pack_queries=sizes.pack_queries)
-        planned = found["planned"] if found is not None and found["asked"] == record else {}
+        sizes = self._sizes(plan, kept, changed)
+        if changed:
+            self._discard(before, record)
+        planned = found["planned"] if found is not None and not changed else {}
         if self.progress and not (self.folder / "scores" / "manifest.json").exists():
             estimate = plan.estimate(sizes)
             self.say(f"{counted(len(self.train), 'training image')}, {counted(self._query_count(), 'query', 'queries')}: "
@@ -259,6 +257,13 @@ class _Job:
             planned = {stage.name: round(stage.seconds, 3) for stage in estimate.stages}
         write_json(path, {"asked": record, "sizes": as_record(sizes), "planned": planned})
         return record, sizes, planned
+
+    def _sizes(self, plan: JobPlan, kept: dict[str, Any] | None, changed: bool) -> Sizes:
+        """What fits here; what the curvature and the training gradients that are there were made with stays."""
+        if kept is None:
+            return plan.sizes(self.folder)
+        sizes = Sizes(**kept["sizes"])
+        return replace(sizes, pack_queries=plan.sizes(self.folder).pack_queries) if changed else sizes
 
     def _query_count(self) -> int:
         return self.options.generate if self.queries is None else len(self.queries)
