@@ -3,6 +3,7 @@
 from . import (
     artifacts as artifacts,
     attribution as attribution,
+    checks as checks,
     compression as compression,
     curvature as curvature,
     data as data,
