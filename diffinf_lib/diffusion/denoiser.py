@@ -147,7 +147,7 @@ _ABOUT_SHAPES = re.compile(r"\b(sizes?|shapes?|channels?|dim\w*|divisible)\b", r
 
 def _why_not_taken(network: nn.Module, noisy: Images, told: Conditions, error: Exception) -> str | None:
     """In a line why a network failed, if it cannot be called so or cannot take such states; None for reasons of its own."""
-    name, reason = type(network).__name__, " ".join(str(error).split())[:200]
+    name, reason = type(network).__name__, " ".join(str(error).split())[:200].rstrip(".")
     try:
         inspect.signature(network.forward).bind(noisy, noisy, **told)
     except TypeError as unbound:
