@@ -212,10 +212,10 @@ def _attribute(options: argparse.Namespace) -> None:
     from diffinf_lib.report.options import options_for
     from diffinf_lib.report.sources import check_sources
 
-    check_sources(options.images, options.queries, options.generate, options.out)
+    check_sources(options.model, options.images, options.queries, options.generate, options.out)
     chosen: dict[str, Any] = {
-        "generate": options.generate, "seed": options.seed, "damping": options.damping or 1e-8, "draws": options.draws,
-        "measurement": options.measurement,
+        "generate": options.generate, "seed": options.seed, "damping": 1e-8 if options.damping is None else options.damping,
+        "draws": options.draws, "measurement": options.measurement,
     }  # fmt: skip
     options_for(2, **chosen)  # all is refused before torch is loaded; how many images there are does not matter to that
     _set_threads(options.threads)
@@ -270,16 +270,12 @@ def _presets(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     import diffinf_lib as di
+    from diffinf_lib.devices import usable_device
 
     preset = _preset(options)
-    import torch
-
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    require(device == "cpu" or torch.cuda.is_available(), f"device={device!r}: there is no GPU here; give --flops, the rate of "
-            "the machine that you plan for")  # fmt: skip
     plan = di.planner.estimate(
-        preset, train_count=options.train_count, query_count=options.query_count, device=device,
-        flops_per_second=options.flops,
+        preset, train_count=options.train_count, query_count=options.query_count,
+        device=usable_device(options.device), flops_per_second=options.flops,
     )  # fmt: skip
     print(plan)
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,19 @@ import torch
 
 from diffinf_lib.artifacts.files import ensure_writable, read_json, read_tensors
 from diffinf_lib.configuration import Process
+from diffinf_lib.configuration.process import SCHEDULER_CONFIG
+from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require, room_needed
+from diffinf_lib.hub import repository
 from diffinf_lib.settings import own_settings
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINE = "model_index.json"
 NETWORKS = ("unet", "transformer")
 """What a pipeline calls the network that it denoises with."""
+PLACES = ("", *(f"{name}/" for name in NETWORKS))
+"""Where a network's configuration may lie, in this order: the folder itself, or a part of a pipeline."""
 AUTOENCODERS = ("vae", "vqvae")
 GIVEN = ("class_labels",)
 """Inputs of a network, besides state and time, that are given from the images' labels."""
@@ -48,27 +54,29 @@ def load_model(
         source: a pipeline folder, the folder of its network (the scheduler is looked for beside it), or a hub id.
         process: a `Process` or a diffusers scheduler, for networks that come without one or in place of their own.
         no_class: see `Denoiser`; diffusers' files do not say it.
+        device: default the CPU.
 
     Raises:
         ArtifactError: nothing usable is there, weights are damaged, missing or of another network, or stored as pickle.
         ConfigurationError: the network wants inputs that nothing here gives, or its process is not understood or not told.
     """
+    device = "cpu" if device is None else usable_device(device)  # before anything is read
     folder = _local(source)
     network_folder = _network_folder(folder, source)
     process = Process.of(process) if process is not None else _process_beside(network_folder, folder, source)
     model = Denoiser(load_network(network_folder), process, no_class=no_class).eval()
     if learned_variance(model):
         warnings.warn(f"model={source}: it predicts variances beside its target; the target is attributed, the variances are "
-                      "left alone", stacklevel=2)  # fmt: skip
+                      "left alone", stacklevel=3)  # fmt: skip
     latent = [name for name in AUTOENCODERS if (folder / name / "config.json").exists()]
     if latent:
         warnings.warn(f"model={source}: a latent model, it denoises what its {latent[0]} makes of images; give encoded images",
-                      stacklevel=2)  # fmt: skip
-    return model if device is None else model.to(device)
+                      stacklevel=3)  # fmt: skip
+    return model.to(device)
 
 
 def load_network(folder: Path | str) -> Any:
-    """Read a network of diffusers from its folder, without its process; eval mode, float32 whatever the weights were stored in.
+    """Read a network of diffusers from its folder, without its process; eval mode, float32, or float64 if it was stored so.
 
     Raises:
         ArtifactError: see `load_model`.
@@ -76,8 +84,9 @@ def load_network(folder: Path | str) -> Any:
     """
     folder = Path(folder)
     kind = _network_class(folder)
-    variant, names = _weights(folder)
-    network, notes = _read(kind, folder, variant)
+    variant, stored = _weights(folder)
+    names, exact = list(stored), torch.float64 in stored.values()
+    network, notes = _read(kind, folder, variant, torch.float64 if exact else torch.float32)
     for problem, what in (("missing_keys", "misses"), ("unexpected_keys", "holds, beside what it needs,")):
         _refuse_strange(folder, what, list(notes[problem]), names)
     strange = [f"{name} is {tuple(stored)}, not {tuple(wanted)}" for name, stored, wanted in notes["mismatched_keys"]]
@@ -118,9 +127,8 @@ def save_model(model: Denoiser, folder: Path | str) -> None:
     network: Any = model.network
     with room_needed(folder):
         network.save_pretrained(folder / "unet", safe_serialization=True)
-        shutil.copymode(
-            folder / "unet" / "config.json", folder / "unet" / WEIGHTS
-        )  # safetensors lets only the owner read
+        for weights in (folder / "unet").glob("*.safetensors"):  # which safetensors lets only the owner read
+            shutil.copymode(folder / "unet" / "config.json", weights)
         if learned_variance(model):
             scheduler.register_to_config(variance_type="learned_range")
         scheduler.save_pretrained(folder / "scheduler")
@@ -133,34 +141,30 @@ def save_model(model: Denoiser, folder: Path | str) -> None:
 
 def _local(source: Path | str) -> Path:
     """The folder itself, or a hub's repository brought here; what can be neither is told at once."""
+    require(isinstance(source, str | os.PathLike), f"model: a {type(source).__name__} is no path; give a folder or a hub id, "
+            "and for a network that is there di.Denoiser(network, scheduler)")  # fmt: skip
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):  # pathlib's own raises for a name that is too long
         return folder
-    require(not folder.exists(), f"model={source}: that is a file; give the folder that holds config.json or {PIPELINE}",
+    require(not os.path.exists(folder), f"model={source}: that is a file; give the folder that holds config.json or {PIPELINE}",
             ArtifactError)  # fmt: skip
     name = str(source)
     require(bool(HUB_ID.fullmatch(name)) and not name.startswith("."), f"model={source}: there is no such folder; give a "
             "pipeline folder, the folder of a network, or a hub id such as google/ddpm-cifar10-32", ArtifactError)  # fmt: skip
-    require(os.environ.get("DIFFINF_OFFLINE", "0") == "0", f"model={source}: there is no such folder, and DIFFINF_OFFLINE "
-            "forbids asking a hub for it; give the folder of a model", ArtifactError)  # fmt: skip
-    return _from_hub(name)
+    return repository(name, lambda names: _needed(names, name), [f"{place}config.json" for place in PLACES])
 
 
-def _from_hub(name: str) -> Path:
-    import huggingface_hub
-    import requests
-
-    patterns = ["*.json", "*.safetensors", "*/config.json", "*/scheduler_config.json"]
-    patterns += [f"{part}/*.safetensors*" for part in NETWORKS]
-    try:
-        url = f"{huggingface_hub.constants.ENDPOINT}/api/models/{name}"
-        answer = requests.head(url, timeout=10, allow_redirects=True)  # the hub's own client tries five times
-        require(answer.status_code < 400, f"model={name}: there is no such folder, and the hub has none of that name either "
-                f"(it answers {answer.status_code})", ArtifactError)  # fmt: skip
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-    except (requests.RequestException, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise ArtifactError(f"model={name}: there is no such folder, and the hub cannot be asked ({reason})") from None
+def _needed(names: Sequence[str], source: str) -> list[str]:
+    """Of all files of a repository those that `load_model` reads: one network's configuration and weights, and its process."""
+    place = next((place for place in PLACES if f"{place}config.json" in names), None)
+    if place is None:
+        return []
+    inside = [name.removeprefix(place) for name in names if name.startswith(place)]
+    shards = [name for name in inside if name.startswith(f"{WEIGHTS}.index")]  # which shard holds which tensor
+    told = [f"{part}config.json" for part in (place, *(f"{name}/" for name in AUTOENCODERS))]
+    told += [f"{part}{SCHEDULER_CONFIG}" for part in ("scheduler/", place, "")]
+    weights = [place + name for name in (*shards, *_chosen_weights(inside, source)[1])]
+    return [name for name in dict.fromkeys([*told, *weights]) if name in names]
 
 
 def _network_folder(folder: Path, source: Path | str) -> Path:
@@ -176,7 +180,7 @@ def _network_folder(folder: Path, source: Path | str) -> Path:
 def _process_beside(network: Path, folder: Path, source: Path | str) -> Process:
     """The process of the scheduler that was saved with the network."""
     for place in (folder / "scheduler", network, network.parent / "scheduler", network.parent):
-        if (place / "scheduler_config.json").exists():
+        if (place / SCHEDULER_CONFIG).exists():
             return Process.read(place)
     raise ConfigurationError(
         f"model={source}: no scheduler_config.json in it or beside it, so what the network predicts is not known; put the "
@@ -211,21 +215,29 @@ def _network_class(folder: Path) -> Any:
     return kind
 
 
-def _weights(folder: Path) -> tuple[str | None, list[str]]:
-    """The variant of the stored weights (None is the plain one), and the names of all tensors, after reading them once."""
+def _weights(folder: Path) -> tuple[str | None, dict[str, torch.dtype]]:
+    """The variant of the stored weights (None is the plain one), and the types of all tensors, after reading them once."""
+    variant, chosen = _chosen_weights([path.name for path in folder.glob("*")], folder)
+    tensors = (item for file in chosen for item in read_tensors(folder / file).items())  # refuses a damaged file
+    return variant, {name: tensor.dtype for name, tensor in tensors}
+
+
+def _chosen_weights(files: Sequence[str], where: Path | str) -> tuple[str | None, list[str]]:
+    """Of the names of all files beside a network's configuration its weights, and their variant: the plain one if there is."""
     stem = WEIGHTS.removesuffix(".safetensors")
-    files = sorted(folder.glob(f"{stem}*.safetensors"))
-    if not files:
-        pickled = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".ckpt", ".pth"))
+    stored = sorted(
+        name for name in files if name.startswith(stem) and name.endswith(".safetensors") and "/" not in name
+    )
+    if not stored:
+        pickled = sorted(name for name in files if Path(name).suffix in (".bin", ".pt", ".ckpt", ".pth"))
         way_out = f"it needs {WEIGHTS}"
         if pickled:
             way_out = (f"{first_few(pickled, 1)} is pickle, which may run code and is never loaded: open it where you trust "
                        "it and save it with save_pretrained(..., safe_serialization=True)")  # fmt: skip
-        raise ArtifactError(f"{folder}: no safetensors weights there; {way_out}")
-    variants = {_variant(path.name, stem): None for path in files}
+        raise ArtifactError(f"{where}: no safetensors weights there; {way_out}")
+    variants = {_variant(name, stem): None for name in stored}
     variant = None if None in variants else next(iter(variants))
-    chosen = [path for path in files if _variant(path.name, stem) == variant]
-    return variant, [name for path in chosen for name in read_tensors(path)]  # refuses a damaged file
+    return variant, [name for name in stored if _variant(name, stem) == variant]
 
 
 def _variant(name: str, stem: str) -> str | None:
@@ -234,11 +246,11 @@ def _variant(name: str, stem: str) -> str | None:
     return middle or None
 
 
-def _read(kind: Any, folder: Path, variant: str | None) -> tuple[Any, dict[str, Any]]:
+def _read(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     try:
         return kind.from_pretrained(  # type: ignore[no-any-return]
             str(folder), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, variant=variant,
-            local_files_only=True, ignore_mismatched_sizes=True,
+            local_files_only=True, ignore_mismatched_sizes=True, torch_dtype=dtype,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -30,6 +30,7 @@ class Range(NamedTuple):
 POSITIVE = Range(lambda value: value > 0, "a positive {}")
 PositiveInt = Annotated[int, POSITIVE]
 PositiveFloat = Annotated[float, POSITIVE]
+WholeNumber = Annotated[int, Range(lambda value: value >= 0, "a {} >= 0")]
 NonNegativeFloat = Annotated[float, Range(lambda value: value >= 0, "a {} >= 0")]
 Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "a share from 0 to 1")]
 

@@ -13,17 +13,24 @@ from diffinf_lib.errors import require
 
 
 @contextmanager
-def matrix_precision(precision: Precision, device: torch.device | str) -> Iterator[None]:
-    """Matrix products and convolutions at a precision; the caller's settings are put back at the end."""
+def product_rounding(precision: Precision) -> Iterator[None]:
+    """Products of float32 matrices in TF32 or in full; the caller's settings are put back at the end."""
     before, allowed = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16"):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
         torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def matrix_precision(precision: Precision, device: torch.device | str) -> Iterator[None]:
+    """Matrix products and convolutions at a precision; the caller's settings are put back at the end."""
+    half = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
+    with product_rounding(precision), half:
+        yield
 
 
 def is_half(tensor: Tensor) -> bool:

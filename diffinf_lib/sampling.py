@@ -48,7 +48,7 @@ def sample(
     Returns:
         Images `[N, C, H, W]` in about [−1, 1], on the CPU.
     """
-    steps = steps or require_denoiser(model).process.timesteps
+    steps = require_denoiser(model).process.timesteps if steps is None else steps
     return sample_states(
         model, seeds, shape, method=method, steps=steps, labels=labels, batch_size=batch_size, progress=progress,
         keep=(steps,),
@@ -77,7 +77,7 @@ def sample_states(
     Returns:
         States `[N, len(keep), C, H, W]`, on the CPU, in the order of the steps.
     """
-    steps = steps or require_denoiser(model).process.timesteps
+    steps = require_denoiser(model).process.timesteps if steps is None else steps
     kept = set(range(steps + 1)) if keep is None else set(keep)
     return _sampled(model, seeds, shape, method, steps, kept, labels, batch_size, progress)[0]
 
@@ -121,8 +121,7 @@ def _sampled(
     process, seeds = require_denoiser(model).process, list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     require(len(seeds) > 0, "seeds: give at least one seed, or a positive number of samples")
     require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
-    require(0 < steps <= process.timesteps, f"steps={steps}: give a number from 1 to {process.timesteps}")
-    process.check_solvable()
+    process.check_sampler(method, steps)
     told = _conditions(model, len(seeds), labels)
     parts = []
     for start in range(0, len(seeds), batch_size):

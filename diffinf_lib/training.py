@@ -29,11 +29,13 @@ from diffinf_lib.artifacts.files import (
     write_tensors,
 )
 from diffinf_lib.artifacts.manifest import stage
-from diffinf_lib.configuration import TrainingConfig
+from diffinf_lib.configuration import Precision, TrainingConfig
 from diffinf_lib.data import ImageSet
+from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser, conditions_of, per_draw_loss, require_denoiser
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.loading import check_savable, load_model, save_model
+from diffinf_lib.precision import product_rounding
 from diffinf_lib.randomness import keyed_generator, keyed_seed
 from diffinf_lib.settings import own_settings
 
@@ -200,6 +202,7 @@ def train(
         bool(_trainable(model)),
         "training: no parameter of the network is trainable; unfreeze some with requires_grad_(True)",
     )
+    device = model.device if device is None else usable_device(device)
     identity = training_identity(model, images, config, seed)
     if out is None:
         with _deterministic(config.precision):
@@ -209,7 +212,7 @@ def train(
     with stage(folder, identity, name="model", force=force) as needed, _deterministic(config.precision):
         if needed:
             _run(model, images, config, seed, folder, identity, device, progress)
-    return load_training(folder, device or model.device, model.no_class)
+    return load_training(folder, device, model.no_class)
 
 
 @own_settings
@@ -223,17 +226,11 @@ def load_training(
 
 
 @contextmanager
-def _deterministic(precision: str) -> Iterator[None]:
+def _deterministic(precision: Precision) -> Iterator[None]:
     """Deterministic convolutions at the asked precision; the caller's random state and flags are left as they were."""
-    before = torch.get_float32_matmul_precision()
-    tf32 = precision == "tf32"
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
-    with torch.random.fork_rng(), flags:
-        torch.set_float32_matmul_precision("high" if tf32 else "highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.random.fork_rng(), flags, product_rounding(precision):
+        yield
 
 
 def _run(
@@ -243,10 +240,10 @@ def _run(
     seed: int,
     folder: Path | None,
     identity: Any,
-    device: torch.device | str | None,
+    device: torch.device | str,
     progress: bool,
 ) -> TrainingResult:
-    trainer = _Trainer(model.to(device or model.device).train(), images, config, seed)
+    trainer = _Trainer(model.to(device).train(), images, config, seed)
     checkpoint = folder / CHECKPOINT if folder else None
     if checkpoint and checkpoint.exists():
         trainer.load(checkpoint, identity)

@@ -53,17 +53,17 @@ class ConvDenoiser(nn.Module):
 
 def linear_denoiser():
     torch.manual_seed(0)
-    return Denoiser(LinearDenoiser()).double()
+    return Denoiser(LinearDenoiser(), Process()).double()
 
 
 def deep_linear_denoiser():
     torch.manual_seed(0)
-    return Denoiser(LinearDenoiser(hidden=(3, 5))).double()
+    return Denoiser(LinearDenoiser(hidden=(3, 5)), Process()).double()
 
 
 def conv_denoiser():
     torch.manual_seed(0)
-    return Denoiser(ConvDenoiser()).double()
+    return Denoiser(ConvDenoiser(), Process()).double()
 
 
 def tiny_unet(attention: bool = False):

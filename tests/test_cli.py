@@ -77,7 +77,10 @@ def test_a_missing_gpu_is_named(capsys, tmp_path):
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    assert "device='cuda'" in refused(capsys, "model", "smoke", "--run", tmp_path, "--device", "cuda")
+    for device in ("cuda", "cuda:9", "tpu", "meta", "cuda:x"):
+        said = f"device='{device}': there is no such device here; give cpu"
+        assert said in refused(capsys, "model", "smoke", "--run", tmp_path, "--device", device)
+        assert said in refused(capsys, "plan", "smoke", "--device", device)
 
 
 def test_the_module_exits_with_2_in_one_line():
@@ -149,6 +152,19 @@ def test_a_command_refused_after_opening_leaves_the_folder_free(capsys, tmp_path
     assert json.loads((tmp_path / "config.json").read_text())["preset"]["training"]["steps"] == 2
     capsys.readouterr()
     assert "training.steps is 2 there, 20 asked" in refused(capsys, "model", "smoke", "--run", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("process.target=velocity", "method='ddim': a process with target='velocity' is sampled by euler"),
+        ("process.zero_terminal_snr=true", "such a model is trained with target='v'"),
+        ("sampling.steps=2000", "steps=2000: give a number from 1 to 1000"),
+    ],
+)
+def test_samples_that_the_process_cannot_give_are_refused_before_the_training(capsys, tmp_path, option, said):
+    assert said in refused(capsys, "model", "smoke", "--run", tmp_path, "--set", option)
+    assert not (tmp_path / "config.json").exists()
 
 
 @pytest.mark.parametrize("terminal", [True, False])

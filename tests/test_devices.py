@@ -447,7 +447,6 @@ def _(s):
             Image.fromarray(((image[0] + 1) * 127).byte().numpy()).save(path)
     sizes = plan.Sizes(fit_batch=4, batch=4, keep=True, pack_queries=False, sketch=None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "_device", str)
         patch.setattr(job, "JobPlan", lambda *given: SimpleNamespace(sizes=lambda folder: sizes))
         options = {
             "draws": 2,

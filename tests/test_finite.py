@@ -8,7 +8,7 @@ from cases import ConvDenoiser, conv_denoiser, images
 
 import diffinf_lib as di
 from diffinf_lib.attribution import das_scores, trak_scores
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig, LikelihoodConfig, MeasurementConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, LikelihoodConfig, MeasurementConfig, Process
 from diffinf_lib.curvature import LayerCurvature, fit_curvature, fit_with_curvlinops
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ConfigurationError, DiffinfError
@@ -28,7 +28,7 @@ class ScaledByTime(ConvDenoiser):
 
 def scaled_by_time():
     torch.manual_seed(0)
-    return Denoiser(ScaledByTime()).double()
+    return Denoiser(ScaledByTime(), Process()).double()
 
 
 def with_a_bad_pixel(data):

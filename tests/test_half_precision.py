@@ -7,7 +7,7 @@ import torch
 from cases import draw_batch, images, tiny_unet
 
 import diffinf_lib as di
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig, LikelihoodConfig, MeasurementConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, LikelihoodConfig, MeasurementConfig, Process
 from diffinf_lib.curvature import fit_curvature, fit_with_curvlinops, ggn_operator
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ConfigurationError
@@ -39,10 +39,10 @@ def halved(kind):
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, "mixed"], ids=str)
 def test_scores_are_those_of_the_rounded_weights_in_float64(kind):
     network = halved(kind)
-    reference = scores(Denoiser(copy.deepcopy(network).double()))
+    reference = scores(Denoiser(copy.deepcopy(network).double(), Process()))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.warns(UserWarning, match=r"UNet2DModel: weights in (b?float16|bfloat16 and float16) are too coarse"):
-        full = Denoiser(network)
+        full = Denoiser(network, Process())
     found = scores(full)
     assert found.isfinite().all()
     assert float(torch.corrcoef(torch.stack([found.flatten(), reference.flatten()]))[0, 1]) > 0.9999
@@ -56,7 +56,7 @@ def test_scores_are_those_of_the_rounded_weights_in_float64(kind):
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
 def test_full_precision_is_left_as_it_is(kind, recwarn):
     model = tiny_unet().to(kind)
-    assert Denoiser(model.network).network is model.network and not recwarn
+    assert Denoiser(model.network, Process()).network is model.network and not recwarn
     curvature = fit_curvature(model, TRAIN, CurvatureConfig(draws=DRAWS))
     assert all(layer.corrected_eigenvalues.dtype == kind for layer in curvature.layers.values())
 

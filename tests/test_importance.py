@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import LinearDenoiser, images, linear_denoiser, tiny_unet
 
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Process
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, iterate_draws
@@ -93,7 +93,7 @@ def test_slices_without_spread_keep_a_floor():
             return super().forward(noisy, timesteps) * (timesteps < 100).view(-1, 1, 1, 1)
 
     torch.manual_seed(0)
-    model = Denoiser(EarlyDenoiser()).double()
+    model = Denoiser(EarlyDenoiser(), Process()).double()
     found = timestep_proposal(model, images(4, 2), draws=DrawConfig(40), slices=10)
     assert found[0] == pytest.approx(10) and set(found[1:]) == {0.05}
 

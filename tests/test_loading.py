@@ -236,8 +236,28 @@ def test_folders_without_usable_weights_are_refused(tmp_path):
     refused("", "there is no such folder|neither config.json")
 
 
+def test_what_cannot_be_a_model_is_refused(tmp_path):
+    refused("x" * 300, "there is no such folder")
+    refused(None, "model: a NoneType is no path; give a folder or a hub id", ConfigurationError)
+    refused(network(BUTTERFLIES), "model: a UNet2DModel is no path; .* di.Denoiser", ConfigurationError)
+    saved(tmp_path, BUTTERFLIES, DDPMScheduler())
+    with pytest.raises(ConfigurationError, match="no_class=3: this network is not told classes; leave it out"):
+        load_model(tmp_path, no_class=3)
+    with pytest.raises(ConfigurationError, match="device='cuda:99': there is no such device here; give cpu"):
+        load_model(tmp_path, device="cuda:99")
+    with pytest.raises(ConfigurationError, match="str: its process is not understood"):
+        load_model(tmp_path, "ddpm")
+
+
+def test_a_warning_points_at_who_asked(tmp_path):
+    saved(tmp_path, *PUBLIC["adm"])
+    with pytest.warns(UserWarning, match="predicts variances") as caught:
+        load_model(tmp_path)
+    assert caught[0].filename == __file__
+
+
 def test_a_name_that_is_no_folder_is_told_without_asking_a_hub():
-    refused("nobody/no-such-model", "there is no such folder, and DIFFINF_OFFLINE forbids")
+    refused("nobody/no-such-model", "nothing of that name was downloaded before, and DIFFINF_OFFLINE=1 forbids asking")
     refused("./missing", "there is no such folder")
     refused("a/b/c", "there is no such folder")
 
@@ -308,7 +328,7 @@ def test_labels_that_a_network_does_not_know_are_refused():
     with pytest.raises(ConfigurationError, match="told one of 5 classes; give one a sample"):
         sample(model, 2, (3, 8, 8), steps=2)
     with pytest.raises(ConfigurationError, match="labels: this network is not told classes"):
-        sample(Denoiser(network(BUTTERFLIES)), 2, (3, 8, 8), steps=2, labels=[0, 1])
+        sample(Denoiser(network(BUTTERFLIES), Process()), 2, (3, 8, 8), steps=2, labels=[0, 1])
 
 
 def test_dropped_conditions_are_part_of_a_draw():
@@ -343,16 +363,16 @@ def test_training_can_drop_conditions(tmp_path):
     moved = (made.network.class_embedding.weight - before).abs().sum(1) > 1e-6
     assert bool(moved[4])  # the label for no class was seen
     with pytest.raises(ConfigurationError, match="no label for no class"):
-        train(Denoiser(network(BUTTERFLIES)), images(2), config)
+        train(Denoiser(network(BUTTERFLIES), Process()), images(2), config)
 
 
 def test_what_a_model_is_names_more_than_its_weights():
     made = network(BUTTERFLIES)
     other = network(BUTTERFLIES | {"flip_sin_to_cos": False})
     other.load_state_dict(made.state_dict())
-    assert Denoiser(made).identity != Denoiser(other).identity
-    assert Denoiser(made).identity != Denoiser(made, Process(target="v")).identity
-    assert Denoiser(made).identity == Denoiser(network(BUTTERFLIES)).identity
+    assert Denoiser(made, Process()).identity != Denoiser(other, Process()).identity
+    assert Denoiser(made, Process()).identity != Denoiser(made, Process(target="v")).identity
+    assert Denoiser(made, Process()).identity == Denoiser(network(BUTTERFLIES), Process()).identity
 
 
 def test_training_into_a_folder_is_refused_where_the_folder_could_not_give_it_back(tmp_path):

@@ -54,6 +54,7 @@ class Gaussian(torch.nn.Module):
 @pytest.mark.parametrize(("method", "steps"), [("ddpm", 1000), ("ddim", 250)])
 @pytest.mark.parametrize("options", [
     {}, {"target": "image"}, {"target": "v"}, {"target": "v", "zero_terminal_snr": True}, {"target": "velocity"},
+    {"beta_schedule": "sigmoid"}, {"beta_schedule": "sigmoid", "target": "v", "zero_terminal_snr": True},
 ])  # fmt: skip
 def test_the_sampler_recovers_a_known_distribution(method, steps, options):
     process = Process(**options)
@@ -68,8 +69,9 @@ def test_the_sampler_recovers_a_known_distribution(method, steps, options):
 def test_bad_requests_are_refused():
     with pytest.raises(ConfigurationError, match="seeds"):
         sample(MODEL, 0, SHAPE)
-    with pytest.raises(ConfigurationError, match="steps=1001"):
-        sample(MODEL, 1, SHAPE, steps=1001)
+    for steps in (0, 1001):
+        with pytest.raises(ConfigurationError, match=f"steps={steps}: give a number from 1 to 1000"):
+            sample(MODEL, 1, SHAPE, steps=steps)
     with pytest.raises(ConfigurationError, match="method"):
         sample(MODEL, 1, SHAPE, method="euler")
 

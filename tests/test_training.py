@@ -112,6 +112,31 @@ def test_training_with_and_without_a_folder_agree(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(inside.model.parameters(), outside.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_killed_training_ends_as_one_that_was_left_alone_in_its_own_type(tmp_path, monkeypatch, dtype):
+    config = replace(PRESET.training, steps=9, checkpoint_every=3)
+    advance = _Trainer.advance
+
+    def killed(trainer):
+        if trainer.step == 5:
+            raise KeyboardInterrupt
+        advance(trainer)
+
+    def trained(folder):
+        return train(fresh().to(dtype), IMAGES, config, out=folder, progress=False)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Trainer, "advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "killed")
+    resumed, whole, without = trained(tmp_path / "killed"), trained(tmp_path / "whole"), trained(None)
+    read = load_model(tmp_path / "whole")
+    for model in (resumed.model, whole.model, read):
+        for found, expected in zip(model.parameters(), without.model.parameters(), strict=True):
+            assert found.dtype == dtype and torch.equal(found, expected)
+    assert np.array_equal(resumed.losses, without.losses)
+
+
 def test_the_caller_s_random_state_is_left_alone():
     torch.manual_seed(0)
     expected = torch.randn(3)

@@ -37,6 +37,8 @@ class DatasetConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        once = self.classes is None or 0 < len(self.classes) == len(set(map(str, self.classes)))
+        require(once, f"classes={self.classes}: give one or more, each once, or None for all")
         kind, colon, path = self.name.partition(":")
         of_folder, names = kind == "folder" and bool(colon), ", ".join(DATASETS)
         require(of_folder or self.name in DATASETS, f"dataset={self.name!r}: no such dataset; give one of {names}")

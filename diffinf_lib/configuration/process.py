@@ -50,13 +50,19 @@ class Process(Options):
     The default is that of Ho et al. 2020, which the paper uses for images; Stable Diffusion's latents take
     `scaled_linear` from 0.00085 to 0.012 and `clip_sample=None`.
 
+    Options that say nothing of the process that the others describe are refused, so that equal processes are written alike.
+
     Attributes:
         target: what the network's output is held against.
-        beta_start, beta_end, beta_schedule: variances β_t that the process adds; not of `velocity`.
+        beta_start, beta_end, beta_schedule: variances β_t that the process adds; not of `velocity`. `squaredcos_cap_v2` has no
+            start and no end.
         trained_betas: the variances themselves, in place of a rule.
         zero_terminal_snr: the variances are rescaled so that nothing of the image is left in the last state (Lin et al. 2024).
-        clip_sample: bound at which the DDPM sampler cuts the guessed image off; None for latents.
+        clip_sample: bound at which the DDPM sampler cuts the guessed image off; None for latents, and always of `velocity`.
         flow_shift: of `velocity`: σ_t = f u / (1 + (f − 1) u) with u = (t + 1) / T (Esser et al. 2024).
+
+    Raises:
+        ConfigurationError: variances out of range, or an option that says nothing beside another.
     """
 
     beta_start: float = 1e-4
@@ -71,11 +77,36 @@ class Process(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.is_flow and self.clip_sample == Process.clip_sample:
+            object.__setattr__(self, "clip_sample", None)
+        self._refuse_idle()
         require(0 < self.beta_start <= self.beta_end < 1, f"beta_start={self.beta_start}, beta_end={self.beta_end}: "
                 "give 0 < beta_start <= beta_end < 1")  # fmt: skip
         betas = self.trained_betas
         require(betas is None or (len(betas) == self.timesteps and all(0 < beta <= 1 for beta in betas)),
                 f"trained_betas: give one number in (0, 1] for each of the {self.timesteps} timesteps")  # fmt: skip
+        require(
+            1.0 not in (betas or ())[:-1],
+            "trained_betas: only the last can be 1, for nothing of the image is left after it",
+        )
+        require(self.timesteps > 1 or not self.zero_terminal_snr, f"timesteps={self.timesteps} with zero_terminal_snr: give 2 "
+                "or more, for nothing of the image is left in the last")  # fmt: skip
+
+    def _refuse_idle(self) -> None:
+        """Refuse an option that says nothing beside another one."""
+        of_rule, of_range = ("beta_start", "beta_end", "beta_schedule"), ("beta_start", "beta_end")
+        idle = {
+            f"target={self.target!r}":
+                (*of_rule, "trained_betas", "zero_terminal_snr", "clip_sample") if self.is_flow else ("flow_shift",),
+            "trained_betas": () if self.trained_betas is None else of_rule,
+            f"beta_schedule={self.beta_schedule!r}": of_range if self.beta_schedule == "squaredcos_cap_v2" else (),
+        }  # fmt: skip
+        for reason, names in idle.items():
+            for name in names:
+                value, usual = getattr(self, name), getattr(Process, name)
+                unset = value == usual or (name == "clip_sample" and value is None)
+                shown = name if isinstance(value, tuple) else f"{name}={value!r}"
+                require(unset, f"{shown} with {reason}: it would say nothing there; leave it out")
 
     @staticmethod
     def of(scheduler: Any) -> Process:
@@ -177,6 +208,21 @@ class Process(Options):
         require(solvable, "target='noise' with zero_terminal_snr: in the last state no image is left, and noise says nothing "
                 "of it; such a model is trained with target='v'")  # fmt: skip
 
+    @property
+    def samplers(self) -> tuple[SamplerName, ...]:
+        """The ways of sampling that this process has, the usual one first."""
+        return ("euler",) if self.is_flow else ("ddpm", "ddim")
+
+    def check_sampler(self, method: SamplerName | None, steps: int) -> None:
+        """Refuse a way of sampling that this process does not have, and more steps than it has timesteps."""
+        self._check_method(method)
+        require(0 < steps <= self.timesteps, f"steps={steps}: give a number from 1 to {self.timesteps}")
+        self.check_solvable()
+
+    def _check_method(self, method: SamplerName | None) -> None:
+        require(method is None or method in self.samplers, f"method={method!r}: a process with target={self.target!r} is "
+                f"sampled by {' or '.join(self.samplers)}; give one of these")  # fmt: skip
+
     def scheduler(self, method: SamplerName | None = None) -> Any:
         """The diffusers scheduler that steps backwards along this process; default DDPM, or Euler for a flow.
 
@@ -184,12 +230,7 @@ class Process(Options):
         """
         import diffusers  # takes seconds, and a command that refuses its input needs none of it
 
-        method = method or ("euler" if self.is_flow else "ddpm")
-        allowed = ("euler",) if self.is_flow else ("ddpm", "ddim")
-        require(
-            method in allowed,
-            f"method={method!r}: a process with target={self.target!r} is sampled by {' or '.join(allowed)}",
-        )
+        self._check_method(method)
         if self.is_flow:
             return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.timesteps, shift=self.flow_shift)
         shared = {
@@ -204,10 +245,14 @@ class Process(Options):
             "clip_sample_range": self.clip_sample or 1.0,
             "timestep_spacing": "trailing" if self.zero_terminal_snr else "leading",
         }
-        if method == "ddpm":
+        if (method or self.samplers[0]) == "ddpm":
             return diffusers.DDPMScheduler(variance_type="fixed_small", **shared)
         # Clipping the guessed image but not the guessed noise would leave the deterministic path that DDIM follows
-        return diffusers.DDIMScheduler(**shared | {"clip_sample": False})
+        shared["clip_sample"] = False
+        if self.beta_schedule == "sigmoid":  # diffusers' DDIM does not know it, but takes its variances
+            unscaled = diffusers.DDPMScheduler(**shared | {"rescale_betas_zero_snr": False})
+            shared["trained_betas"] = unscaled.betas.tolist()
+        return diffusers.DDIMScheduler(**shared)
 
 
 def _flow(name: str, config: dict[str, Any]) -> Process:
@@ -231,7 +276,9 @@ def _with_variances(target: Target, alphas_cumprod: PerTimestep, config: dict[st
         "beta_schedule": config.get("beta_schedule"),
         "trained_betas": None if trained is None else tuple(float(beta) for beta in trained),
     }  # fmt: skip
-    named = {key: value for key, value in named.items() if value is not None}
+    ruled = ["beta_start", "beta_end"] if trained is not None or named["beta_schedule"] == "squaredcos_cap_v2" else []
+    idle = [*ruled, *(["beta_schedule"] if trained is not None else [])]  # diffusers writes them all the same
+    named = {key: value for key, value in named.items() if value is not None and key not in idle}
     zero_snr = bool(config.get("rescale_betas_zero_snr", False))
     try:
         process = Process(**options, **named, zero_terminal_snr=zero_snr)

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffinf_lib.artifacts import read_tensor_metadata, read_tensors, tensor_digest, write_tensors
+from diffinf_lib.artifacts import json_digest, read_tensor_metadata, read_tensors, tensor_digest, write_tensors
 from diffinf_lib.configuration import Approximation, BiasRule
 from diffinf_lib.curvature.blocks import Block, curvature_blocks
 from diffinf_lib.curvature.ekfac import LayerCurvature
@@ -78,19 +79,33 @@ class Curvature:
         )
 
     def to(self, device: torch.device | str) -> "Curvature":
-        """The same curvature on another device."""
+        """The same curvature on another device; itself where it is there already."""
+        tensors = [value for layer in self.layers.values() for value in vars(layer).values() if value is not None]
+        if all(tensor.device == torch.device(device) for tensor in tensors):
+            return self
 
         def moved(layer: LayerCurvature) -> LayerCurvature:
             parts: dict[str, Any] = {name: v if v is None else v.to(device) for name, v in vars(layer).items()}
             return LayerCurvature(**parts)
 
-        return replace(self, layers={name: moved(layer) for name, layer in self.layers.items()})
+        there = replace(self, layers={name: moved(layer) for name, layer in self.layers.items()})
+        vars(there).update(
+            {name: value for name, value in vars(self).items() if name == "digest"}
+        )  # not to be taken twice
+        return there
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of all eigenvectors and eigenvalues, whatever the order of the blocks: a file keeps none."""
-        layers = [self.layers[name] for name in sorted(self.layers, key=lambda name: f"{name}/")]
-        return tensor_digest(*(v for layer in layers for v in vars(layer).values() if v is not None))
+        """SHA-256 over all that it is: eigenvectors and eigenvalues by block, what is covered and how the blocks were cut.
+
+        The order of the blocks does not count: a file keeps none.
+        """
+        layers = {
+            name: {field: tensor_digest(value) for field, value in vars(layer).items() if value is not None}
+            for name, layer in self.layers.items()
+        }
+        covered = None if self.covered is None else sorted(self.covered)
+        return json_digest({"layers": layers, "bias": self.bias, "covered": covered})
 
     @property
     def covers(self) -> Covers:

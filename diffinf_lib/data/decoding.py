@@ -28,6 +28,10 @@ class Remark(Enum):
     TRANSPARENT = "had transparency, laid on white"
     TURNED = "were turned as their EXIF orientation says"
     FRAMES = "hold several frames or pages; the first is read"
+    CUT = "are not square; their central square is read"
+    ENLARGED = "are smaller than asked for and were enlarged"
+    GREYED = "are stored in colour, read as grey"
+    COLOURED = "are grey, read as RGB"
     SHALLOW = "have 16 bits a colour in a form that is read with 8; as PNG they are read in full"
 
 

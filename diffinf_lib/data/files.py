@@ -23,6 +23,7 @@ UNREAD_SUFFIXES = (
     *(".heic", ".heif", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
     *(".jxl", ".npy", ".npz", ".mp4", ".zip"),
 )
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".zst", ".rar", ".7z")
 LEFT_BEHIND = ("__macosx", "@eadir", "$recycle.bin", "lost+found")
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test",
          "val": "validation", "valid": "validation", "validation": "validation"}  # fmt: skip
@@ -97,11 +98,11 @@ def _image_file(folder: Path, name: str, parts: dict[tuple[str, ...], str]) -> I
     *above, _ = PurePosixPath(name).parts
     part = next((place for place in parts if tuple(above[: len(place)]) == place), ())
     below = above[len(part) :]
-    class_name = unicodedata.normalize("NFC", readable(below[0])) if below else NO_CLASS
-    return ImageFile(folder / name, readable(name), parts.get(part), class_name)
+    class_name = unicodedata.normalize("NFC", unicode_name(below[0])) if below else NO_CLASS
+    return ImageFile(folder / name, unicode_name(name), parts.get(part), class_name)
 
 
-def readable(name: str) -> str:
+def unicode_name(name: str) -> str:
     """A file's name as text that can be written anywhere: bytes that are not UTF-8 become question marks."""
     return os.fsencode(name).decode("utf-8", "replace")
 
@@ -117,7 +118,7 @@ def _find(folder: Path) -> tuple[list[str], tuple[str, ...]]:
             names.append(name)
         elif suffix in UNREAD_SUFFIXES:
             unread[suffix] += 1
-    shown = first_few([readable(name) for name in sorted(left_behind, key=natural_key)])
+    shown = first_few([unicode_name(name) for name in sorted(left_behind, key=natural_key)])
     notes = [f"hidden or left behind by a system, skipped: {shown}"] if left_behind else []
     notes += [
         f"of a kind that is not read, skipped: {count} {suffix} file(s)" for suffix, count in sorted(unread.items())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffinf_lib.artifacts.files import file_digest
 from diffinf_lib.configuration import DatasetConfig
-from diffinf_lib.data.files import NO_CLASS, FolderFiles, ImageFile, list_images, natural_key, readable
+from diffinf_lib.data.files import ARCHIVES, NO_CLASS, FolderFiles, ImageFile, list_images, unicode_name
 from diffinf_lib.data.images import Dataset, ImageSet
 from diffinf_lib.data.reading import read_images
 from diffinf_lib.data.selection import even_shares, order_by_id, random_order, select, take
@@ -37,7 +37,7 @@ class FolderImages:
 
     Attributes:
         images: with names relative to the folder, ids by content, labels by subfolder.
-        class_names: the subfolders; `all` for images outside any.
+        class_names: the subfolders in plain order, as torchvision counts them; `all` for images outside any.
         notes: what was skipped, turned, laid on white and so on, in plain sentences.
     """
 
@@ -52,7 +52,7 @@ def read_image_folder(
     image_size: int | None = None,
     channels: int | None = None,
 ) -> FolderImages:
-    """Every image below a folder, or every file of a list, in natural order; nothing is held out.
+    """Every image below a folder, in natural order, or every file of a list, as given and once; nothing is held out.
 
     Parts of a split (`train/`, `test/`) are read alike and are no classes.
 
@@ -77,13 +77,20 @@ def _given_files(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
         if os.path.isdir(folder):
             return list_images(folder)
         path = [path]
-    files = [Path(file).expanduser() for file in path]
-    require(bool(files), "images: no files; give a folder of images, or some files", DataError)
-    for file in files:
-        require(os.path.isfile(file), f"{file}: no such {'file' if len(files) > 1 else 'folder or file'}", DataError)
-    common = os.path.commonpath([os.path.abspath(file.parent) for file in files])
-    names = [readable(Path(os.path.relpath(os.path.abspath(file), common)).as_posix()) for file in files]
-    return FolderFiles(tuple(ImageFile(*found, None, NO_CLASS) for found in zip(files, names, strict=True)), ())
+    asked = [Path(os.path.abspath(Path(file).expanduser())) for file in path]
+    require(bool(asked), "images: no files; give a folder of images, or some files", DataError)
+    for file in asked:
+        require(not os.path.isdir(file), f"{file}: that is a folder; give one folder alone, or files", DataError)
+        require(
+            file.suffix.lower() not in ARCHIVES, f"{file}: that is an archive; unpack it and give the folder", DataError
+        )
+        require(os.path.isfile(file), f"{file}: no such {'file' if len(asked) > 1 else 'folder or file'}", DataError)
+    files = list(dict.fromkeys(asked))
+    common = os.path.commonpath([file.parent for file in files])
+    names = [unicode_name(file.relative_to(common).as_posix()) for file in files]
+    twice = [name for file, name in zip(files, names, strict=True) if asked.count(file) > 1]
+    notes = (f"given more than once, kept once: {first_few(twice)}",) if twice else ()
+    return FolderFiles(tuple(ImageFile(*found, None, NO_CLASS) for found in zip(files, names, strict=True)), notes)
 
 
 def image_folder(config: DatasetConfig) -> Dataset:
@@ -196,7 +203,9 @@ def _places(files: Sequence[ImageFile]) -> str:
 
 
 def _class_names(files: Sequence[ImageFile]) -> tuple[str, ...]:
-    return tuple(sorted({file.class_name for file in files}, key=natural_key))
+    """Classes in plain order of their names (`1`, `10`, `2`), as torchvision and datasets count them: the labels of a network
+    that was trained on such a folder."""
+    return tuple(sorted({file.class_name for file in files}))
 
 
 def _of_classes(files: Sequence[ImageFile], config: DatasetConfig) -> tuple[Int[Tensor, "n"], tuple[str, ...]]:
@@ -217,6 +226,8 @@ def _held_out(labels: Int[Tensor, "N"], ids: Ids, config: DatasetConfig) -> Bool
     a class stays for training as long as others can be taken.
     """
     count = len(labels)
+    require(count > 1, f"dataset={config.name}: one image alone, and queries are held out from the images; give two or more",
+            DataError)  # fmt: skip
     size = config.query_size or max(1, round(QUERY_SHARE * count))
     require(size < count, f"query_size={size}: there are {count} images; leave some for training", DataError)
     order = order_by_id(ids, seed=config.seed, what="held-out")

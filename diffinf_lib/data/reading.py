@@ -19,6 +19,7 @@ from torch import Tensor
 from diffinf_lib.data.decoding import Picture, Remark, decode
 from diffinf_lib.data.images import to_unit_range
 from diffinf_lib.errors import DataError, first_few, require
+from diffinf_lib.options import PositiveInt, checked
 from diffinf_lib.shapes import Images
 
 RANGES = (1.0, 255.0, 65535.0)
@@ -49,9 +50,9 @@ def read_images(
     Raises:
         DataError: a file cannot be read, its range is not known, or sizes differ and no `image_size` is given.
     """
-    require(image_size is None or image_size > 0, f"image_size={image_size}: give a positive number")
+    checked("image_size", image_size, PositiveInt | None)
     require(channels in (None, 1, 3), f"channels={channels}: give 1 for grey, or 3 for RGB")
-    found = [_read(path, name, image_size) for path, name in zip(paths, names, strict=True)]
+    found = [_read(path, name, image_size, channels) for path, name in zip(paths, names, strict=True)]
     _check_sizes(found)
     unstated, notes = _unstated_white(found)
     count = channels or max(read.picture.pixels.shape[2] for read in found)
@@ -63,9 +64,17 @@ def read_images(
     return images, (*_remarks(found), *notes)
 
 
-def _read(path: Path, name: str, image_size: int | None) -> _Read:
+def _read(path: Path, name: str, image_size: int | None, channels: int | None) -> _Read:
     picture = decode(path)
+    height, width, own = picture.pixels.shape
     low, high = float(picture.pixels.min()), float(picture.pixels.max())
+    remarks = {
+        Remark.GREYED: own > (channels or own),
+        Remark.COLOURED: own < (channels or own),
+        Remark.CUT: image_size is not None and height != width,
+        Remark.ENLARGED: image_size is not None and min(height, width) < image_size,
+    }
+    picture = picture._replace(remarks=picture.remarks | {remark for remark, holds in remarks.items() if holds})
     if image_size is not None:
         picture = picture._replace(pixels=_square(picture.pixels, image_size))
     return _Read(name, picture, low, high)

@@ -4,10 +4,13 @@ A network alone does not say whether it predicts the noise, the image or a veloc
 on one whose meaning was not read. `load_model` reads both from a folder or a hub.
 """
 
+import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,11 +32,12 @@ class Denoiser(nn.Module):
     """A network and its process; called as `model(noisy, timesteps, **conditions)`, it gives the output `[B, C, H, W]`.
 
     Args:
-        network: a diffusers `UNet2DModel`, or any module called as `network(x_t, time)` that returns a tensor, or an object
-            with the tensor as `.sample`; in half precision, a copy in float32 is taken (see `in_full_precision`). If it
-            returns twice the channels, a variance is predicted beside the target (Nichol & Dhariwal 2021): the first half is
-            the output, the other is left alone.
-        process: a `Process`, or the diffusers scheduler that describes it.
+        network: a diffusers `UNet2DModel`, or any module called as `network(x_t, time)` that returns a tensor, the only one of
+            a tuple, or an object with the tensor as `.sample`; in half precision, a copy in float32 is taken (see
+            `in_full_precision`). If it returns twice the channels, a variance is predicted beside the target (Nichol &
+            Dhariwal 2021): the first half is the output, the other is left alone.
+        process: a `Process`, or the diffusers scheduler that describes it; there is no default, for a network does not show
+            what it was trained to predict.
         classes: number of classes that a network of one's own is told apart by (`class_labels`); diffusers' say it themselves.
         no_class: the label that stands for no class, where the network was trained to do without (classifier-free guidance,
             Ho & Salimans 2022); draws with `drop_condition` tell it so.
@@ -42,7 +46,7 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        process: Process | Any = Process(),
+        process: Process | Any,
         *,
         classes: int | None = None,
         no_class: int | None = None,
@@ -57,6 +61,9 @@ class Denoiser(nn.Module):
         self.network, self.process = in_full_precision(network), Process.of(process)
         self.classes = _classes(network) if classes is None else classes
         self.no_class = no_class
+        require(
+            no_class is None or self.classes > 0, f"no_class={no_class}: this network is not told classes; leave it out"
+        )
         rows = self.classes + ("num_embeds_ada_norm" in _config(network))  # a DiT keeps one more, for no class
         require(no_class is None or 0 <= no_class < rows, f"no_class={no_class}: give a label from 0 to {rows - 1}, one that "
                 f"the network has a row for")  # fmt: skip
@@ -64,12 +71,20 @@ class Denoiser(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.network.parameters()).device
+        return self._like.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights."""
-        return next(self.network.parameters()).dtype
+        return self._like.dtype
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the network's own: its first parameter, else a buffer; a network without any is of float32 on the CPU."""
+        own = chain(
+            self.network.parameters(), (buffer for buffer in self.network.buffers() if buffer.is_floating_point())
+        )
+        return next(own, torch.empty(0, dtype=torch.float32, device="cpu"))
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -99,14 +114,24 @@ class Denoiser(nn.Module):
         """The output in states `noisy`, the time as the network knows it, between timesteps as well.
 
         Raises:
-            ConfigurationError: a condition is missing, or the output is not shaped as the states.
+            ConfigurationError: a condition is missing, the network does not take such states, or the output is not shaped as
+                they are.
         """
         for name in self.needs:
             require(name in conditions, f"{name}: the network is told the class of each image; give images with labels")
-        found = self.network(noisy, times, **{name: conditions[name] for name in self.needs})
-        output = found if isinstance(found, Tensor) else found.sample
-        channels = noisy.shape[1]
-        fits = (output.shape[0], *output.shape[2:]) == (noisy.shape[0], *noisy.shape[2:])
+        channels, taken = noisy.shape[1], _config(self.network).get("in_channels")
+        require(taken in (None, channels), f"images of {tuple(noisy.shape[1:])}: they have {channels} channel(s), the network "
+                f"takes {taken}; give images as it was trained on")  # fmt: skip
+        told = {name: conditions[name] for name in self.needs}
+        try:
+            found = self.network(noisy, times, **told)
+        except (RuntimeError, ValueError, TypeError) as error:
+            line = _why_not_taken(self.network, noisy, told, error)
+            if line is None:
+                raise
+            raise ConfigurationError(line) from error
+        output = _output(self.network, found)
+        fits = output.ndim == noisy.ndim and (output.shape[0], *output.shape[2:]) == (noisy.shape[0], *noisy.shape[2:])
         require(fits and output.shape[1] in (channels, 2 * channels), f"{type(self.network).__name__}: its output is "
                 f"{tuple(output.shape)} for states {tuple(noisy.shape)}; it needs as many channels, or twice as many with a "
                 "learned variance")  # fmt: skip
@@ -115,6 +140,39 @@ class Denoiser(nn.Module):
     def predict(self, batch: DrawBatch) -> ImageBatch:
         """The output at each draw of a batch."""
         return self(batch.state, batch.timesteps, **(batch.conditions or {}))
+
+
+_ABOUT_SHAPES = re.compile(r"\b(sizes?|shapes?|channels?|dim\w*|divisible)\b", re.IGNORECASE)
+"""What torch and diffusers speak of where a tensor does not fit."""
+
+
+def _why_not_taken(network: nn.Module, noisy: ImageBatch, told: Conditions, error: Exception) -> str | None:
+    """In a line why a network failed, if it cannot be called so or cannot take such states; None for reasons of its own."""
+    name, reason = type(network).__name__, " ".join(str(error).split())[:200].rstrip(".")
+    try:
+        inspect.signature(network.forward).bind(noisy, noisy, **told)
+    except TypeError as unbound:
+        words = ", ".join(["state", "time", *(f"{key}=" for key in told)])
+        return f"{name}: it is called as network({words}), which its forward does not take ({unbound}); give a module that does"
+    if isinstance(error, (TypeError, torch.OutOfMemoryError)) or not _ABOUT_SHAPES.search(reason):
+        return None
+    config = _config(network)
+    built = [f"{key}={config[key]}" for key in ("in_channels", "sample_size") if key in config]
+    made_for = f" (built with {', '.join(built)})" if built else ""
+    return (f"images of {tuple(noisy.shape[1:])}: {name} does not take them{made_for}: {reason}; give images as it was trained "
+            "on")  # fmt: skip
+
+
+def _output(network: nn.Module, found: Any) -> Tensor:
+    """The tensor of what a network returned: itself, the only one of a tuple, or its `.sample`."""
+    if isinstance(found, tuple) and len(found) == 1:
+        (found,) = found
+    output = found if isinstance(found, Tensor) else getattr(found, "sample", None)
+    if isinstance(output, Tensor):
+        return output
+    what = f"a tuple of {len(found)}" if isinstance(found, tuple) else f"a {type(found).__name__}"
+    raise ConfigurationError(f"{type(network).__name__}: it returned {what}, which does not say what the prediction is; let it "
+                             "return the tensor alone, or an object with the tensor as .sample")  # fmt: skip
 
 
 def _config(network: nn.Module) -> Mapping[str, Any]:

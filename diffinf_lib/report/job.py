@@ -25,7 +25,6 @@ from diffinf_lib.artifacts import (
     read_json,
     read_tensors,
     stage,
-    tensor_digest,
     write_json,
     write_tensors,
 )  # fmt: skip
@@ -34,9 +33,11 @@ from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementCo
 from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.data import ImageSet, read_image_folder
 from diffinf_lib.data.files import NO_CLASS
-from diffinf_lib.diffusion import Denoiser
+from diffinf_lib.devices import usable_device
+from diffinf_lib.diffusion import Denoiser, require_denoiser
 from diffinf_lib.errors import ArtifactError, DataError, first_few, require
 from diffinf_lib.loading import load_model
+from diffinf_lib.options import PositiveInt, checked
 from diffinf_lib.pictures import picture
 from diffinf_lib.planner.plan import readable_time
 from diffinf_lib.report.findings import Likeness, compare, find_copies, find_label_doubts, find_unusual
@@ -54,6 +55,7 @@ from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageShape, PerExample
 
 CONFIG = "config.json"
+FILES = ("index.html", "scores.csv", "scores.npz", "findings.csv")
 CHECKPOINT_SECONDS = 10.0
 
 
@@ -85,6 +87,8 @@ def attribute(
     Args:
         model: a pipeline folder, a network folder, a hub id, or a model from `load_model`.
         images: folder of the images that the model was trained on, or a list of files; all of them are training images.
+            Subfolders are classes, counted in plain order of their names (1, 10, 2), as torchvision and datasets do; the page
+            of a network that is told classes states the order.
         queries: folder, file or files to explain.
         out: folder of the report.
         generate: explain so many samples of the model instead of files.
@@ -106,9 +110,9 @@ def attribute(
         DataError: a folder or file that is missing or cannot be read.
         ArtifactError: `out` holds a report of other options, and `force` is not given; or a model that cannot be read.
     """
-    asked, folder = check_sources(images, queries, generate, out), Path(out).expanduser()
-    device = _device(device)
-    network = (model if isinstance(model, Denoiser) else load_model(model)).to(device)
+    asked, folder = check_sources(model, images, queries, generate, out), Path(out).expanduser()
+    device = usable_device(device)
+    network = (load_model(model) if isinstance(model, Source) else require_denoiser(model)).to(device)
     shape = image_shape(network, image_size)
     train = _read(images, shape)
     options = options_for(
@@ -120,20 +124,14 @@ def attribute(
         seed=seed,
         generate=generate,
     )
-    require(len(train.names) > 1, f"images={images}: {len(train.names)} image; give two or more, to compare", DataError)
+    require(len(train) > 1, f"images: there is one alone, {train.names[0]}; give two or more, to compare", DataError)
     named = None if asked is None else _read(asked, shape)
     named = None if named is None else _of_same_classes(named, train)
     _check_classes(network, train, named)
     folder = ensure_writable(folder)
     job = _Job(network, shape, train, named, options, folder, device, force, progress)
     with FileLock(folder / f".{CONFIG}.lock"):
-        return job.run(described=model if isinstance(model, (str, Path)) else type(model).__name__, images=images)
-
-
-def _device(device: str | None) -> str:
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    require(chosen == "cpu" or torch.cuda.is_available(), f"device={chosen!r}: there is no GPU here; give 'cpu'")
-    return chosen
+        return job.run(described=model if isinstance(model, Source) else type(network.network).__name__, images=images)
 
 
 def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
@@ -142,6 +140,7 @@ def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
     Raises:
         ConfigurationError: its configuration names no size, and none is given.
     """
+    checked("image_size", image_size, PositiveInt | None)
     config: Any = getattr(model.network, "config", {})
     size = config.get("sample_size") if image_size is None else image_size
     require(
@@ -149,7 +148,6 @@ def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
     )
     sides = (size, size) if isinstance(size, int) else tuple(size)
     require(sides[0] == sides[1], f"sample_size={size}: images are read as squares; give image_size (--image-size)")
-    require(sides[0] > 0, f"image_size={size}: give a positive number")
     multiple = 2 ** (len(config.get("block_out_channels", (0,))) - 1)
     require(sides[0] % multiple == 0, f"image_size={sides[0]}: the network takes multiples of {multiple}")
     channels = config.get("in_channels", 3)
@@ -205,6 +203,8 @@ class _Job:
 
     def run(self, described: object, images: object) -> Report:
         """All stages, and the files for people."""
+        for note in dict.fromkeys((*self.train.notes, *(self.queries.notes if self.queries else ()))):
+            self.say(f"note: {note}")
         record, sizes, planned = self.begun()
         if self.queries is None:
             self.queries = self.generated()
@@ -215,10 +215,8 @@ class _Job:
         said = write_tables(report, self.folder)
         with atomic_write(report.page) as temporary:
             temporary.write_text(render(report), encoding="utf-8")
-        files = {
-            name: file_digest(self.folder / name) for name in ("index.html", "scores.csv", "scores.npz", "findings.csv")
-        }
-        write_json(self.folder / "manifest.json", made | said | {"files": files})
+        files = {name: file_digest(self.folder / name) for name in FILES}
+        write_json(self.folder / MANIFEST, made | said | {"files": files})
         return report
 
     def say(self, text: str) -> None:
@@ -230,8 +228,8 @@ class _Job:
 
     def record(self) -> dict[str, Any]:
         """Everything that scores depend on."""
-        asked = None if self.queries is None else _digest(self.queries.images)
-        model, images = _short(self.model), _digest(self.train.images)
+        asked = None if self.queries is None else _counted_digest(self.queries.images)
+        model, images = _short(self.model), _counted_digest(self.train.images)
         return plain({"model": model, "images": images, "queries": asked, "options": self.options})  # type: ignore[no-any-return]
 
     def begun(self) -> tuple[dict[str, Any], Sizes, dict[str, float]]:
@@ -240,14 +238,19 @@ class _Job:
         found = read_json(path) if path.exists() else None
         ours = found is None or (isinstance(found, dict) and {"asked", "sizes", "planned"} <= found.keys())
         require(ours, f"out={self.folder}: its {CONFIG} is not a report's; give another folder", ArtifactError)
-        if found is not None and found["asked"] != record:
-            if not self.force:
-                check_same(found["asked"], record, self.folder)
-            self._discard(found["asked"], record)
-            found = found if _base(found["asked"]) == _base(record) else None
+        others = [name for name in (*FILES, MANIFEST) if found is None and (self.folder / name).exists()]
+        require(not others, f"out={self.folder}: it holds {first_few(others)} of something else; give another folder",
+                ArtifactError)  # fmt: skip
+        before = record if found is None else found["asked"]
+        changed = before != record
+        if changed and not self.force:
+            check_same(before, record, self.folder)
+        kept = found if _base(before) == _base(record) else None
         plan = JobPlan(self.model, self.shape, len(self.train), self._query_count(), self.options, self.device)
-        sizes = plan.sizes(self.folder) if found is None else Sizes(**found["sizes"])
-        planned = {} if found is None else found["planned"]
+        sizes = self._sizes(plan, kept, changed)
+        if changed:
+            self._discard(before, record)
+        planned = found["planned"] if found is not None and not changed else {}
         if self.progress and not (self.folder / "scores" / "manifest.json").exists():
             estimate = plan.estimate(sizes)
             self.say(f"{counted(len(self.train), 'training image')}, {counted(self._query_count(), 'query', 'queries')}: "
@@ -255,6 +258,13 @@ class _Job:
             planned = {stage.name: round(stage.seconds, 3) for stage in estimate.stages}
         write_json(path, {"asked": record, "sizes": as_record(sizes), "planned": planned})
         return record, sizes, planned
+
+    def _sizes(self, plan: JobPlan, kept: dict[str, Any] | None, changed: bool) -> Sizes:
+        """What fits here; what the curvature and the training gradients that are there were made with stays."""
+        if kept is None:
+            return plan.sizes(self.folder)
+        sizes = Sizes(**kept["sizes"])
+        return replace(sizes, pack_queries=plan.sizes(self.folder).pack_queries) if changed else sizes
 
     def _query_count(self) -> int:
         return self.options.generate if self.queries is None else len(self.queries)
@@ -337,10 +347,19 @@ class _Job:
                 measured[name] = read_json(self.folder / folder / "manifest.json")["measured"]["wall_seconds"]
         inside = sum(measured.get(name, 0.0) for name in ("query gradients", "train gradients"))
         measured["scores"] = round(max(0.0, measured["scores"] - inside), 3)
+        notes = [*self.train.notes, *(self.queries.notes if self.queries else ())]
         return {
             "asked": record, "digest": json_digest(record), "sizes": as_record(sizes), "planned_seconds": planned,
-            "measured_seconds": measured, "environment": environment(), "notes": [*self.train.notes],
+            "measured_seconds": measured, "environment": environment(), "notes": notes,
+            "classes": [*self.train.class_names],
         }  # fmt: skip
+
+    def _classes_in_order(self) -> dict[str, str]:
+        """Which folder is which class of a network that is told classes: whoever trained it may have counted otherwise."""
+        if not self.model.needs:
+            return {}
+        counted_names = [f"{label} {name}" for label, name in enumerate(self.train.class_names)]
+        return {"classes as the network counts them": first_few(counted_names, 50)}
 
     def summary(self, made: dict[str, Any]) -> dict[str, str]:
         """The same for the foot of the page, in words."""
@@ -353,6 +372,7 @@ class _Job:
         curvature, planned = options.curvature, sum(made["planned_seconds"].values())
         return {
             "images as read": f"{self.shape[1]} × {self.shape[2]} pixels, {counted(self.shape[0], 'channel')}",
+            **self._classes_in_order(),
             "curvature": f"{curvature.approximation} of GGN^{curvature.partition}, {curvature.draws.count} draws an image",
             "training gradients": rule,
             "query gradients": f"of {options.measurement.label}, {options.measurement.draws.count} draws",
@@ -365,8 +385,8 @@ class _Job:
         }
 
 
-def _digest(images: ImageSet) -> dict[str, Any]:
-    return {"count": len(images), "digest": tensor_digest(images.images, images.labels, images.ids)[:16]}
+def _counted_digest(images: ImageSet) -> dict[str, Any]:
+    return {"count": len(images), "digest": images.digest[:16]}
 
 
 def _short(model: Denoiser) -> dict[str, Any]:

@@ -5,7 +5,7 @@ signal for each training gradient. Draws of the curvature are spread over the tr
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from diffinf_lib.configuration import (
@@ -18,6 +18,7 @@ from diffinf_lib.configuration import (
     check_dampings,
 )
 from diffinf_lib.errors import require
+from diffinf_lib.options import NonNegativeFloat, checked
 
 CURVATURE_DRAWS = 9_000
 """Draws of all training images together for the curvature; the digits of the book take as many."""
@@ -72,7 +73,11 @@ def options_for(
         if isinstance(draws, DrawConfig)
         else DrawConfig(64 if draws is None else draws, timesteps="signal", shared=True)
     )
-    return Options(tuple(check_dampings(damping)), rule, curvature or curvature_for(count), measurement, seed, generate)
+    several = isinstance(damping, Iterable) and not isinstance(damping, str)
+    dampings = [checked("damping", value, NonNegativeFloat) for value in (damping if several else [damping])]  # type: ignore[union-attr]
+    return Options(
+        tuple(check_dampings(dampings)), rule, curvature or curvature_for(count), measurement, seed, generate
+    )
 
 
 def curvature_for(count: int) -> CurvatureConfig:

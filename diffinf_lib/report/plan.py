@@ -56,8 +56,8 @@ class Sizes:
 
 def free_memory(device: str) -> float:
     """Bytes that can be had now: the device's, or what the system counts as available; infinite where nothing says so."""
-    if device != "cpu":
-        return float(torch.cuda.mem_get_info()[0])
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -88,7 +88,7 @@ class JobPlan:
     """
 
     def __init__(self, network: Denoiser, shape: ImageShape, train: int, queries: int, options: Options, device: str):
-        self.count = NetworkCount(network, options.curvature, shape)
+        self.count, self.shape = NetworkCount(network, options.curvature, shape), shape
         self.network, self.options, self.device = network, options, device
         self.train, self.queries = train, queries
         self.workspace = CPU_WORKSPACE if device == "cpu" else 1.0
@@ -99,6 +99,7 @@ class JobPlan:
         Raises:
             ConfigurationError: not even the smallest way fits on the disk.
         """
+        self._check_draws()
         count, entries = self.count, FLOAT * self.count.entries
         memory = MEMORY_SHARE * max(0.0, free_memory(self.device) - FLOAT * (count.factor_entries + 2 * count.entries))
         free = shutil.disk_usage(folder).free
@@ -114,6 +115,14 @@ class JobPlan:
         require(needed < free, f"out={folder}: {readable_bytes(needed)} are needed there, {readable_bytes(free)} are free; "
                 "give a folder on a larger disk")  # fmt: skip
         return sizes
+
+    def _check_draws(self) -> None:
+        """Refuse more draws than the noise of one image leaves memory for: it is drawn at once."""
+        options, memory = self.options, free_memory("cpu")
+        draws = max(options.draws.count, options.curvature.draws.count, options.measurement.draws.count)
+        held = 2 * FLOAT * draws * math.prod(self.shape)
+        require(held < memory, f"draws={draws}: the noise of one image takes {readable_bytes(held)} of memory, "
+                f"{readable_bytes(memory)} are free; give fewer")  # fmt: skip
 
     def estimate(self, sizes: Sizes) -> Plan:
         """FLOPs, seconds, disk and memory of every stage; measures this machine for a few seconds."""

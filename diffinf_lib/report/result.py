@@ -114,7 +114,8 @@ class Report:
 
     def __str__(self) -> str:
         found = self.findings
-        classes = f" of {counted(len(self.train.class_names), 'class', 'classes')}" if self.train.class_names else ""
+        count = len(self.train.class_names)
+        classes = f" of {counted(count, 'class', 'classes')}" if count > 1 else ""
         lines = [
             f"{counted(len(self.queries), 'query', 'queries')}, {counted(len(self.train), 'training image')}{classes}",
             f"to look at: {counted(len(found.copies), 'group')} of copies, {counted(len(found.flagged), 'unusual image')}, "

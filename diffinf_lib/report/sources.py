@@ -1,37 +1,56 @@
 """Sources: where images come from and a report goes, checked before anything is loaded."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from diffinf_lib.errors import DataError, require
+from diffinf_lib.options import WholeNumber, checked
 
 Source = str | Path
 
 
 def check_sources(
-    images: Source | Sequence[Source], queries: Source | Sequence[Source] | None, generate: int, out: Source
+    model: Source | Any,
+    images: Source | Sequence[Source],
+    queries: Source | Sequence[Source] | None,
+    generate: int,
+    out: Source,
 ) -> Source | list[Source] | None:
     """Refuse what is not there; the queries, or None where they are to be generated.
 
     Raises:
-        ConfigurationError: neither queries nor a number to generate, or both; or `out` lies inside a folder of images.
+        ConfigurationError: something that is no path, neither queries nor a number to generate, or both; `out` lies inside a
+            folder of images, or is the model's.
         DataError: a folder or file is not there.
     """
-    asked = _listed(queries or [])
-    require(str(out) != "", "out='': give a folder, . for the current directory")
-    require(generate >= 0, f"generate={generate}: give a positive number")
+    trained, asked = _listed("images", images), [] if queries is None else _listed("queries", queries)
+    require(isinstance(out, Source) and str(out) != "", f"out={out!r}: give a folder, . for the current directory")
+    checked("generate", generate, WholeNumber)
     require(bool(asked) != bool(generate), "queries: give a folder or files to explain, or generate=16 (--generate 16) for "
             "samples of the model; one of the two")  # fmt: skip
-    for what, sources in (("images", _listed(images)), ("queries", asked)):
+    for what, sources in (("images", trained), ("queries", asked)):
         for source in sources:
-            there = str(source) != "" and Path(source).expanduser().exists()
+            there = str(source) != "" and os.path.exists(Path(source).expanduser())
             require(there, f"{what}={source}: there is no such folder or file", DataError)
             _check_apart(Path(out), source)
+    if isinstance(model, Source):
+        same = Path(model).expanduser().resolve() == Path(out).expanduser().resolve()
+        require(
+            not same,
+            f"out={out}: that is the model's folder, and the report's files would spoil it; give another folder",
+        )
     return asked[0] if len(asked) == 1 else asked or None
 
 
-def _listed(sources: Source | Sequence[Source]) -> list[Source]:
-    return [sources] if isinstance(sources, (str, Path)) else list(sources)
+def _listed(what: str, sources: Source | Sequence[Source]) -> list[Source]:
+    """The paths that were given, one or several."""
+    found = [sources] if isinstance(sources, Source) or not isinstance(sources, Sequence) else list(sources)
+    for source in found:
+        require(isinstance(source, Source), f"{what}: a {type(source).__name__} is no path; give a folder or files, or score "
+                "tensors with di.fit_curvature and di.influence")  # fmt: skip
+    return found
 
 
 def _check_apart(out: Path, source: Source) -> None:

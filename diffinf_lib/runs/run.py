@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from filelock import FileLock
 
 from diffinf_lib.artifacts import (
@@ -21,6 +20,7 @@ from diffinf_lib.artifacts import (
 )
 from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import Dataset, ImageSet, load_dataset
+from diffinf_lib.devices import usable_device
 from diffinf_lib.errors import require
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import Preset
@@ -145,15 +145,14 @@ def open_run(
     """
     folder = ensure_writable(run_folder(preset.name, folder))
     configuration = plain({"preset": configuration_of(preset), "seed": seed})
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    require(device == "cpu" or torch.cuda.is_available(), f"device={device!r}: there is no GPU here; give 'cpu'")
-    run, config_file = Run(preset, folder, seed, device, progress), folder / CONFIG
+    run, config_file = Run(preset, folder, seed, usable_device(device), progress), folder / CONFIG
     with FileLock(folder / f".{CONFIG}.lock"):  # compared and written at once
         found = read_json(config_file) if config_file.exists() and not force else None
         if found != configuration:
             if found is not None and _has_stages(folder):
                 check_same(found, configuration, folder)
             _check_network(run)  # before anything is written
+            preset.process.check_sampler(preset.sampling.method, preset.sampling.steps)
             write_json(config_file, configuration)
     return run
 

@@ -267,7 +267,7 @@ class FromJacobians(torch.nn.Module):
 
 
 def library_ggn(jacobians):
-    model = di.Denoiser(FromJacobians(jacobians)).double()
+    model = di.Denoiser(FromJacobians(jacobians), di.Process()).double()
     draws, outputs, _ = jacobians.shape
     nothing, one = torch.zeros(draws, 1, outputs, 1).double(), torch.ones(draws)
     batch = DrawBatch(nothing, torch.arange(draws), nothing, torch.arange(draws), one.long(), one, nothing, nothing)

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 
 import diffinf_lib as di
 from diffinf_lib.attribution import iterative
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation, MeasurementConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation, MeasurementConfig, Process
 from diffinf_lib.curvature import (
     Curvature,
     curvature_layers,
@@ -96,7 +96,7 @@ def lora_unet():
     model = tiny_unet(attention=True)
     config = peft.LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "conv1"], init_lora_weights=False)
     torch.manual_seed(0)
-    return Denoiser(peft.inject_adapter_in_model(config, model.network)).double().eval()
+    return Denoiser(peft.inject_adapter_in_model(config, model.network), Process()).double().eval()
 
 
 CASES = [(half_frozen_unet, 4), (lora_unet, 4)]
@@ -282,7 +282,7 @@ class WithClasses(nn.Module):
 
 
 def test_an_embedding_is_left_out_and_named_once(recwarn):
-    model, train = Denoiser(WithClasses()).double(), images(3, 4)
+    model, train = Denoiser(WithClasses(), Process()).double(), images(3, 4)
     curvature = fit_curvature(model, train, CurvatureConfig(draws=DRAWS))
     di.influence(model, curvature, train, train, measurement=MEASUREMENT, draws=DRAWS, damping=1e-3)
     said = [str(warning.message) for warning in recwarn if "embeddings are left out" in str(warning.message)]
@@ -315,7 +315,7 @@ def test_a_weight_shared_with_what_is_not_covered_is_refused():
     network = WithClasses()
     network.conv = nn.Linear(16, 3)
     network.classes.weight = network.conv.weight
-    model = Denoiser(network)
+    model = Denoiser(network, Process())
     with pytest.raises(ConfigurationError, match=r"layer (conv|classes): shares a parameter with layer (conv|classes)"):
         curvature_layers(model)
 
@@ -358,13 +358,13 @@ class PadsItself(nn.Conv2d):
 @pytest.mark.parametrize("fit", [fit_curvature, fit_with_curvlinops])
 def test_a_weight_that_acts_otherwise_than_hooks_see_is_refused(layer, function, fit):
     with pytest.raises(ConfigurationError, match="layer layer: its weight is used elsewhere too, or not as a plain"):
-        fit(Denoiser(Uses(layer, function)).double(), images(2, 4), CurvatureConfig(draws=DRAWS))
+        fit(Denoiser(Uses(layer, function), Process()).double(), images(2, 4), CurvatureConfig(draws=DRAWS))
 
 
 def test_a_gradient_that_is_zero_but_for_rounding_is_not_taken_for_another_use():
     """A bias before a normalisation of each channel has no gradient; float32 leaves rounding of it."""
     layer = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.GroupNorm(2, 2), nn.Conv2d(2, 1, 1))
-    model = Denoiser(Uses(layer, lambda layer, x: layer(x)))
+    model = Denoiser(Uses(layer, lambda layer, x: layer(x)), Process())
     model.network.layer[0].weight.requires_grad_(False)
     fit_curvature(model, images(2, 4), CurvatureConfig(draws=DRAWS))
 
@@ -374,7 +374,7 @@ def test_reparametrised_layers_are_refused_until_frozen(wrap):
     """Frozen, they are part of the network like any other; their plain bias may still be covered."""
     torch.manual_seed(0)
     layers = nn.Sequential(wrap(nn.Conv2d(1, 2, 3, padding=1)), nn.Conv2d(2, 1, 1)).double()
-    model = Denoiser(Uses(layers, lambda layer, x: layer(x)))
+    model = Denoiser(Uses(layers, lambda layer, x: layer(x)), Process())
     with pytest.raises(ConfigurationError, match=r"layer layer.0.*has trainable parameters \((original|weight_g)"):
         curvature_layers(model)
     train, queries = images(3, 4), images(2, 4, seed=1)
@@ -418,7 +418,7 @@ class WithUnusedHead(nn.Module):
 
 def test_a_layer_that_does_not_reach_the_output_has_no_part_in_scores():
     torch.manual_seed(0)
-    model, train = Denoiser(WithUnusedHead()).double(), images(3, 4)
+    model, train = Denoiser(WithUnusedHead(), Process()).double(), images(3, 4)
     curvature = fit_curvature(model, train, CurvatureConfig(draws=DRAWS))
     gradients = gradients_of(model, curvature, train, Expectation(DrawConfig(12))).whole()
     assert not bool(gradients["unused"].any()) and bool(gradients["used"].any())

@@ -13,7 +13,7 @@ from cases import (
 )
 from torch import nn
 
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Process
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.curvature.curvlinops_backend import fit_with_curvlinops
 from diffinf_lib.curvature.exact import dense_empirical_fisher, dense_ggn, layer_slices
@@ -139,10 +139,10 @@ def test_layers_that_it_would_get_wrong_are_refused_by_name(options, message):
     model = OneConvolution(padding=1)
     model.conv = nn.Conv2d(1, 1, **({"kernel_size": 3} | options))
     with pytest.raises(ConfigurationError, match=message):
-        fit_with_curvlinops(Denoiser(model.double()), images(2, 4), by_definition(DRAWS))
+        fit_with_curvlinops(Denoiser(model.double(), Process()), images(2, 4), by_definition(DRAWS))
 
 
 def test_groups_are_refused_by_name():
-    model = Denoiser(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1, groups=2)))
+    model = Denoiser(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1, groups=2)), Process())
     with pytest.raises(ConfigurationError, match="layer 1: groups=2, which curvlinops averages over"):
         fit_with_curvlinops(model, images(2, 4), by_definition(DRAWS))

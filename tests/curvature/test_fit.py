@@ -143,3 +143,27 @@ def test_kfac_only_has_no_corrected_eigenvalues(tmp_path):
     assert back.digest == curvature.digest
     with pytest.raises(ConfigurationError, match="fitted as 'kfac'"):
         back.layers["down"].eigenvalues("ekfac")
+
+
+def test_a_digest_names_all_that_a_curvature_is(tmp_path, monkeypatch):
+    """Blocks by name, what is covered and how the blocks were cut, not the order of the blocks; hashed once."""
+    curvature = fit_curvature(conv_denoiser(), images(2, 4), CurvatureConfig(draws=DrawConfig(2)))
+    (first, one), (second, other) = curvature.layers.items()
+    turned = replace(curvature, layers={second: other, first: one})
+    assert turned.digest == curvature.digest
+    renamed = {f"{name}2": layer for name, layer in curvature.layers.items()}
+    changed = [
+        replace(curvature, layers=renamed),
+        replace(curvature, layers={first: one}),
+        replace(curvature, layers={first: one, second: replace(other, corrected_eigenvalues=other.kfac_eigenvalues)}),
+        replace(curvature, layers={first: one, second: replace(other, kfac_eigenvalues=None)}),
+        replace(curvature, bias="separate"),
+        replace(curvature, covered=curvature.covered[:1]),
+        replace(curvature, covered=None),
+    ]
+    assert len({curvature.digest, *(different.digest for different in changed)}) == 1 + len(changed)
+    curvature.save(tmp_path / "curvature.safetensors")
+    assert Curvature.load(tmp_path / "curvature.safetensors").digest == curvature.digest
+    monkeypatch.setattr("diffinf_lib.curvature.fitted.tensor_digest", None)
+    assert curvature.to("cpu") is curvature
+    assert curvature.to("meta").digest == curvature.digest

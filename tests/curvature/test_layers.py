@@ -3,7 +3,7 @@ import torch
 from cases import conv_denoiser, draw_batch, images, linear_denoiser, tiny_unet
 from torch import nn
 
-from diffinf_lib.configuration import DrawConfig
+from diffinf_lib.configuration import DrawConfig, Process
 from diffinf_lib.curvature import ForwardPass, curvature_layers
 from diffinf_lib.curvature.layers import gradient_matrices, layer_parameters
 from diffinf_lib.diffusion import Denoiser
@@ -48,7 +48,7 @@ class Wrapper(nn.Module):
 
 
 def refused(network, message):
-    model, batch = Denoiser(network), draw_batch(images(1, 4), DrawConfig(2), stage="x")
+    model, batch = Denoiser(network, Process()), draw_batch(images(1, 4), DrawConfig(2), stage="x")
     with pytest.raises(ConfigurationError, match=message):
         ForwardPass(model, curvature_layers(model), batch).pull_back(batch.noise)
 
@@ -78,4 +78,4 @@ def test_gradients_that_are_not_finite_are_named():
 def test_a_frozen_layer_of_another_kind_is_left_out():
     model = Wrapper(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1)), lambda layer, x: layer(x))
     model.layer[1].requires_grad_(False)
-    assert list(curvature_layers(Denoiser(model))) == ["layer.0"]
+    assert list(curvature_layers(Denoiser(model, Process()))) == ["layer.0"]

@@ -16,7 +16,7 @@ from cases import (
 from torch import nn
 
 from diffinf_lib.attribution import influence
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Process
 from diffinf_lib.curvature import curvature_blocks, fit, fit_curvature
 from diffinf_lib.curvature.exact import dense_ggn, layer_slices
 from diffinf_lib.curvature.labels import KeyedRandomness
@@ -43,7 +43,7 @@ class GroupedDenoiser(nn.Module):
 
 def grouped_denoiser():
     torch.manual_seed(0)
-    return Denoiser(GroupedDenoiser()).double()
+    return Denoiser(GroupedDenoiser(), Process()).double()
 
 
 def draw_gradients(model, data, draws):

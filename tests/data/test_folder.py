@@ -304,3 +304,19 @@ def test_a_ground_truth_keeps_the_names_of_its_queries(split_folder, tmp_path):
               "held-out/measured/loss": np.arange(6.0).reshape(1, 1, 6), "held-out/full/loss": np.zeros(6)}  # fmt: skip
     write_bundle("g", arrays | queries.identifiers("held-out/"), {}, {}, root=tmp_path)
     assert di.load_ground_truth("g", root=tmp_path).queries.names == queries.names
+
+
+@pytest.mark.parametrize("classes", [(), ("cat", "cat"), (1, "1")])
+def test_classes_are_given_each_once(classes):
+    for name in ("digits", "folder:."):
+        with pytest.raises(di.DiffinfError, match="give one or more, each once, or None for all"):
+            di.DatasetConfig(name, classes=classes)
+
+
+def test_one_image_alone_has_nothing_to_be_held_out_from(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "only.png")
+    with pytest.raises(di.DiffinfError, match="one image alone, and queries are held out"):
+        di.load_dataset(f"folder:{tmp_path}")
+    for given in (tmp_path, None):
+        with pytest.raises(di.DiffinfError, match="^dataset=.*: give one of digits, .*or a DatasetConfig"):
+            di.load_dataset(given)

@@ -1,4 +1,5 @@
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, example_draws, per_draw_loss
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.measurements import measure
+from diffinf_lib.sampling import sample
 
 
 class Scaled(torch.nn.Module):
@@ -128,14 +130,14 @@ def test_an_output_of_another_shape_is_refused():
         network = torch.nn.Conv2d(3, channels, 1)
         network.forward = lambda noisy, timesteps, of=network: torch.nn.Conv2d.forward(of, noisy)
         with pytest.raises(ConfigurationError, match=rf"Conv2d: its output is .*{channels}, 2, 2\) for states"):
-            measure(Denoiser(network), images)
+            measure(Denoiser(network, Process()), images)
 
 
 def test_of_a_learned_variance_the_mean_is_the_output():
     network = torch.nn.Conv2d(3, 6, 1)
     network.forward = lambda noisy, timesteps: torch.nn.Conv2d.forward(network, noisy)
     noisy = torch.randn(2, 3, 2, 2)
-    assert torch.equal(Denoiser(network)(noisy, torch.tensor([0, 1])), network(noisy, None)[:, :3])
+    assert torch.equal(Denoiser(network, Process())(noisy, torch.tensor([0, 1])), network(noisy, None)[:, :3])
 
 
 def test_scaled_linear_is_linear_in_the_square_root():
@@ -149,7 +151,7 @@ def test_per_draw_loss_by_hand():
     kept = float(Process().alphas_cumprod[300])
     noisy = [kept**0.5 + (1 - kept) ** 0.5 * 2, kept**0.5]
     expected = ((2 - 3 * noisy[0]) ** 2 + (0 - 3 * noisy[1]) ** 2) / 2
-    actual = per_draw_loss(Denoiser(Scaled(3.0)), images, torch.tensor([300]), noise)
+    actual = per_draw_loss(Denoiser(Scaled(3.0), Process()), images, torch.tensor([300]), noise)
     torch.testing.assert_close(actual, torch.tensor([expected]).double(), rtol=1e-6, atol=0)
 
 
@@ -160,11 +162,75 @@ def test_the_measured_loss_is_the_mean_over_the_draws(batch_size):
     for image, example_id in zip(data.images.double(), data.ids, strict=True):
         draws = example_draws(int(example_id), (1, 4, 4), config, seed=0, stage=MEASUREMENT_STAGE)
         losses = per_draw_loss(
-            Denoiser(Scaled(0.5)), image.expand(8, -1, -1, -1), draws.timesteps, draws.noise.double()
+            Denoiser(Scaled(0.5), Process()), image.expand(8, -1, -1, -1), draws.timesteps, draws.noise.double()
         )
         expected.append(losses.mean())
-    actual = measure(Denoiser(Scaled(0.5)), data, MeasurementConfig(draws=config), batch_size=batch_size)
+    actual = measure(Denoiser(Scaled(0.5), Process()), data, MeasurementConfig(draws=config), batch_size=batch_size)
     torch.testing.assert_close(actual, torch.stack(expected).detach(), rtol=1e-12, atol=0)
+
+
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+PROCESSES = [
+    Process(beta_schedule=schedule, target=target, zero_terminal_snr=zero, timesteps=timesteps, clip_sample=clip)
+    for schedule in SCHEDULES
+    for target in ("noise", "image", "v")
+    for zero in (False, True)
+    for timesteps, clip in ((12, 1.0), (1000, None), (2, 2.5))
+] + [
+    *(Process(timesteps=12, target="velocity", flow_shift=shift) for shift in (1.0, 3.0)),
+    Process(0.00085, 0.012, "scaled_linear"), Process(0.001, 0.3, "sigmoid", timesteps=50),
+    *(Process(timesteps=3, trained_betas=(0.1, 0.2, last), target="v") for last in (0.3, 1.0)),
+    Process(timesteps=3, trained_betas=(0.1, 0.2, 0.3), zero_terminal_snr=True, target="v"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_a_process_is_what_it_was_after_it_was_written(process, tmp_path):
+    scheduler = process.scheduler()
+    assert Process.of(scheduler) == process
+    scheduler.save_pretrained(tmp_path)
+    assert Process.read(tmp_path) == process
+    assert Process(**json.loads(json.dumps(asdict(process)))) == process
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+def test_every_way_of_sampling_gives_images_or_is_refused(process):
+    model = Denoiser(Scaled(0.5).float(), process)
+    for method in ("ddpm", "ddim", "euler"):
+        for steps in {1, 2, min(12, process.timesteps)}:
+            solvable = bool((process.coefficients.determinant != 0).all())
+            if method in process.samplers and solvable:
+                assert sample(model, 2, (1, 2, 2), method=method, steps=steps).isfinite().all()
+                continue
+            with pytest.raises(ConfigurationError, match="is sampled by|noise says nothing"):
+                sample(model, 2, (1, 2, 2), method=method, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"target": "velocity", "beta_schedule": "sigmoid"}, "beta_schedule='sigmoid' with target='velocity': it would say"),
+        ({"target": "velocity", "zero_terminal_snr": True}, "zero_terminal_snr=True with target='velocity'"),
+        ({"target": "velocity", "clip_sample": 0.5}, "clip_sample=0.5 with target='velocity'"),
+        ({"target": "velocity", "beta_end": 0.1}, "beta_end=0.1 with target='velocity'"),
+        ({"target": "velocity", "timesteps": 1, "trained_betas": (0.1,)}, "^trained_betas with target='velocity'"),
+        ({"flow_shift": 3.0}, "flow_shift=3.0 with target='noise'"),
+        ({"timesteps": 1, "trained_betas": (0.1,), "beta_start": 0.001}, "beta_start=0.001 with trained_betas"),
+        ({"beta_schedule": "squaredcos_cap_v2", "beta_start": 0.001}, "beta_start=0.001 with beta_schedule='squaredcos"),
+        ({"timesteps": 2, "trained_betas": (1.0, 0.5)}, "trained_betas: only the last can be 1"),
+        ({"timesteps": 1, "zero_terminal_snr": True, "target": "v"}, "timesteps=1 with zero_terminal_snr: give 2 or more"),
+    ],
+)  # fmt: skip
+def test_options_that_say_nothing_are_refused(options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        Process(**options)
+
+
+def test_options_that_diffusers_writes_and_does_not_use_are_read_away():
+    cosine = DDPMScheduler(beta_schedule="squaredcos_cap_v2", beta_start=0.00085, beta_end=0.012)
+    assert Process.of(cosine) == Process(beta_schedule="squaredcos_cap_v2")
+    trained = DDPMScheduler(3, trained_betas=[0.1, 0.2, 0.3], beta_schedule="scaled_linear", beta_start=0.00085)
+    assert Process.of(trained) == Process(timesteps=3, trained_betas=(0.1, 0.2, 0.3))
 
 
 def test_bad_schedules_are_refused():

@@ -127,6 +127,28 @@ def test_nothing_of_the_users_is_deleted(sources, tmp_path, capsys):
         attributed(sources, tmp_path / "other")
 
 
+def test_a_file_given_twice_is_one_query(sources, tmp_path):
+    asked = sources / "asked"
+    twice = [asked / "15.png", asked / "14.png", asked / ".." / "asked" / "15.png"]
+    report = di.attribute(sources / "pipeline", sources / "photos", twice, tmp_path, **QUICK)
+    assert report.queries.names == ("15.png", "14.png") and report.scores.shape == (1, 2, 14)
+    note = "given more than once, kept once: 15.png"
+    assert note in json.loads((tmp_path / "manifest.json").read_text())["notes"] and note in report.page.read_text()
+    with pytest.raises(di.DiffinfError, match="asked: that is a folder; give one folder alone, or files"):
+        di.read_image_folder([asked, asked / "14.png"])
+
+
+def test_other_queries_are_kept_as_they_fit(sources, tmp_path, monkeypatch):
+    """More queries than the memory holds are packed, whatever an earlier call of the folder had; the rest stays as it was."""
+    attributed(sources, tmp_path)
+    before = json.loads((tmp_path / "config.json").read_text())
+    monkeypatch.setattr(plan, "HELD_BYTES", 0)
+    di.attribute(sources / "pipeline", sources / "photos", sources / "asked" / "14.png", tmp_path, force=True, **QUICK)
+    after = json.loads((tmp_path / "config.json").read_text())
+    assert (before["sizes"]["pack_queries"], after["sizes"]["pack_queries"]) == (False, True)
+    assert after["sizes"] == before["sizes"] | {"pack_queries": True}
+
+
 def test_files_to_explain_may_stand_after_options(sources, tmp_path, capsys):
     words = [
         "attribute",
@@ -162,6 +184,35 @@ def test_generated_queries(sources, tmp_path):
     assert report.queries.names == ("sample-0000.png", "sample-0001.png") and report.scores.shape == (1, 2, 14)
     with Image.open(tmp_path / "samples" / "sample-0001.png") as picture:
         assert picture.size == (8, 8)
+
+
+def test_classes_are_counted_as_training_tools_count_them(tmp_path):
+    """Plain order of the folders' names, not 1, 2, 10; a network that is told classes has it on the page."""
+    from torchvision.datasets import ImageFolder
+
+    for name in ("1", "10", "2", "B", "a"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for n in range(2):
+            Image.new("L", (8, 8), 20 * (len(name) + n) + ord(name[0])).save(tmp_path / "photos" / name / f"{n}.png")
+    network = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), add_attention=False, num_class_embeds=5,
+    )  # fmt: skip
+    model = di.Denoiser(network, DDPMScheduler())
+    report = di.attribute(model, tmp_path / "photos", tmp_path / "photos", tmp_path / "out", **QUICK)
+    theirs = ImageFolder(tmp_path / "photos")
+    ours = {name: int(label) for name, label in zip(report.train.names, report.train.images.labels, strict=True)}
+    root = str(tmp_path / "photos") + "/"
+    assert ours == {path.removeprefix(root): label for path, label in theirs.samples}
+    made = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert made["classes"] == theirs.classes == ["1", "10", "2", "B", "a"]
+    assert "0 1, 1 10, 2 2, 3 B, 4 a" in report.page.read_text()
+
+
+def test_one_class_is_not_worth_a_word(sources, report, tmp_path):
+    assert "14 training images of 2 classes" in str(report)
+    one = di.attribute(sources / "pipeline", sources / "photos" / "a", sources / "asked", tmp_path, **QUICK)
+    assert "7 training images\n" in str(one)
 
 
 def test_the_plan_is_said_before_the_work(sources, tmp_path, capsys):
@@ -202,6 +253,10 @@ def test_the_network_says_which_images_it_takes(sources):
         (("pipeline", "photos", "asked", "--measurement=likes"), "measurement='likes'"),
         (("pipeline", "photos", "asked", "--draws", "7"), "draws=7"),
         (("pipeline", "photos", "asked", "--device=tpu"), "device='tpu'"),
+        (
+            ("pipeline", "photos", "asked", "--device=cuda:99"),
+            "device='cuda:99': there is no such device here; give cpu",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(sources, tmp_path, capsys, words, message):

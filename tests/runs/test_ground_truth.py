@@ -110,5 +110,5 @@ def test_a_refused_network_is_not_written(tmp_path):
     run = di.open_run(replace(PRESET, unet=four), tmp_path)
     image, network = run.data.train.images[:1], di.build_model(four)
     assert network(image, torch.zeros(1, dtype=torch.int64)).shape == image.shape
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ConfigurationError, match=r"images of \(1, 8, 8\): UNet2DModel does not take them"):
         di.build_model(five)(image, torch.zeros(1, dtype=torch.int64))
