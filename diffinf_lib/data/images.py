@@ -151,7 +151,7 @@ class DatasetConfig(Options):
     """Which images, and how many of them.
 
     Attributes:
-        name: `digits`, `cifar2`, `cifar10`, `cifar2deq`, `cifar10deq`, `artbench10`, or `folder:PATH`, kept with the
+        name: `digits`, `cifar2`, `cifar10`, `cifar2deq`, `cifar10deq`, `fashion`, `artbench10`, or `folder:PATH`, kept with the
             folder's full path, so that it is the same however PATH was written.
         classes: keep these classes only, by name or, for digits, by number.
         image_size: side in pixels to which a folder's images are brought.
