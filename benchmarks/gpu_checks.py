@@ -20,9 +20,8 @@ from torch import Tensor
 import diffinf_lib as di
 from benchmarks.fit import random_images
 from diffinf_lib.attribution import iterative_influence
-from diffinf_lib.compression import Kind
+from diffinf_lib.configuration import Precision, StoreKind
 from diffinf_lib.evaluation import spearman
-from diffinf_lib.precision import Precision
 
 TOLERANCES = {
     "output": 1e-5, "curvature": 1e-3, "gradients": 1e-3, "scores": 1e-2, "conjugate gradients": 2e-2, "training": 1e-3,
@@ -136,7 +135,7 @@ def check_gradients(bench: Bench) -> dict[str, Any]:
         config = di.GradientConfig(di.DrawConfig(count))
         found = bench.both(lambda m, c=config: _gradients(bench, m, c, di.StoreFormat()))
         errors[name] = (off(*found), TOLERANCES["gradients"])
-    for kind in get_args(Kind):
+    for kind in get_args(StoreKind):
         form, config = di.StoreFormat(kind, rank=4, dimension=512), di.GradientConfig(di.DrawConfig(4))
         found = bench.both(lambda m, f=form, c=config: _gradients(bench, m, c, f))
         errors[f"kept as {kind}"] = (off(*found), FORMAT_TOLERANCES.get(kind, TOLERANCES["gradients"]))
@@ -219,7 +218,7 @@ def check_measurements(bench: Bench) -> dict[str, Any]:
         "simplified elbo": di.MeasurementConfig("simplified_elbo", few),
         "square norm": di.MeasurementConfig("square_norm", few),
         "log-likelihood": di.MeasurementConfig(
-            "log_likelihood", levels=17, likelihood=di.likelihood.LikelihoodConfig(steps=2 if bench.smoke else 4, draws=2)
+            "log_likelihood", levels=17, likelihood=di.configuration.LikelihoodConfig(steps=2 if bench.smoke else 4, draws=2)
         ),
     }  # fmt: skip
     errors = {}

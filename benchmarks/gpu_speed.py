@@ -12,10 +12,11 @@ import torch
 import diffinf_lib as di
 from benchmarks import fit, harness, peers
 from benchmarks.gpu_checks import Bench, OutOfTime
+from diffinf_lib.configuration import Precision
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import compute
 from diffinf_lib.planner.network import NetworkCount
-from diffinf_lib.precision import Precision, matrix_precision
+from diffinf_lib.precision import matrix_precision
 
 PEAKS = {"H100": (67e12, 495e12, 989e12), "H200": (67e12, 495e12, 989e12), "A100": (19.5e12, 156e12, 312e12)}
 """FLOPs a second of dense products in float32, TF32 and bfloat16, from the data sheets (SXM)."""

@@ -14,7 +14,8 @@ from kronfluence.task import Task
 from kronfluence.utils.dataset import DataLoaderKwargs
 from torch import Tensor, nn
 
-from diffinf_lib.diffusion import Denoiser, DrawBatch, Process
+from diffinf_lib.configuration import Process
+from diffinf_lib.diffusion import Denoiser, DrawBatch
 
 
 class DrawTask(Task):

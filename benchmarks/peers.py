@@ -16,9 +16,10 @@ import curvlinops
 import torch
 from torch import Tensor, nn
 
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.curvature.layers import curvature_layers, layer_parameters
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, objective_batches, objective_values
+from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_batches, objective_values
 
 Inverse = Any
 """A curvlinops operator that multiplies with (F + λI)⁻¹."""

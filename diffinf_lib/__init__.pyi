@@ -3,7 +3,9 @@
 from . import (
     artifacts as artifacts,
     attribution as attribution,
+    checks as checks,
     compression as compression,
+    configuration as configuration,
     curvature as curvature,
     data as data,
     diffusion as diffusion,
@@ -39,23 +41,25 @@ from .attribution import (
     scores_from_gradients as scores_from_gradients,
     self_influence as self_influence,
 )
-from .compression import (
+from .configuration import (
+    CurvatureConfig as CurvatureConfig,
+    DatasetConfig as DatasetConfig,
+    DrawConfig as DrawConfig,
+    MeasurementConfig as MeasurementConfig,
+    Process as Process,
     StoreFormat as StoreFormat,
+    TrainingConfig as TrainingConfig,
 )
 from .curvature import (
-    CurvatureConfig as CurvatureConfig,
     fit_curvature as fit_curvature,
 )
 from .data import (
-    DatasetConfig as DatasetConfig,
     ImageSet as ImageSet,
     load_dataset as load_dataset,
     read_image_folder as read_image_folder,
 )
 from .diffusion import (
     Denoiser as Denoiser,
-    DrawConfig as DrawConfig,
-    Process as Process,
     per_draw_loss as per_draw_loss,
 )
 from .errors import (
@@ -79,7 +83,6 @@ from .loading import (
     save_model as save_model,
 )
 from .measurements import (
-    MeasurementConfig as MeasurementConfig,
     measure as measure,
 )
 from .models import (
@@ -108,6 +111,5 @@ from .sampling import (
     sample as sample,
 )
 from .training import (
-    TrainingConfig as TrainingConfig,
     train as train,
 )

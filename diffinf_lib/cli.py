@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from diffinf_lib.configuration import QuerySet
 from diffinf_lib.errors import ConfigurationError, DiffinfError, require, room_needed
+from diffinf_lib.options import Device, NonNegativeFloat, PositiveFloat, PositiveInt, check_shard, checked, read_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,30 +64,42 @@ def _short_warnings() -> Iterator[None]:
         warnings.formatwarning = before
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose refusals are those of the library: one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{message}; see `{self.prog} --help`")
+
+    def add_value(self, flag: str, kind: Any = str, **settings: Any) -> None:
+        """An option whose text is read, and refused, as a configuration's field of that kind."""
+        name = flag.lstrip("-").replace("-", "_")
+        self.add_argument(flag, type=lambda text: checked(name, read_text(name, text, kind), kind), **settings)
+
+
 class _Commands:
     """The subcommands of the parser, each with its function and its one-line summary."""
 
-    def __init__(self, parser: argparse.ArgumentParser):
+    def __init__(self, parser: _Parser):
         self._added = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(self, name: str, function: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+    def add(self, name: str, function: Callable[[argparse.Namespace], None], summary: str) -> _Parser:
         added = self._added.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         added.set_defaults(command=function)
         return added
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="diffinf", description="Data attribution for diffusion models.")
+def _parser() -> _Parser:
+    parser = _Parser(prog="diffinf", description="Data attribution for diffusion models.")
     commands = _Commands(parser)
     _add_attribute(commands)
     presets = commands.add("presets", _presets, "list the presets, or print one")
     presets.add_argument("name", nargs="?", help="a preset's name")
     plan = commands.add("plan", _plan, "what each stage of a run will cost: FLOPs, time, disk, memory")
     _add_preset_options(plan)
-    plan.add_argument("--train-count", type=int, help="number of training images; default: the preset's")
-    plan.add_argument("--query-count", type=int, help="number of held-out queries; default: the preset's")
-    plan.add_argument(
-        "--flops", type=float, help="FLOPs a second of another machine, e.g. 20e12; default: measured here"
+    plan.add_value("--train-count", PositiveInt, help="number of training images; default: the preset's")
+    plan.add_value("--query-count", PositiveInt, help="number of held-out queries; default: the preset's")
+    plan.add_value(
+        "--flops", PositiveFloat, help="FLOPs a second of another machine, e.g. 20e12; default: measured here"
     )
     _add_stage_commands(commands)
     _add_template_commands(commands)
@@ -101,15 +115,14 @@ def _add_attribute(commands: _Commands) -> None:
     added.add_argument("model", metavar="MODEL", help="a pipeline folder, a network folder, or a hub id")
     added.add_argument("images", metavar="IMAGES", help="folder of the images it was trained on, all of them")
     added.add_argument("queries", metavar="QUERIES", nargs="*", help="folder or files to explain")
-    added.add_argument("--generate", type=int, default=0, metavar="N", help="explain N samples of the model instead")
+    added.add_value("--generate", int, default=0, metavar="N", help="explain N samples of the model instead")
     added.add_argument("--out", default="report", help="folder of the report; default: report")
-    added.add_argument("--damping", type=float, action="append", help="λ; may be given several times; default: 1e-8")
-    added.add_argument("--draws", type=int, help="draws of each training gradient; default: 64")
+    _add_damping(added, "λ; may be given several times; default: 1e-8")
+    added.add_value("--draws", PositiveInt, help="draws of each training gradient; default: 64")
     added.add_argument("--measurement", help="what of the queries is attributed: loss (the default), elbo, …")
-    added.add_argument("--image-size", type=int, help="side in pixels; default: the network's own")
-    added.add_argument("--seed", type=int, default=0)
-    added.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
-    added.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    added.add_value("--image-size", PositiveInt, help="side in pixels; default: the network's own")
+    added.add_value("--seed", int, default=0)
+    _add_machine_options(added)
     added.add_argument("--force", action="store_true", help="take other options for a folder that holds a report")
     added.add_argument("--quiet", action="store_true", help="no plan and no progress")
 
@@ -125,20 +138,20 @@ def _add_stage_commands(commands: _Commands) -> None:
         added = commands.add(name, function, summary)
         _add_run_options(added)
         if name in ("ground-truth", "bundle"):
-            added.add_argument("--subsets", type=int, help="number of subsets; default: the preset's")
-            added.add_argument("--seeds", type=int, help="trainings of each subset; default: the preset's")
+            added.add_value("--subsets", PositiveInt, help="number of subsets; default: the preset's")
+            added.add_value("--seeds", PositiveInt, help="trainings of each subset; default: the preset's")
         if name == "ground-truth":
-            added.add_argument("--shard", type=int, default=0, help="this shard (from 0)")
-            added.add_argument("--shards", type=int, default=1, help="of so many shards")
+            added.add_value("--shard", int, default=0, help="this shard (from 0)")
+            added.add_value("--shards", PositiveInt, default=1, help="of so many shards")
         if name == "bundle":
             added.add_argument("--name", help="the bundle's name; default: PRESET-ground-truth")
             added.add_argument("--results", type=Path, help="folder of bundles; default: book/results")
         if name in ("scores", "lds"):
-            added.add_argument("--damping", type=float, action="append", help="λ; may be given several times")
-            added.add_argument("--queries", default="held-out", help="held-out or generated")
+            _add_damping(added, "λ; may be given several times")
+            added.add_value("--queries", QuerySet, default="held-out", help="held-out or generated")
         if name == "lds":
             added.add_argument("--ground-truth", help="a bundle's name; default: PRESET-ground-truth")
-            added.add_argument("--subsets", type=int, help="use the first so many subsets only")
+            added.add_value("--subsets", PositiveInt, help="use the first so many subsets only")
 
 
 def _add_template_commands(commands: _Commands) -> None:
@@ -149,8 +162,8 @@ def _add_template_commands(commands: _Commands) -> None:
     launch.add_argument("--log", type=Path, help="the executed notebook; default: in the run folder's logs/")
     reproduce = commands.add("reproduce", _reproduce, "the whole ground truth: model, retrained models, bundle")
     reproduce.add_argument("preset", help="a preset's name")
-    reproduce.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="shards side by side; default: cores"
+    reproduce.add_value(
+        "--workers", PositiveInt, default=os.cpu_count() or 1, help="shards side by side; default: cores"
     )
     for added in (launch, reproduce):
         added.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE",
@@ -158,47 +171,57 @@ def _add_template_commands(commands: _Commands) -> None:
         _add_set_option(added)
 
 
-def _add_preset_options(parser: argparse.ArgumentParser) -> None:
+def _add_preset_options(parser: _Parser) -> None:
     parser.add_argument("preset", help="a preset's name; `diffinf presets` lists them")
     parser.add_argument("--dataset", help="another dataset for the preset, e.g. folder:PATH")
     _add_set_option(parser)
-    parser.add_argument("--device", help="cpu or cuda; default: cuda where there is one")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    _add_machine_options(parser)
 
 
-def _add_set_option(parser: argparse.ArgumentParser) -> None:
+def _add_machine_options(parser: _Parser) -> None:
+    parser.add_value("--device", Device, help="cpu or cuda; default: cuda where there is one")
+    parser.add_value("--threads", PositiveInt, help="CPU threads; default: all cores")
+
+
+def _add_damping(parser: _Parser, help: str) -> None:
+    parser.add_value("--damping", NonNegativeFloat, action="append", help=help)
+
+
+def _add_set_option(parser: _Parser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", dest="options",
                         help="replace a preset's option, e.g. training.steps=300 or unet.block_out_channels=32,64")  # fmt: skip
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def _add_run_options(parser: _Parser) -> None:
     _add_preset_options(parser)
     parser.add_argument("--run", type=Path, help="run folder; default: runs/PRESET")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_value("--seed", int, default=0)
     parser.add_argument("--force", action="store_true", help="redo this stage, whatever is there")
     parser.add_argument("--quiet", action="store_true", help="no progress bars; a log file gets none anyway")
 
 
 def _set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    require(threads > 0, f"threads={threads}: give a positive number")
-    import torch
+    if threads is not None:
+        import torch
 
-    torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
 
 
 def _attribute(options: argparse.Namespace) -> None:
     import diffinf_lib as di
+    from diffinf_lib.report.options import options_for
     from diffinf_lib.report.sources import check_sources
 
-    check_sources(options.images, options.queries, options.generate, options.out)  # before torch is loaded
+    check_sources(options.images, options.queries, options.generate, options.out)
+    chosen: dict[str, Any] = {
+        "generate": options.generate, "seed": options.seed, "damping": options.damping or 1e-8, "draws": options.draws,
+        "measurement": options.measurement,
+    }  # fmt: skip
+    options_for(2, **chosen)  # all is refused before torch is loaded; how many images there are does not matter to that
     _set_threads(options.threads)
     report = di.attribute(
-        options.model, options.images, options.queries, options.out, generate=options.generate, seed=options.seed,
-        damping=1e-8 if options.damping is None else options.damping, draws=options.draws,
-        measurement=options.measurement, image_size=options.image_size, device=options.device, force=options.force,
-        progress=not options.quiet,
+        options.model, options.images, options.queries, options.out, **chosen, image_size=options.image_size,
+        device=options.device, force=options.force, progress=not options.quiet,
     )  # fmt: skip
     print(report)
 
@@ -206,18 +229,20 @@ def _attribute(options: argparse.Namespace) -> None:
 def _preset(options: argparse.Namespace) -> Any:
     import diffinf_lib as di
 
-    _set_threads(options.threads)
     preset = di.with_options(di.get_preset(options.preset), _pairs(options.options))
     if options.dataset is not None:
         preset = replace(preset, dataset=replace(preset.dataset, name=options.dataset, classes=None))
+    _ = preset.dataset.folder  # refused here if it is not there
+    _set_threads(options.threads)
     return preset
 
 
 def _open(options: argparse.Namespace) -> Any:
     import diffinf_lib as di
 
+    preset = _preset(options)  # before `di.open_run` is looked up, which loads torch
     return di.open_run(
-        _preset(options),
+        preset,
         options.run,
         seed=options.seed,
         device=options.device,
@@ -244,15 +269,16 @@ def _presets(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    import torch
-
     import diffinf_lib as di
+
+    preset = _preset(options)
+    import torch
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     require(device == "cpu" or torch.cuda.is_available(), f"device={device!r}: there is no GPU here; give --flops, the rate of "
             "the machine that you plan for")  # fmt: skip
     plan = di.planner.estimate(
-        _preset(options), train_count=options.train_count, query_count=options.query_count, device=device,
+        preset, train_count=options.train_count, query_count=options.query_count, device=device,
         flops_per_second=options.flops,
     )  # fmt: skip
     print(plan)
@@ -263,8 +289,8 @@ def _model(options: argparse.Namespace) -> None:
 
     run = _open(options)
     if options.force:
-        for step in ("model", "samples", "trajectories"):
-            run.discard(step)
+        for stage in ("model", "samples", "trajectories"):
+            run.discard(stage)
     di.runs.full_model(run)
     di.runs.generated_queries(run)
     print(run.path("model"))
@@ -273,6 +299,7 @@ def _model(options: argparse.Namespace) -> None:
 def _ground_truth(options: argparse.Namespace) -> None:
     import diffinf_lib as di
 
+    check_shard(options.shard, options.shards)
     run = _open(options)
     if options.force:
         run.discard("retrained")
@@ -298,13 +325,11 @@ def _bundle(options: argparse.Namespace) -> None:
 
 def _scores(options: argparse.Namespace) -> None:
     import diffinf_lib as di
-    from diffinf_lib.attribution import check_dampings
 
     run = _open(options)
     if options.force:
         for stage in ("curvature", "gradients", "scores"):
             run.discard(stage)
-    check_dampings([run.preset.damping] if options.damping is None else options.damping)
     images = di.runs.queries(run, options.queries)
     scores = di.influence_scores(run, images, damping=options.damping)
     print(f"{run.path('scores')}: {tuple(scores.shape)} dampings × queries × training images")
@@ -313,8 +338,9 @@ def _scores(options: argparse.Namespace) -> None:
 def _lds(options: argparse.Namespace) -> None:
     import diffinf_lib as di
 
-    run = _open(options)
-    truth = di.load_ground_truth(options.ground_truth or f"{run.preset.name}-ground-truth", options.queries)
+    bundle = options.ground_truth or f"{_preset(options).name}-ground-truth"
+    di.artifacts.ground_truth_folder(bundle)
+    run, truth = _open(options), di.load_ground_truth(bundle, options.queries)
     if options.subsets is not None:
         truth = truth.first_subsets(options.subsets)
     for name, result in di.runs.lds_of_run(run, truth, damping=options.damping).items():
@@ -350,7 +376,6 @@ def _default_log(template: str, parameters: dict[str, Any]) -> Path:
 def _reproduce(options: argparse.Namespace) -> None:
     from diffinf_lib.experiments import parse_parameters
 
-    require(options.workers > 0, f"workers={options.workers}: give a positive number")
     parameters = {"preset": options.preset, **parse_parameters(options.parameter, _pairs(options.options))}
     _check_options(options.preset, parameters)
     chosen = _parameters_of_each(("e01_model", "e02_ground_truth", "e03_bundle"), parameters)

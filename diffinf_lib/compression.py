@@ -22,39 +22,20 @@ compared with; for use there is `int8`.
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.configuration import StoreFormat
 from diffinf_lib.curvature import Curvature
-from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 from diffinf_lib.randomness import keyed_seed
 
-Kind = Literal["float32", "bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection"]
 Tensors = dict[str, Tensor]
 
 PROJECTION = "projection"
 """The one key of a projected store: all blocks are in it together."""
-
-
-@dataclass(frozen=True)
-class StoreFormat(Options, called={"kind": "format"}):
-    """How gradients are kept.
-
-    Attributes:
-        kind: see the table of `diffinf_lib.compression`; `float32` keeps the model's own type.
-        rank: of `svd` and `svd_int8`, singular directions kept of each block.
-        dimension: of `projection`, k.
-        whitening: λ₀ of the lossy formats but `int8_tensor`; take the damping that scores will be read with.
-    """
-
-    kind: Kind = "float32"
-    rank: PositiveInt = 8
-    dimension: PositiveInt = 4096
-    whitening: PositiveFloat = 1e-8
 
 
 class Compression:

@@ -1,5 +1,6 @@
 """Experiments: papermill templates, their parameters checked before anything runs, the executed notebook kept as the log."""
 
+import ast
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 from diffinf_lib import errors
 from diffinf_lib.artifacts import project_root
+from diffinf_lib.configuration import MethodName
 from diffinf_lib.errors import ConfigurationError, DiffinfError, require
-from diffinf_lib.options import PositiveInt, checked
+from diffinf_lib.options import PositiveInt, check_shard, checked
 
 
 def templates_root() -> Path:
@@ -28,18 +30,19 @@ def template_path(name: str) -> Path:
     return path
 
 
-COUNTS: dict[str, Any] = {
+KINDS: dict[str, Any] = {
     "seed": int, "shard": int, "subsets": PositiveInt, "seeds": PositiveInt, "shards": PositiveInt, "threads": PositiveInt,
+    "methods": tuple[MethodName, ...], "further": tuple[MethodName, ...],
 }  # fmt: skip
-"""Parameters that every template that has them takes as whole numbers."""
+"""What a parameter holds, in every template that has it."""
 
 
 def known_parameters(name: str) -> list[str]:
-    """The names of a template's parameters."""
-    path = str(template_path(name))
-    import papermill
-
-    return list(papermill.inspect_notebook(path))
+    """The names that a template's cell of parameters gives; as papermill reads them, without loading it."""
+    cells = json.loads(template_path(name).read_text())["cells"]
+    tagged = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    lines = ast.parse("".join(next(tagged, ""))).body
+    return [ast.unparse(line.targets[0]) for line in lines if isinstance(line, ast.Assign)]
 
 
 def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
@@ -53,8 +56,10 @@ def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
         require(
             parameter in known, f"parameter={parameter!r}: {name} has none of that name; give one of {', '.join(known)}"
         )
-        if parameter in COUNTS and value is not None:
-            checked(parameter, value, COUNTS[parameter])
+        if parameter in KINDS and value is not None:
+            checked(parameter, value, KINDS[parameter])
+    if "shard" in parameters:
+        check_shard(parameters["shard"], parameters.get("shards", 1))
 
 
 def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progress: bool = True) -> Path:

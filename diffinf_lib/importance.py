@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.curvature import Curvature, curvature_layers, split_into_blocks
 from diffinf_lib.curvature.layers import Layers, differentiable, gradient_matrices, layer_parameters
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, objective_batches, objective_values
+from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_batches, objective_values
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings

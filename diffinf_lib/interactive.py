@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffinf_lib.configuration import Process
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Process
 from diffinf_lib.errors import require
 from diffinf_lib.figures import ranked
 from diffinf_lib.pictures import data_uri

@@ -11,61 +11,24 @@ as flow matching, is the same one in another unit, x_t = r_t z.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffinf_lib.configuration import LikelihoodConfig, Process
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, Process, conditions_of, require_denoiser
+from diffinf_lib.diffusion import Denoiser, conditions_of, require_denoiser
 from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.diffusion.elbo import nats_to_bits_per_dimension, nearest_levels
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.finite import first_not_finite, not_finite_at
-from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 from diffinf_lib.precision import require_full_precision
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, ImageShape, PerExample
-
-Solver = Literal["rk4", "heun3", "midpoint", "dopri5"]
-Divergence = Literal["hutchinson", "exact"]
-
-
-@dataclass(frozen=True)
-class LikelihoodConfig(Options):
-    """How the ODE is solved, and how often.
-
-    Attributes:
-        method: `rk4`, `heun3` or `midpoint` with a fixed number of steps: every model and image gets the same arithmetic,
-            so that errors are shared and cancel where models are compared. `dopri5` chooses its steps for a whole batch.
-        steps: of a fixed-step method, which asks the network 4, 3 or 2 times a step.
-        tolerance: of `dopri5`, relative and absolute.
-        divergence: `hutchinson`, zᵀ (∂v/∂x) z with random signs z (Hutchinson 1990; Grathwohl et al. 2019), or `exact`, one
-            backward pass for each of the C·H·W dimensions. Fixed steps take another z whenever the network is asked, which
-            averages over many and remains unbiased; `dopri5` needs a smooth integrand and keeps one z for the trajectory.
-        probes: number of z at a time; each costs a backward pass.
-        draws: how often an image with levels is spread over its bins, in pairs of u and −u; each is a trajectory of its own.
-    """
-
-    method: Solver = "rk4"
-    steps: PositiveInt = 8
-    tolerance: PositiveFloat = 1e-5
-    divergence: Divergence = "hutchinson"
-    probes: PositiveInt = 1
-    draws: PositiveInt = 4
-
-    @property
-    def network_passes(self) -> int:
-        """About how many forward passes one image takes, each backward pass to the input counted as one.
-
-        The exact divergence is counted as if it were one probe, `dopri5` as if it took 30 steps of six.
-        """
-        asked = {"rk4": 4 * self.steps, "heun3": 3 * self.steps, "midpoint": 2 * self.steps, "dopri5": 180}[self.method]
-        return self.draws * asked * (1 + self.probes)
 
 
 @own_settings

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from diffinf_lib.artifacts.files import ensure_writable, read_json, read_tensors
-from diffinf_lib.diffusion import Denoiser, Process
+from diffinf_lib.configuration import Process
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require, room_needed
 from diffinf_lib.settings import own_settings
 

@@ -5,6 +5,7 @@ Values are held against it whenever a configuration is made: in Python, from a c
 """
 
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ PositiveInt = Annotated[int, POSITIVE]
 PositiveFloat = Annotated[float, POSITIVE]
 NonNegativeFloat = Annotated[float, Range(lambda value: value >= 0, "a {} >= 0")]
 Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "a share from 0 to 1")]
+
+Device = Annotated[str, Range(re.compile(r"cpu|cuda(:\d+)?").fullmatch, "cpu or cuda")]
 
 
 class Options:
@@ -70,6 +73,11 @@ def checked(name: str, value: Any, kind: Any) -> Any:
         return _fitting(value, kind)
     except (ValueError, OverflowError):
         raise ConfigurationError(f"{name}={value!r}: give {_wanted(kind)}") from None
+
+
+def check_shard(shard: int, shards: int) -> None:
+    """Refuse a part of a job that there is not: `shard` counts from 0 to `shards` − 1."""
+    require(shards > 0 and 0 <= shard < shards, f"shard={shard} of {shards}: give 0 <= shard < shards")
 
 
 def _fitting(value: Any, kind: Any) -> Any:

@@ -1,24 +1,15 @@
-"""Precision: how matrix products are rounded, on the devices that have a choice; weights are never in half precision.
-
-| name | products | sums |
-|---|---|---|
-| `float32` | float32 | float32 |
-| `tf32` | 10 bits of mantissa, on a GPU | float32 |
-| `bfloat16` | 7 bits of mantissa; weights stay in float32 | float32 |
-"""
+"""Precision: matrix products rounded as asked, and models whose weights are in full precision."""
 
 import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from diffinf_lib.configuration import Precision
 from diffinf_lib.errors import require
-
-Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @contextmanager

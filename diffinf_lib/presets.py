@@ -17,17 +17,20 @@ therefore comes `as-written` (default) and, as `NAME:as-run`, the way the publis
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from diffinf_lib.compression import StoreFormat
-from diffinf_lib.curvature import CurvatureConfig
-from diffinf_lib.data import DatasetConfig
-from diffinf_lib.diffusion import DrawConfig, Process
+from diffinf_lib.configuration import (
+    CurvatureConfig,
+    DatasetConfig,
+    DrawConfig,
+    LikelihoodConfig,
+    MeasurementConfig,
+    Process,
+    SamplingConfig,
+    StoreFormat,
+    TrainingConfig,
+    UNetConfig,
+)
 from diffinf_lib.errors import require
-from diffinf_lib.likelihood import LikelihoodConfig
-from diffinf_lib.measurements import MeasurementConfig
-from diffinf_lib.models import UNetConfig
 from diffinf_lib.options import NonNegativeFloat, Options, PositiveInt, Range
-from diffinf_lib.sampling import SamplingConfig
-from diffinf_lib.training import TrainingConfig
 
 Flavour = Literal["as-written", "as-run"]
 
@@ -97,7 +100,7 @@ class Preset(Options):
     @property
     def measures_trajectories(self) -> bool:
         """Whether something is measured along them; they are not sampled for nothing, for they are large."""
-        wanted = any(config.differentiable and config.objective.on_trajectories for config in self.measurements)
+        wanted = any(config.attributable and config.objective.on_trajectories for config in self.measurements)
         return wanted and self.has_trajectories
 
     def retraining(self) -> TrainingConfig:

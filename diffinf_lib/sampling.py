@@ -1,38 +1,22 @@
 """Sampling: images from a model by DDPM, DDIM or Euler steps, one seed a sample."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffinf_lib.configuration import SamplerName
 from diffinf_lib.data import Trajectories
-from diffinf_lib.diffusion import Denoiser, SamplerName, require_denoiser
+from diffinf_lib.diffusion import Denoiser, require_denoiser
 from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.errors import first_few, require
-from diffinf_lib.options import Options, PositiveInt
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, ImageShape
 
 GENERATED_IDS = 1_000_000_000
 """Generated samples carry the ids from here on, so that their draws never meet those of a dataset's images."""
-
-
-@dataclass(frozen=True)
-class SamplingConfig(Options, called={"count": "samples"}):
-    """How many samples a run keeps as queries, and how they are made.
-
-    Attributes:
-        count: number of samples.
-        method: `ddpm` (Ho et al. 2020, algorithm 2), `ddim` (Song et al. 2021, η = 0), or `euler` for flow matching.
-        steps: number of denoising steps, at most the process's timesteps.
-    """
-
-    count: PositiveInt = 64
-    method: SamplerName = "ddpm"
-    steps: PositiveInt = 1000
 
 
 @own_settings

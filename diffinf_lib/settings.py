@@ -10,8 +10,6 @@ from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar, cast
 
-import torch
-
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -19,6 +17,8 @@ Result = TypeVar("Result")
 @contextmanager
 def _own_settings() -> Iterator[None]:
     """float32 and the CPU as defaults, and no inference mode; what is so already is left alone and costs nothing."""
+    import torch  # here: configurations, which compute without having loaded it, carry the decorator too
+
     before = torch.get_default_dtype()
     with ExitStack() as stack:
         if before != torch.float32:

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffinf_lib.artifacts.comparison import check_same, plain
 from diffinf_lib.artifacts.files import (
     ensure_writable,
     read_arrays,
@@ -26,54 +27,17 @@ from diffinf_lib.artifacts.files import (
     write_arrays,
     write_tensors,
 )
-from diffinf_lib.artifacts.manifest import check_same, plain, stage
+from diffinf_lib.artifacts.manifest import stage
+from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, conditions_of, per_draw_loss, require_denoiser
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.loading import check_savable, load_model, save_model
-from diffinf_lib.options import NonNegativeFloat, Options, PositiveFloat, PositiveInt, Share
-from diffinf_lib.precision import Precision
 from diffinf_lib.randomness import keyed_generator, keyed_seed
 from diffinf_lib.settings import own_settings
 
 CHECKPOINT = "checkpoint.safetensors"
 LOSSES = "losses.npz"
-
-
-@dataclass(frozen=True)
-class TrainingConfig(Options):
-    """How a model is trained; the defaults are the paper's for CIFAR (reference settings of Mlodozeniec et al. 2025).
-
-    Attributes:
-        warmup_fraction: share of the steps over which the learning rate rises linearly from 0.
-        lr_schedule: after the warm-up, `cosine` to zero or `constant`.
-        weight_decay: AdamW's decoupled decay.
-        max_grad_norm: gradients are clipped to this norm.
-        ema_max_decay, ema_power: weights are averaged with decay min(max, 1 − (1 + s)^−power) at step s.
-        checkpoint_every: steps between checkpoints from which a killed run goes on.
-        keep_ema_at: steps whose averaged weights are kept beside the final ones, for attribution along the run; a shorter run
-            never comes to those beyond its end.
-        drop_condition: chance that an image's class is left out of a step, for a model with `no_class`.
-        precision: `float32`; `tf32` (float32 with TF32 matrix products, on a GPU); or `bfloat16` autocast (matrix
-            products in bfloat16, weights in float32).
-        compile: run the network through `torch.compile`.
-    """
-
-    steps: PositiveInt = 32_000
-    batch_size: PositiveInt = 128
-    learning_rate: PositiveFloat = 1e-4
-    warmup_fraction: Share = 0.1
-    lr_schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: NonNegativeFloat = 1e-6
-    max_grad_norm: PositiveFloat = 1.0
-    ema_max_decay: Share = 0.9999
-    ema_power: float = 0.75
-    horizontal_flip: bool = True
-    checkpoint_every: PositiveInt = 1_000
-    keep_ema_at: tuple[PositiveInt, ...] = ()
-    drop_condition: Share = 0.0
-    precision: Precision = "float32"
-    compile: bool = False
 
 
 @dataclass

@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from diffinf_lib.curvature import CurvatureConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Process, UNetConfig
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, Process, iterate_draws
+from diffinf_lib.diffusion import Denoiser, DrawBatch, iterate_draws
 from diffinf_lib.evaluation import GroundTruth
-from diffinf_lib.models import UNetConfig, build_model
+from diffinf_lib.models import build_model
 
 
 def assert_equal_but_for_rounding(actual, expected, within=1e-5):

@@ -8,7 +8,6 @@ import diffinf_lib as di
 from diffinf_lib.attribution.scoring import Inverses, KeptQueries, preconditioned
 from diffinf_lib.compression import (
     Compression,
-    StoreFormat,
     from_int4_rows,
     from_int8_rows,
     from_int8_svd,
@@ -22,8 +21,8 @@ from diffinf_lib.compression import (
     stored_bytes,
     truncated_svd,
 )
+from diffinf_lib.configuration import DrawConfig, StoreFormat
 from diffinf_lib.curvature import fit_curvature
-from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.evaluation import spearman
 from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards

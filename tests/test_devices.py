@@ -202,7 +202,7 @@ def _(s, how):
 
 @work("gradients-of", *objectives.ObjectiveName.__args__)
 def _(s, name):
-    objective = di.diffusion.Objective(name, weights=(1.0, 2.0) if name == "weighted_loss" else None)
+    objective = di.configuration.Objective(name, weights=(1.0, 2.0) if name == "weighted_loss" else None)
     data = s.trajectories() if objective.on_trajectories else s.queries
     few = di.GradientConfig(FEW, objective=objective)
     many = di.GradientConfig(di.DrawConfig(10, noise="independent"), objective=objective)
@@ -281,7 +281,7 @@ def _(s):
 def _(s, what):
     made = di.attribution.Trak(s.gradients(), dimension=32 if what == "projected" else None)
     if what == "das":
-        probes = s.gradients(s.queries, objective=di.diffusion.Objective("output_probe"))
+        probes = s.gradients(s.queries, objective=di.configuration.Objective("output_probe"))
         return di.attribution.trak_das_scores(probes, made, damping=[0.1], leave_one_out=True)
     if what == "norms":
         return list(renormalised.trak_norms(made, damping=[0.1]))
@@ -295,7 +295,7 @@ def _(s):
 
 @work("das", on_cpu=True)
 def _(s):
-    probes = s.gradients(s.queries, objective=di.diffusion.Objective("output_probe"))
+    probes = s.gradients(s.queries, objective=di.configuration.Objective("output_probe"))
     return di.attribution.das_scores(probes, s.gradients(), s.curvature, count=3, damping=[1e-3])
 
 
@@ -335,7 +335,7 @@ def _(s):
 @work("log-likelihood", *(("rk4", "hutchinson"), ("heun3", "exact"), ("dopri5", "hutchinson")), on_cpu=True)
 def _(s, how):
     method, divergence = how
-    config = di.likelihood.LikelihoodConfig(method, steps=2, tolerance=1e-2, divergence=divergence, draws=2)
+    config = di.configuration.LikelihoodConfig(method, steps=2, tolerance=1e-2, divergence=divergence, draws=2)
     return di.likelihood.log_likelihood(s.model, s.queries, config)
 
 
@@ -343,7 +343,9 @@ def _(s, how):
 def _(s):
     s.model.process = FLOW
     return di.measure(
-        s.model, s.queries, di.MeasurementConfig("log_likelihood", likelihood=di.likelihood.LikelihoodConfig(steps=2))
+        s.model,
+        s.queries,
+        di.MeasurementConfig("log_likelihood", likelihood=di.configuration.LikelihoodConfig(steps=2)),
     )
 
 

@@ -8,12 +8,12 @@ from cases import ConvDenoiser, conv_denoiser, images
 
 import diffinf_lib as di
 from diffinf_lib.attribution import das_scores, trak_scores
-from diffinf_lib.curvature import CurvatureConfig, LayerCurvature, fit_curvature, fit_with_curvlinops
-from diffinf_lib.diffusion import Denoiser, DrawConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, LikelihoodConfig, MeasurementConfig
+from diffinf_lib.curvature import LayerCurvature, fit_curvature, fit_with_curvlinops
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ConfigurationError, DiffinfError
 from diffinf_lib.finite import all_finite, first_not_finite
-from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
-from diffinf_lib.measurements import MeasurementConfig
+from diffinf_lib.likelihood import log_likelihood
 
 CONFIG = CurvatureConfig(draws=DrawConfig(4))
 AT_ZERO = DrawConfig(4, "single", timestep=0)

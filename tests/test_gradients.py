@@ -6,8 +6,9 @@ from cases import conv_denoiser, draw_batch, images, tiny_unet
 
 import diffinf_lib as di
 from diffinf_lib.artifacts import file_digest, read_json, write_json
-from diffinf_lib.curvature import Curvature, CurvatureConfig, fit_curvature
-from diffinf_lib.diffusion import DrawConfig, per_draw_loss
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.curvature import Curvature, fit_curvature
+from diffinf_lib.diffusion import per_draw_loss
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 from diffinf_lib.gradients import TRAIN_STAGE, GradientConfig, all_gradients, example_gradient, gradient_shards
 

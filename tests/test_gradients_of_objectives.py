@@ -4,9 +4,10 @@ import pytest
 import torch
 from cases import conv_denoiser, images
 
-from diffinf_lib.curvature import CurvatureConfig, fit_curvature
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Objective, Process
+from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.data import Trajectories
-from diffinf_lib.diffusion import Denoiser, DrawConfig, Objective, Process, objective_batches
+from diffinf_lib.diffusion import Denoiser, objective_batches, objective_of_prediction
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
 from diffinf_lib.sampling import sample_trajectories
@@ -49,7 +50,9 @@ def by_autograd(model, samples, config):
         key = {"seed": config.seed, "stage": config.stage}
         for batch in objective_batches(model, one, config.draws, config.objective, **key):
             output = model(batch.state, batch.timesteps)
-            total = total + (batch.weights * config.objective.per_draw(output, batch, model.process)).sum()
+            total = (
+                total + (batch.weights * objective_of_prediction(output, batch, config.objective, model.process)).sum()
+            )
         parameters = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
         found = torch.autograd.grad(total / config.draws.count, list(parameters.values()))
         rows.append(dict(zip(parameters, found, strict=True)))

@@ -7,11 +7,11 @@ import torch
 from cases import draw_batch, images, tiny_unet
 
 import diffinf_lib as di
-from diffinf_lib.curvature import CurvatureConfig, fit_curvature, fit_with_curvlinops, ggn_operator
-from diffinf_lib.diffusion import Denoiser, DrawConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, LikelihoodConfig, MeasurementConfig
+from diffinf_lib.curvature import fit_curvature, fit_with_curvlinops, ggn_operator
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.likelihood import LikelihoodConfig, log_likelihood
-from diffinf_lib.measurements import MeasurementConfig
+from diffinf_lib.likelihood import log_likelihood
 
 DRAWS = DrawConfig(20)
 TRAIN, QUERIES = images(6, 4), images(3, 4, seed=1)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from cases import LinearDenoiser, images, linear_denoiser, tiny_unet
 
-from diffinf_lib.curvature import CurvatureConfig, fit_curvature
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, iterate_draws
+from diffinf_lib.diffusion import Denoiser, iterate_draws
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.importance import PILOT_STAGE, timestep_proposal
 

@@ -27,8 +27,9 @@ from scipy.stats import spearmanr
 from torch.utils.data import TensorDataset
 
 from diffinf_lib.attribution import gradient_dot_scores, scores_by_layer
-from diffinf_lib.curvature import CurvatureConfig, fit_curvature
-from diffinf_lib.diffusion import DrawConfig, per_draw_loss
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.curvature import fit_curvature
+from diffinf_lib.diffusion import per_draw_loss
 from diffinf_lib.gradients import TRAIN_STAGE, GradientConfig, all_gradients, gradient_shards
 from diffinf_lib.measurements import MEASUREMENT_STAGE
 

@@ -8,21 +8,14 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from diffinf_lib.configuration import DrawConfig, LikelihoodConfig, MeasurementConfig, Process
 from diffinf_lib.data import ImageSet, load_dataset
-from diffinf_lib.diffusion import Denoiser, DrawConfig, Process
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.diffusion.elbo import elbo_terms, nats_to_bits_per_dimension, nearest_levels, prior_kl
 from diffinf_lib.diffusion.reverse import posterior_variance, reverse_mean
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.likelihood import (
-    LEAST_SIGNAL,
-    LikelihoodConfig,
-    alphas_cumprod_at,
-    angle_grid,
-    angles,
-    log_likelihood,
-    timesteps_at,
-)
-from diffinf_lib.measurements import MeasurementConfig, measure
+from diffinf_lib.likelihood import LEAST_SIGNAL, alphas_cumprod_at, angle_grid, angles, log_likelihood, timesteps_at
+from diffinf_lib.measurements import measure
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
 from diffinf_lib.randomness import keyed_generator

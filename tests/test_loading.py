@@ -22,17 +22,18 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 from diffinf_lib.attribution import influence
+from diffinf_lib.configuration import DrawConfig, MeasurementConfig, Process, TrainingConfig
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, Process, example_draws, objective_batches
+from diffinf_lib.diffusion import Denoiser, example_draws, objective_batches
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DiffinfError
 from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
 from diffinf_lib.loading import load_model, save_model
-from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, measure
+from diffinf_lib.measurements import MEASUREMENT_STAGE, measure
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
 from diffinf_lib.sampling import sample
-from diffinf_lib.training import TrainingConfig, train
+from diffinf_lib.training import train
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SMALL = {"sample_size": 8, "in_channels": 3, "out_channels": 3, "layers_per_block": 1, "norm_num_groups": 4}

@@ -2,16 +2,12 @@ import pytest
 import torch
 from cases import assert_equal_but_for_rounding
 
+from diffinf_lib.configuration import DrawConfig, MeasurementConfig, Process
 from diffinf_lib.data import load_dataset
-from diffinf_lib.diffusion import (
-    DrawConfig,
-    Process,
-    example_draws,
-    per_draw_loss,
-)
+from diffinf_lib.diffusion import example_draws, per_draw_loss
 from diffinf_lib.diffusion.reverse import posterior_variance, reverse_mean
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.measurements import MeasurementConfig, measure, measure_all
+from diffinf_lib.measurements import measure, measure_all
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
 from diffinf_lib.sampling import sample, sample_trajectories

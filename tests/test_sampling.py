@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from diffinf_lib.configuration import Process
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, Process
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset

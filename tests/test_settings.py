@@ -38,7 +38,7 @@ def everything():
     training = replace(PRESET.training, steps=3, batch_size=4, horizontal_flip=True, keep_ema_at=())
     model = di.train(di.build_model(PRESET.unet), data.train, training, progress=False).model
     curvature = di.fit_curvature(model, data.train, di.CurvatureConfig(draws=di.DrawConfig(4)))
-    likelihood = di.likelihood.LikelihoodConfig(steps=2, draws=2)
+    likelihood = di.configuration.LikelihoodConfig(steps=2, draws=2)
     options = {"measurement": di.MeasurementConfig(draws=DRAWS), "draws": DRAWS, "damping": 1e-6}
     shards = di.gradient_shards(model, curvature, data.train, di.GradientConfig(DRAWS))
     return {

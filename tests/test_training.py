@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from diffinf_lib.artifacts import file_digest
+from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import load_dataset
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 from diffinf_lib.loading import load_model
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
-from diffinf_lib.training import TrainingConfig, _Trainer, batch_indices, learning_rate_factor, train
+from diffinf_lib.training import _Trainer, batch_indices, learning_rate_factor, train
 
 PRESET = get_preset("smoke")
 IMAGES = load_dataset(PRESET.dataset).train

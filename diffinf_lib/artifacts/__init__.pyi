@@ -6,6 +6,7 @@ from .bundles import (
     load_bundle as load_bundle,
     write_bundle as write_bundle,
 )
+from .comparison import check_same as check_same, plain as plain
 from .files import (
     atomic_write as atomic_write,
     ensure_writable as ensure_writable,
@@ -21,16 +22,15 @@ from .files import (
     write_tensors as write_tensors,
 )
 from .manifest import (
-    check_same as check_same,
     environment as environment,
     is_finished as is_finished,
-    plain as plain,
     show_versions as show_versions,
     stage as stage,
 )
 from .paths import (
     benchmarks_root as benchmarks_root,
     data_root as data_root,
+    ground_truth_folder as ground_truth_folder,
     project_root as project_root,
     resolved as resolved,
     results_root as results_root,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from diffinf_lib.artifacts.comparison import plain
 from diffinf_lib.artifacts.files import (
     ensure_writable,
     file_digest,
@@ -20,7 +21,7 @@ from diffinf_lib.artifacts.files import (
     write_arrays,
     write_json,
 )
-from diffinf_lib.artifacts.manifest import environment, plain
+from diffinf_lib.artifacts.manifest import environment
 from diffinf_lib.artifacts.paths import benchmarks_root, results_root
 from diffinf_lib.errors import ArtifactError, require
 

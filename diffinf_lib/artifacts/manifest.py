@@ -11,9 +11,8 @@ import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,46 +21,13 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from diffinf_lib.artifacts.comparison import check_same, plain
 from diffinf_lib.artifacts.files import ensure_writable, file_digest, json_digest, read_json, write_json
 from diffinf_lib.artifacts.paths import project_root
-from diffinf_lib.errors import ArtifactError, first_few, require
+from diffinf_lib.errors import first_few
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "safetensors")
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as what JSON gives back, so that written and read configurations compare equal."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def differences(found: Any, asked: Any, prefix: str = "") -> list[str]:
-    """Where two plain configurations differ, one short sentence a leaf."""
-    if isinstance(found, dict) and isinstance(asked, dict):
-        return [
-            line
-            for key in sorted(found.keys() | asked.keys())
-            for line in differences(found.get(key), asked.get(key), f"{prefix}.{key}" if prefix else key)
-        ]
-    return [] if found == asked else [f"{prefix} is {found} there, {asked} asked"]
-
-
-def check_same(found: Any, asked: Any, where: Path | str) -> None:
-    """Refuse to go on with something that another configuration made.
-
-    Raises:
-        ArtifactError: `found` and `asked` differ; the message names the first differences.
-    """
-    lines = differences(found, plain(asked))
-    more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
-    require(not lines, f"{where}: made by another configuration: {'; '.join(lines[:3])}{more}; "
-            "give another folder, or --force to redo it", ArtifactError)  # fmt: skip
 
 
 @lru_cache

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from diffinf_lib.errors import ArtifactError, require
+
 
 def project_root() -> Path:
     """The checkout this library was imported from."""
@@ -36,6 +38,19 @@ def run_folder(preset: str, folder: Path | str | None = None) -> Path:
 def results_root() -> Path:
     """Bundles shipped with the book: `book/results/` in the checkout."""
     return project_root() / "book" / "results"
+
+
+def ground_truth_folder(bundle: str, root: Path | str | None = None) -> Path:
+    """The folder of a ground truth's bundle; default below `results_root`.
+
+    Raises:
+        ArtifactError: none of that name; the message lists those there are.
+    """
+    folder = Path(root or results_root())
+    known = sorted(path.parent.name for path in folder.glob("*-ground-truth/manifest.json"))
+    require((folder / bundle / "manifest.json").exists(), f"ground_truth={bundle!r}: none of that name; there are: "
+            f"{', '.join(known) or 'none'}; make one with `diffinf reproduce PRESET`", ArtifactError)  # fmt: skip
+    return folder / bundle
 
 
 def benchmarks_root() -> Path:

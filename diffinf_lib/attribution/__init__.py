@@ -12,7 +12,7 @@ from diffinf_lib.attribution.influence import (
 from diffinf_lib.attribution.iterative import iterative_influence
 from diffinf_lib.attribution.methods import METHODS, Method, get_method
 from diffinf_lib.attribution.renormalised import renormalised_scores, training_norms
-from diffinf_lib.attribution.scoring import Inverses, check_dampings
+from diffinf_lib.attribution.scoring import Inverses
 from diffinf_lib.attribution.similarity import (
     gradient_cosine_scores,
     gradient_dot_scores,
@@ -32,7 +32,6 @@ __all__ = [
     "Method",
     "Trak",
     "average_scores",
-    "check_dampings",
     "clip_similarity_scores",
     "das_scores",
     "get_method",

@@ -25,9 +25,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution.renormalised import check_blocks
-from diffinf_lib.attribution.scoring import DampingKind, Inverses, KeptQueries, check_dampings
+from diffinf_lib.attribution.scoring import DampingKind, Inverses, KeptQueries
 from diffinf_lib.attribution.trak import GradientSource, Trak, checked_shards
-from diffinf_lib.curvature import Approximation, Curvature
+from diffinf_lib.configuration import Approximation, check_dampings
+from diffinf_lib.curvature import Curvature
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import LayerGradients

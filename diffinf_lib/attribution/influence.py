@@ -10,15 +10,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.attribution.scoring import DampingKind, Inverses, KeptQueries, block_scores, check_dampings
-from diffinf_lib.compression import StoreFormat
-from diffinf_lib.curvature import Approximation, Curvature
+from diffinf_lib.attribution.scoring import DampingKind, Inverses, KeptQueries, block_scores
+from diffinf_lib.configuration import (
+    Approximation,
+    DrawConfig,
+    MeasurementConfig,
+    MeasurementName,
+    StoreFormat,
+    as_measurement,
+    check_dampings,
+)
+from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, require_denoiser
+from diffinf_lib.diffusion import Denoiser, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
-from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, MeasurementName, as_measurement
+from diffinf_lib.measurements import MEASUREMENT_STAGE
 from diffinf_lib.settings import own_settings
 
 QUERY_STAGE = "query-gradients"

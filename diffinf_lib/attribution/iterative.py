@@ -19,9 +19,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution.influence import together
-from diffinf_lib.attribution.scoring import check_dampings
-from diffinf_lib.curvature import (
+from diffinf_lib.configuration import (
     Approximation,
+    DrawConfig,
+    MeasurementConfig,
+    MeasurementName,
+    as_measurement,
+    check_dampings,
+    check_draws,
+)
+from diffinf_lib.curvature import (
     Curvature,
     Solution,
     conjugate_gradient_inverse,
@@ -36,11 +43,11 @@ from diffinf_lib.curvature import (
 from diffinf_lib.curvature.blocks import joined_from_blocks
 from diffinf_lib.curvature.layers import Covers
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, check_draws, objective_batches, require_denoiser
+from diffinf_lib.diffusion import Denoiser, objective_batches, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
-from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, MeasurementName, as_measurement
+from diffinf_lib.measurements import MEASUREMENT_STAGE
 from diffinf_lib.options import checked
 from diffinf_lib.settings import own_settings
 

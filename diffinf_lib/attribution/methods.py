@@ -16,7 +16,7 @@ from diffinf_lib.attribution.clip import clip_similarity_scores
 from diffinf_lib.attribution.das import das_scores
 from diffinf_lib.attribution.iterative import solution_path, solved_queries, solved_scores, training_ggn
 from diffinf_lib.attribution.renormalised import renormalised_scores, training_norms
-from diffinf_lib.attribution.scoring import Inverses, KeptQueries, check_dampings
+from diffinf_lib.attribution.scoring import Inverses, KeptQueries
 from diffinf_lib.attribution.similarity import (
     gradient_cosine_scores,
     gradient_dot_scores,
@@ -26,9 +26,7 @@ from diffinf_lib.attribution.similarity import (
 from diffinf_lib.attribution.task import AttributionTask, Checkpoint
 from diffinf_lib.attribution.trajectory import Weighting, average_scores, split_draws
 from diffinf_lib.attribution.trak import Trak
-from diffinf_lib.curvature import Approximation
-from diffinf_lib.diffusion import DrawConfig, Objective
-from diffinf_lib.diffusion.objectives import ObjectiveName
+from diffinf_lib.configuration import Approximation, DrawConfig, Objective, ObjectiveName, check_dampings
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.gradients import GradientConfig, LayerGradients
 from diffinf_lib.settings import own_settings

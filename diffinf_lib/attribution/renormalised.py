@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.attribution.scoring import DampingKind, Inverses, check_dampings
+from diffinf_lib.attribution.scoring import DampingKind, Inverses
 from diffinf_lib.attribution.trak import Trak, TrakKernel, checked_shards
-from diffinf_lib.curvature import Approximation, Curvature
+from diffinf_lib.configuration import Approximation, check_dampings
+from diffinf_lib.curvature import Curvature
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import LayerGradients
 from diffinf_lib.settings import own_settings

@@ -4,36 +4,22 @@ In the eigenbasis the inverse is a division, element by element: a score is Σ_o
 damping, or K-FAC instead of EK-FAC, divides the same numbers by others.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.compression import PROJECTION, Compression, StoreFormat
-from diffinf_lib.curvature import Approximation, Curvature
+from diffinf_lib.compression import PROJECTION, Compression
+from diffinf_lib.configuration import Approximation, StoreFormat, check_dampings
+from diffinf_lib.curvature import Curvature
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import LayerGradients
 from diffinf_lib.options import checked
 
 DampingKind = Literal["absolute", "relative"]
-
-
-def check_dampings(damping: float | Sequence[float]) -> list[float]:
-    """One damping or several, as a list.
-
-    Raises:
-        ConfigurationError: one is negative or not finite, or there is none.
-    """
-    dampings = [float(damping)] if isinstance(damping, Real) else [float(value) for value in damping]  # type: ignore[union-attr]
-    require(len(dampings) > 0, "damping: give at least one number")
-    for value in dampings:
-        require(math.isfinite(value) and value >= 0, f"damping={value}: give a number >= 0, such as 1e-8")
-    return dampings
 
 
 @dataclass(frozen=True)

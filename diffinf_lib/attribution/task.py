@@ -15,13 +15,13 @@ from torch import Tensor
 
 from diffinf_lib.artifacts import json_digest, plain, read_json
 from diffinf_lib.attribution.influence import query_gradient_config, together
-from diffinf_lib.compression import StoreFormat
+from diffinf_lib.configuration import DrawConfig, MeasurementConfig, Objective, StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, Objective
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
 from diffinf_lib.gradients.store import store_identity
-from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig
+from diffinf_lib.measurements import MEASUREMENT_STAGE
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.options import checked
 

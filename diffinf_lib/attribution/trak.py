@@ -22,8 +22,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution.influence import together
-from diffinf_lib.attribution.scoring import DampingKind, Inverses, check_dampings
+from diffinf_lib.attribution.scoring import DampingKind, Inverses
 from diffinf_lib.compression import PROJECTION, projected
+from diffinf_lib.configuration import check_dampings
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores, first_not_finite
 from diffinf_lib.gradients import LayerGradients

@@ -1,7 +1,6 @@
 """What the package holds, and in which module; each is loaded when it is first asked for."""
 
 from .blocks import Block as Block, curvature_blocks as curvature_blocks, split_into_blocks as split_into_blocks
-from .config import Approximation as Approximation, CurvatureConfig as CurvatureConfig
 from .curvlinops_backend import fit_with_curvlinops as fit_with_curvlinops
 from .ekfac import LayerCurvature as LayerCurvature
 from .exact import (

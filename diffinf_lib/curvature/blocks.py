@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffinf_lib.configuration import BiasRule
 from diffinf_lib.curvature.layers import Covers, Layer, Layers, curvature_layers, layer_inputs, layer_shape
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.options import checked
-
-BiasRule = Literal["joint", "separate"]
 
 
 @dataclass(frozen=True, eq=False)

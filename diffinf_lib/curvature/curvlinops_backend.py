@@ -12,8 +12,8 @@ import torch
 from curvlinops import EKFACLinearOperator, KFACLinearOperator
 from torch import Tensor, nn
 
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig
 from diffinf_lib.curvature.blocks import layer_blocks
-from diffinf_lib.curvature.config import CurvatureConfig
 from diffinf_lib.curvature.ekfac import LayerCurvature
 from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.curvature.layers import (
@@ -28,7 +28,7 @@ from diffinf_lib.curvature.layers import (
 from diffinf_lib.curvature.operators import FlatDenoiser, batch_size_of, packed
 from diffinf_lib.curvature.passes import check_products
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, objective_batches
+from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_batches
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.finite import all_finite, check_draws_finite
 from diffinf_lib.randomness import keyed_seed

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.curvature.config import Approximation
+from diffinf_lib.configuration import Approximation
 from diffinf_lib.curvature.kfac import KroneckerFactors
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.options import checked

@@ -20,8 +20,8 @@ from diffinf_lib.artifacts import (
     tensor_digest,
     write_tensors,
 )
-from diffinf_lib.artifacts.manifest import check_same
-from diffinf_lib.curvature.config import CurvatureConfig
+from diffinf_lib.artifacts.comparison import check_same
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig
 from diffinf_lib.curvature.ekfac import LayerCurvature, eigenbasis
 from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.curvature.kfac import KroneckerFactors
@@ -29,7 +29,7 @@ from diffinf_lib.curvature.labels import KeyedRandomness
 from diffinf_lib.curvature.layers import GRADIENTS_NOT_FINITE, Covers, check_finite
 from diffinf_lib.curvature.passes import AddGroup, Passes, Sums, check_products
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, conditions_of, objective_batches
+from diffinf_lib.diffusion import Denoiser, conditions_of, objective_batches
 from diffinf_lib.errors import require
 from diffinf_lib.precision import matrix_precision
 from diffinf_lib.settings import own_settings
@@ -125,7 +125,7 @@ class _Fit:
 
     def bases(self, folder: Path | None, keep: _Partial | None) -> dict[str, LayerCurvature]:
         """The basis of every block; the factors are dropped when it is found."""
-        if not self.config.needs_factors:
+        if not self.config.has_factors:
             return {name: LayerCurvature() for name in self.passes.blocks}
         found = self.factors(folder, keep)
         return {
@@ -137,7 +137,7 @@ class _Fit:
         """Both passes, or the one that the approximation needs."""
         config = self.config
         bases = self.bases(folder, keep)
-        if not config.needs_corrections:
+        if not config.has_corrections:
             return self._curvature(bases)
         group = self.passes.group_size(config.draws.count, batched=config.correction == "batched")
         corrected = self.means("corrections", config.draws, group, self.passes.corrections(bases), keep)

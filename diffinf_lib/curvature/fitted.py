@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.artifacts import read_tensor_metadata, read_tensors, tensor_digest, write_tensors
-from diffinf_lib.curvature.blocks import BiasRule, Block, curvature_blocks
-from diffinf_lib.curvature.config import Approximation
+from diffinf_lib.configuration import Approximation, BiasRule
+from diffinf_lib.curvature.blocks import Block, curvature_blocks
 from diffinf_lib.curvature.ekfac import LayerCurvature
 from diffinf_lib.curvature.layers import Covers
 from diffinf_lib.diffusion import Denoiser, require_denoiser

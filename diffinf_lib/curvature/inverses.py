@@ -11,8 +11,8 @@ from curvlinops._torch_base import PyTorchLinearOperator as Operator
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.configuration import Approximation
 from diffinf_lib.curvature.blocks import joined_from_blocks, split_into_blocks
-from diffinf_lib.curvature.config import Approximation
 from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.curvature.operators import (
     LayerMatrices,

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.curvature.config import CurvatureConfig
+from diffinf_lib.configuration import CurvatureConfig
 from diffinf_lib.diffusion import DrawBatch
 from diffinf_lib.randomness import keyed_generator
 

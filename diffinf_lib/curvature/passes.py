@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diffinf_lib.configuration import CurvatureConfig
 from diffinf_lib.curvature.blocks import Block, layer_blocks, split_into_blocks
-from diffinf_lib.curvature.config import CurvatureConfig
 from diffinf_lib.curvature.covariance import input_covariance_sum
 from diffinf_lib.curvature.ekfac import LayerCurvature, correction_sum
 from diffinf_lib.curvature.kfac import output_gradient_factor_sum, second_moment

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 from diffinf_lib.artifacts import data_root
+from diffinf_lib.configuration import DatasetConfig
 from diffinf_lib.data.download import extract
 from diffinf_lib.data.folder import dataset_from_folder
-from diffinf_lib.data.images import Dataset, DatasetConfig
+from diffinf_lib.data.images import Dataset
 from diffinf_lib.errors import DownloadError, require
 
 SOURCE = "https://artbench.eecs.berkeley.edu/files/artbench-10-imagefolder-split.tar"

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.artifacts import data_root
+from diffinf_lib.configuration import DatasetConfig
 from diffinf_lib.data.download import fetch
 from diffinf_lib.data.folder import dataset_from_folder
-from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet, to_unit_range
+from diffinf_lib.data.images import Dataset, ImageSet, to_unit_range
 from diffinf_lib.data.selection import random_order, select
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.randomness import keyed_generator

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet, to_unit_range
+from diffinf_lib.configuration import DatasetConfig
+from diffinf_lib.data.images import Dataset, ImageSet, to_unit_range
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.randomness import keyed_generator
 

@@ -17,8 +17,9 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from diffinf_lib.artifacts import data_root, read_arrays, write_arrays
+from diffinf_lib.configuration import DatasetConfig
 from diffinf_lib.data.download import fetch
-from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet, to_unit_range
+from diffinf_lib.data.images import Dataset, ImageSet, to_unit_range
 from diffinf_lib.data.selection import order_by_id, select
 from diffinf_lib.errors import DataError, DownloadError, require, room_needed
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.artifacts.files import file_digest
+from diffinf_lib.configuration import DatasetConfig
 from diffinf_lib.data.files import NO_CLASS, FolderFiles, ImageFile, list_images, natural_key, readable
-from diffinf_lib.data.images import Dataset, DatasetConfig, ImageSet
+from diffinf_lib.data.images import Dataset, ImageSet
 from diffinf_lib.data.reading import read_images
 from diffinf_lib.data.selection import even_shares, order_by_id, random_order, select, take
 from diffinf_lib.errors import DataError, first_few, require
@@ -92,13 +93,8 @@ def image_folder(config: DatasetConfig) -> Dataset:
     Raises:
         DataError: no such folder, no images there, an unreadable one, or images of several sizes without `image_size`.
     """
-    folder = Path(config.name.partition(":")[2])
-    require(
-        not os.path.isfile(folder), f"dataset={config.name}: that is a file; unpack it and give the folder", DataError
-    )
-    require(os.path.isdir(folder), f"dataset={config.name}: there is no such folder; give folder:PATH of an image folder",
-            DataError)  # fmt: skip
-    return dataset_from_folder(folder, config)
+    assert config.folder is not None
+    return dataset_from_folder(config.folder, config)
 
 
 def dataset_from_folder(folder: Path, config: DatasetConfig, *, by_content: bool = True) -> Dataset:

@@ -1,6 +1,5 @@
 """Images: a set of images with labels and stable ids, and a dataset of training images and queries."""
 
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from diffinf_lib.artifacts.files import tensor_digest
 from diffinf_lib.errors import DataError, require
-from diffinf_lib.options import Options, PositiveInt
 from diffinf_lib.shapes import ImageShape
 
 BRIGHTEST = 64.0
@@ -144,41 +142,6 @@ class Dataset:
 
 def _sums_of_bits(images: Float[Tensor, "N C H W"]) -> Int[Tensor, "N"]:
     return images.contiguous().view(torch.int32).flatten(1).sum(1, dtype=torch.int64)
-
-
-@dataclass(frozen=True)
-class DatasetConfig(Options):
-    """Which images, and how many of them.
-
-    Attributes:
-        name: `digits`, `cifar2`, `cifar10`, `cifar2deq`, `cifar10deq`, `fashion`, `artbench10`, or `folder:PATH`, kept with the
-            folder's full path, so that it is the same however PATH was written.
-        classes: keep these classes only, by name or, for digits, by number.
-        image_size: side in pixels to which a folder's images are brought.
-        train_size: number of training images; None: all there are.
-        query_size: number of queries; None: all there are.
-        stratified: take the same number of images from each class, or draw them from all alike. Queries come from the
-            classes as evenly as they have them.
-        seed: of the choice of images, where there are more than asked for.
-    """
-
-    name: str
-    classes: tuple[str | int, ...] | None = None
-    image_size: PositiveInt | None = None
-    train_size: PositiveInt | None = None
-    query_size: PositiveInt | None = None
-    stratified: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        kind, colon, path = self.name.partition(":")
-        if kind == "folder" and colon:
-            require(
-                bool(path.strip()),
-                f"dataset={self.name!r}: no path; give folder:PATH, folder:. for the current directory",
-            )
-            object.__setattr__(self, "name", f"folder:{os.path.realpath(os.path.expanduser(path))}")
 
 
 def _times(shape: ImageShape) -> str:

@@ -2,32 +2,19 @@
 
 from diffinf_lib.diffusion.batches import check_trajectories, conditions_of, objective_batches
 from diffinf_lib.diffusion.denoiser import Denoiser, per_draw_loss, require_denoiser
-from diffinf_lib.diffusion.draws import (
-    DrawBatch,
-    DrawConfig,
-    Draws,
-    check_draws,
-    example_draws,
-    iterate_draws,
-    timestep_probabilities,
-)
-from diffinf_lib.diffusion.objectives import Objective, objective_values
-from diffinf_lib.diffusion.process import Process, SamplerName
+from diffinf_lib.diffusion.draws import DrawBatch, Draws, example_draws, iterate_draws, timestep_probabilities
+from diffinf_lib.diffusion.objectives import objective_of_prediction, objective_values
 
 __all__ = [
     "Denoiser",
     "DrawBatch",
-    "DrawConfig",
     "Draws",
-    "Objective",
-    "Process",
-    "SamplerName",
-    "check_draws",
     "check_trajectories",
     "conditions_of",
     "example_draws",
     "iterate_draws",
     "objective_batches",
+    "objective_of_prediction",
     "objective_values",
     "per_draw_loss",
     "require_denoiser",

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from diffinf_lib.configuration import DrawConfig, Objective, Process
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion.denoiser import Denoiser, require_denoiser
-from diffinf_lib.diffusion.draws import DrawBatch, DrawConfig, iterate_draws
-from diffinf_lib.diffusion.objectives import Objective
-from diffinf_lib.diffusion.process import Process
+from diffinf_lib.diffusion.draws import DrawBatch, iterate_draws
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from diffinf_lib.artifacts.files import tensor_digest
+from diffinf_lib.configuration import Process
 from diffinf_lib.diffusion.draws import DrawBatch
-from diffinf_lib.diffusion.process import Process
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.precision import in_full_precision, matrix_precision
 from diffinf_lib.shapes import Images, PerDraw, Timesteps

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.diffusion.process import Process, at_timesteps
+from diffinf_lib.configuration import Process
+from diffinf_lib.configuration.coefficients import at_timesteps
 from diffinf_lib.diffusion.reverse import normal_log_density, posterior_variance
 from diffinf_lib.errors import require
 from diffinf_lib.settings import own_settings

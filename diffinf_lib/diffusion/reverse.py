@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.diffusion.process import Process, at_timesteps
+from diffinf_lib.configuration import Process
+from diffinf_lib.configuration.coefficients import at_timesteps
 from diffinf_lib.errors import require
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Images, PerDraw, Timesteps

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffinf_lib.artifacts import load_bundle, results_root, tensor_digest
+from diffinf_lib.artifacts import ground_truth_folder, load_bundle, tensor_digest
 from diffinf_lib.data import ImageSet
-from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, first_few, require
+from diffinf_lib.errors import ConfigurationError, DataError, first_few, require
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,11 +139,7 @@ def load_ground_truth(
         ArtifactError: no such bundle, or it is damaged.
         ConfigurationError: the bundle has no such queries, or they were not measured so.
     """
-    folder = Path(root or results_root())
-    if not (folder / bundle / "manifest.json").exists():
-        known = sorted(path.parent.name for path in folder.glob("*-ground-truth/manifest.json"))
-        raise ArtifactError(f"ground_truth={bundle!r}: none of that name; there are: {', '.join(known) or 'none'}; make one "
-                            "with `diffinf reproduce PRESET`")  # fmt: skip
+    ground_truth_folder(bundle, root)
     found = load_bundle(bundle, root=root)
     sets = sorted({key.partition("/")[0] for key in found.arrays if "/" in key})
     if queries not in sets:

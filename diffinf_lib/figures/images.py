@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from diffinf_lib.configuration import Process
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Process
 from diffinf_lib.errors import require
 from diffinf_lib.figures.style import BLUE, GREY, ORANGE, VERMILION, subplots
 

@@ -12,23 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.configuration import DrawConfig, Objective, Precision, Process
 from diffinf_lib.curvature import Block, Curvature, ForwardPass, curvature_layers, split_into_blocks
 from diffinf_lib.curvature.blocks import layers_of
 from diffinf_lib.curvature.layers import Covers, Layers, differentiable, gradient_matrices, layer_parameters
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import (
-    Denoiser,
-    DrawBatch,
-    DrawConfig,
-    Objective,
-    Process,
-    objective_batches,
-    objective_values,
-)
+from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_batches, objective_of_prediction, objective_values
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.finite import check_draws_finite, first_not_finite
 from diffinf_lib.options import Options
-from diffinf_lib.precision import Precision, matrix_precision
+from diffinf_lib.precision import matrix_precision
 from diffinf_lib.settings import own_settings
 
 LayerGradients = dict[str, Float[Tensor, "n O I"]]
@@ -50,7 +43,7 @@ class GradientConfig(Options):
         seed: of the draws.
         timesteps: take only the draws with low ≤ t < high, still dividing by all: gradients of a partition of 0..T add up
             to the whole. None takes all.
-        precision: of the matrix products, see `diffinf_lib.precision`.
+        precision: of the matrix products, see `diffinf_lib.configuration.precision`.
         objective: what is differentiated.
     """
 
@@ -150,7 +143,7 @@ def grouped_gradients(
 def _output_gradient(prediction: Tensor, batch: DrawBatch, config: GradientConfig, process: Process) -> Tensor:
     """The gradient in the network's output of each draw's share of its example's objective."""
     output = prediction.detach().requires_grad_()
-    shares = config.objective.per_draw(output, batch, process) * batch.weights / config.draws.count
+    shares = objective_of_prediction(output, batch, config.objective, process) * batch.weights / config.draws.count
     return torch.autograd.grad(shares.sum(), output)[0]
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffinf_lib.artifacts import plain, read_tensor_metadata, read_tensors, stage, tensor_digest, write_tensors
-from diffinf_lib.compression import Compression, StoreFormat
+from diffinf_lib.compression import Compression
+from diffinf_lib.configuration import StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion import Denoiser, check_trajectories, conditions_of, require_denoiser

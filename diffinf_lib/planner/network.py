@@ -19,13 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffinf_lib.curvature import CurvatureConfig, curvature_blocks, curvature_layers
+from diffinf_lib.configuration import CurvatureConfig, UNetConfig
+from diffinf_lib.curvature import curvature_blocks, curvature_layers
 from diffinf_lib.curvature.blocks import Block
 from diffinf_lib.curvature.covariance import input_covariance_sum
 from diffinf_lib.curvature.kfac import output_gradient_factor_sum, second_moment
 from diffinf_lib.curvature.layers import differentiable, layer_parameters
 from diffinf_lib.diffusion import Denoiser
-from diffinf_lib.models import UNetConfig, build_model, count_parameters
+from diffinf_lib.models import build_model, count_parameters
 from diffinf_lib.shapes import ImageShape
 
 Pass = Callable[[int], Any]
@@ -207,7 +208,7 @@ class NetworkCount:
             self._rotated(block, torch.empty(draws, *block.shape, device="meta"))
 
     def _rotated(self, block: Block, matrices: Tensor) -> Tensor:
-        if not self.curvature.needs_factors:
+        if not self.curvature.has_factors:
             return matrices
         outputs, inputs = block.shape
         left, right = (torch.empty(size, size, device="meta") for size in (outputs, inputs))

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 
 from diffinf_lib.attribution.influence import SHARD_BYTES
-from diffinf_lib.compression import StoreFormat, stored_bytes
+from diffinf_lib.compression import stored_bytes
+from diffinf_lib.configuration import DrawConfig, StoreFormat
 from diffinf_lib.data import load_dataset
-from diffinf_lib.diffusion import DrawConfig
-from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.errors import require
 from diffinf_lib.measurements import forward_passes
 from diffinf_lib.planner.network import NetworkCount, Pass
 from diffinf_lib.planner.rates import Rates, measured_rates
@@ -107,7 +107,7 @@ def estimate(
         flops_per_second: of another machine, such as 20e12 for an A100 in TF32; nothing is measured then.
 
     Raises:
-        ConfigurationError: the number of images cannot be known without a download, or a rate is not positive.
+        ConfigurationError: a number of images or a rate is not positive.
     """
     for name, value in (("train_count", train_count), ("query_count", query_count)):
         require(value is None or value > 0, f"{name}={value}: give a positive number")
@@ -129,12 +129,8 @@ def counts(preset: Preset, train_count: int | None, query_count: int | None) -> 
         if config.name == "digits" or config.name.startswith("folder:"):
             data = load_dataset(config)
             found = len(data.train), len(data.queries)
-        elif config.name in KNOWN_SIZES:
-            found = KNOWN_SIZES[config.name]
         else:
-            raise ConfigurationError(
-                f"dataset={config.name!r}: its size is not known; give train_count and query_count"
-            )
+            found = KNOWN_SIZES[config.name]
         train, queries = train or found[0], queries or found[1]
     return train, queries
 
@@ -220,12 +216,12 @@ class Estimator:
         labels = math.prod(network.shape) if config.exact_labels else config.labels
         first, second = self.train * config.drawn_for_factors.count, self.train * config.draws.count
         passes = products = decomposition = 0.0
-        if config.needs_factors:
+        if config.has_factors:
             backward = network.pulled_back - network.forward
             passes += first * (network.forward + labels * backward)
             products += first * (network.input_factors + labels * network.output_factors)
             decomposition = sum(9.0 * (o**3 + i**3) for o, i in network.block_shapes.values())
-        if config.needs_corrections:
+        if config.has_corrections:
             batched = config.correction == "batched"
             backward = (network.gradient if batched else network.pulled_back) - network.forward
             passes += second * (network.forward + labels * backward)

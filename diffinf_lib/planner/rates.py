@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.curvature import curvature_layers
 from diffinf_lib.curvature.layers import layer_parameters
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawBatch, DrawConfig, objective_batches, objective_values
+from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_batches, objective_values
 from diffinf_lib.models import build_model
 from diffinf_lib.planner.network import NetworkCount
 from diffinf_lib.presets import Preset

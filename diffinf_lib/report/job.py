@@ -29,13 +29,13 @@ from diffinf_lib.artifacts import (
     write_tensors,
 )  # fmt: skip
 from diffinf_lib.artifacts.manifest import MANIFEST
-from diffinf_lib.curvature import Curvature, CurvatureConfig, fit_curvature
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementConfig, MeasurementName
+from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.data import ImageSet, read_image_folder
 from diffinf_lib.data.files import NO_CLASS
-from diffinf_lib.diffusion import Denoiser, DrawConfig
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError, DataError, first_few, require
 from diffinf_lib.loading import load_model
-from diffinf_lib.measurements import MeasurementConfig, MeasurementName
 from diffinf_lib.pictures import picture
 from diffinf_lib.planner.plan import readable_time
 from diffinf_lib.report.findings import Likeness, compare, find_copies, find_label_doubts, find_unusual

@@ -8,12 +8,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffinf_lib.attribution.scoring import check_dampings
-from diffinf_lib.compression import StoreFormat
-from diffinf_lib.curvature import CurvatureConfig
-from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.configuration import (
+    CurvatureConfig,
+    DrawConfig,
+    MeasurementConfig,
+    MeasurementName,
+    StoreFormat,
+    as_measurement,
+    check_dampings,
+)
 from diffinf_lib.errors import require
-from diffinf_lib.measurements import MeasurementConfig, MeasurementName, as_measurement
 
 CURVATURE_DRAWS = 9_000
 """Draws of all training images together for the curvature; the digits of the book take as many."""
@@ -61,7 +65,7 @@ def options_for(
         ConfigurationError: a value that cannot be used, or a measurement that needs more than images.
     """
     measurement = as_measurement(measurement)
-    require(measurement.differentiable and not measurement.objective.on_trajectories, f"measurement={measurement.name!r}: it "
+    require(measurement.attributable and not measurement.objective.on_trajectories, f"measurement={measurement.name!r}: it "
             "cannot be attributed to images from files; give loss or elbo")  # fmt: skip
     rule = (
         draws

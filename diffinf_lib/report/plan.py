@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from diffinf_lib.compression import StoreFormat, stored_bytes
+from diffinf_lib.compression import stored_bytes
+from diffinf_lib.configuration import SamplingConfig, StoreFormat
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.planner import Plan, Rates
@@ -17,7 +18,6 @@ from diffinf_lib.planner.plan import CPU_WORKSPACE, FLOAT, Estimator, StageEstim
 from diffinf_lib.planner.rates import rates_of
 from diffinf_lib.presets import get_preset
 from diffinf_lib.report.options import SAMPLER_STEPS, SKETCH, STORE, Options
-from diffinf_lib.sampling import SamplingConfig
 from diffinf_lib.shapes import ImageShape
 
 HELD_BYTES = 1 << 30

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from diffinf_lib.configuration import MeasurementConfig
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
-from diffinf_lib.measurements import MeasurementConfig
 from diffinf_lib.report.findings import CopyGroup, LabelDoubt, Likeness, Unusual
 from diffinf_lib.report.text import counted, readable
 

@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from diffinf_lib.artifacts import read_tensors, write_tensors
 from diffinf_lib.attribution.influence import query_gradient_config, together
 from diffinf_lib.attribution.scoring import Inverses, KeptQueries
-from diffinf_lib.compression import StoreFormat, projected
+from diffinf_lib.compression import projected
+from diffinf_lib.configuration import StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser

@@ -1,4 +1,4 @@
-"""Runs: the steps of a run, each a folder that is made once and then read.
+"""Runs: the stages of a run, each a folder that is made once and then read.
 
     runs/<preset>/config.json
                   model/                       the full model, and its weights along the way
@@ -7,7 +7,7 @@
                   curvature/  gradients/  scores/  trainings/  logs/
                   draws/  methods/  curvatures/  compression/  removal/  timesteps/  ladder/    studies, one folder a cell
 
-Any step can be killed and asked for again; it goes on and ends with the same files. But for `model/`, the name of a folder
+Any stage can be killed and asked for again; it goes on and ends with the same files. But for `model/`, the name of a folder
 ends in the digest of all that its content depends on, the model and the images always among it.
 """
 

@@ -1,4 +1,4 @@
-"""Steps of attribution: curvature, gradients, scores, and their LDS against a ground truth."""
+"""Stages of attribution: curvature, gradients, scores, and their LDS against a ground truth."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.artifacts import json_digest
-from diffinf_lib.attribution import check_dampings, gradient_dot_scores, influence, pixel_distance_scores, random_scores
+from diffinf_lib.attribution import gradient_dot_scores, influence, pixel_distance_scores, random_scores
 from diffinf_lib.attribution.influence import query_gradient_config
 from diffinf_lib.attribution.task import store_folder
-from diffinf_lib.compression import StoreFormat
-from diffinf_lib.curvature import Approximation, Curvature, CurvatureConfig, fit_curvature
+from diffinf_lib.configuration import Approximation, CurvatureConfig, StoreFormat, check_dampings
+from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import DataError, require

@@ -1,4 +1,4 @@
-"""Steps of the ground truth: models retrained on random subsets, and what they measure of every query."""
+"""Stages of the ground truth: models retrained on random subsets, and what they measure of every query."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.artifacts import read_json, write_bundle
+from diffinf_lib.configuration import MeasurementConfig
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError, require
-from diffinf_lib.measurements import MeasurementConfig, measure_all
+from diffinf_lib.measurements import measure_all
+from diffinf_lib.options import check_shard
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.model import measured_queries
@@ -46,12 +48,12 @@ def shard_of(subsets: int, seeds: int, shard: int, shards: int) -> list[tuple[in
     """
     require(subsets > 0, f"subsets={subsets}: give a positive number")
     require(seeds > 0, f"seeds={seeds}: give a positive number")
-    require(shards > 0 and 0 <= shard < shards, f"shard={shard} of {shards}: give 0 <= shard < shards")
+    check_shard(shard, shards)
     pairs = [(subset, seed) for seed in range(seeds) for subset in range(subsets)]
     return pairs[shard::shards]
 
 
-def unit(subset: int, seed: int) -> str:
+def model_name(subset: int, seed: int) -> str:
     """The name of one retrained model, in files."""
     return f"k{subset:03d}-r{seed}"
 
@@ -64,7 +66,7 @@ def retrained_model(run: Run, subset: int, seed: int) -> Denoiser:
 def _retraining(run: Run, subset: int, seed: int) -> tuple[Kept, Callable[[], TrainingResult]]:
     mask = subset_mask(len(run.data.train), run.preset.subsets.fraction, subset, seed=run.seed)
     images = run.data.train.subset(mask)
-    return run.training("retrained", unit(subset, seed), images, run.preset.retraining(), seed)
+    return run.training("retrained", model_name(subset, seed), images, run.preset.retraining(), seed)
 
 
 def retrained_measurements(run: Run, subset: int, seed: int) -> dict[str, Tensor]:
@@ -77,7 +79,7 @@ def _measured(run: Run, subset: int, seed: int) -> Kept:
     """Other measurements lie elsewhere: a ground truth can be measured anew without retraining."""
     preset = run.preset
     return run.kept(
-        "measurements", unit(subset, seed), measurements=preset.measurements, subset=subset, seed_of_subset=seed,
+        "measurements", model_name(subset, seed), measurements=preset.measurements, subset=subset, seed_of_subset=seed,
         fraction=preset.subsets.fraction, retraining=preset.retraining(), unet=preset.unet,
         queries={name: images.digest for name, images in measured_queries(run).items()},
     )  # fmt: skip
@@ -116,9 +118,9 @@ def collected_measurements(run: Run, subsets: int, seeds: int) -> dict[str, Tens
     Raises:
         ArtifactError: some are not there yet; the message counts them.
     """
-    units = shard_of(subsets, seeds, 0, 1)
-    missing = [unit(*one) for one in units if not _measured(run, *one).finished]
-    require(not missing, f"{run.folder}: {len(missing)} of {len(units)} retrained models are missing, "
+    pairs = shard_of(subsets, seeds, 0, 1)
+    missing = [model_name(*one) for one in pairs if not _measured(run, *one).finished]
+    require(not missing, f"{run.folder}: {len(missing)} of {len(pairs)} retrained models are missing, "
             f"first {missing[:1]}; run the ground truth to its end", ArtifactError)  # fmt: skip
     values = [[retrained_measurements(run, subset, seed) for seed in range(seeds)] for subset in range(subsets)]
     return {name: torch.stack([torch.stack([cell[name] for cell in row]) for row in values]) for name in values[0][0]}
@@ -167,11 +169,11 @@ def ground_truth_bundle(
 
 
 def _ground_truth_metrics(run: Run, subsets: int, seeds: int, collected: dict[str, Tensor]) -> dict[str, Any]:
-    units = shard_of(subsets, seeds, 0, 1)
-    kept = [[_retraining(run, *one)[0] for one in units], [_measured(run, *one) for one in units]]
+    pairs = shard_of(subsets, seeds, 0, 1)
+    kept = [[_retraining(run, *one)[0] for one in pairs], [_measured(run, *one) for one in pairs]]
     training, measuring = (round(sum(one.seconds for one in part), 1) for part in kept)
     return {
-        "retrained_models": len(units),
+        "retrained_models": len(pairs),
         "training_seconds": training,
         "measurement_seconds": measuring,
         "commits": sorted({one.manifest["environment"]["git_commit"] for part in kept for one in part}),

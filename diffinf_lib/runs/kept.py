@@ -31,13 +31,13 @@ class Kept:
     instead.
 
     Attributes:
-        step: the folder in the run, such as `scores`.
+        stage: the folder in the run, such as `scores`.
         identity: all that the result depends on, as plain values.
         label: what people see of the folder's name, before the digest.
     """
 
     root: Path
-    step: str
+    stage: str
     identity: Any
     label: str = ""
 
@@ -45,7 +45,7 @@ class Kept:
     def folder(self) -> Path:
         """Where the result lies."""
         digest = json_digest(plain(self.identity))[:12]
-        return self.root / self.step / (f"{self.label}-{digest}" if self.label else digest)
+        return self.root / self.stage / (f"{self.label}-{digest}" if self.label else digest)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -63,17 +63,17 @@ class Kept:
         return (self.folder / MANIFEST).exists() and bool(self.manifest["finished"])
 
     def arrays(self, compute: Callable[[], Arrays]) -> dict[str, np.ndarray]:
-        """What `compute` gives, by the first call; kept as `<step>.npz`."""
-        file = self.folder / f"{self.step}.npz"
-        with stage(self.folder, self.identity, name=self.step) as needed:
+        """What `compute` gives, by the first call; kept as `<stage>.npz`."""
+        file = self.folder / f"{self.stage}.npz"
+        with stage(self.folder, self.identity, name=self.stage) as needed:
             if needed:
                 write_arrays(file, **compute())
         return read_arrays(file)
 
     def tensors(self, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The same for large tensors, kept as `<step>.safetensors`."""
-        file = self.folder / f"{self.step}.safetensors"
-        with stage(self.folder, self.identity, name=self.step) as needed:
+        """The same for large tensors, kept as `<stage>.safetensors`."""
+        file = self.folder / f"{self.stage}.safetensors"
+        with stage(self.folder, self.identity, name=self.stage) as needed:
             if needed:
                 write_tensors(file, compute())
         return read_tensors(file)

@@ -1,8 +1,11 @@
-"""Steps of the model: the model trained on everything, and the queries drawn from it."""
+"""Stages of the model: the model trained on everything, and the queries drawn from it."""
+
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from diffinf_lib.configuration import QuerySet
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.errors import require
 from diffinf_lib.runs.kept import Kept
@@ -10,7 +13,7 @@ from diffinf_lib.runs.run import Run
 from diffinf_lib.sampling import GENERATED_IDS, sample, sample_trajectories
 from diffinf_lib.training import TrainingResult
 
-QUERY_SETS = ("held-out", "generated")
+QUERY_SETS = get_args(QuerySet)
 
 
 def full_model(run: Run) -> TrainingResult:
@@ -31,8 +34,8 @@ def generated_queries(run: Run) -> ImageSet:
     return run.held("samples", lambda: as_queries(_sampled(run, "samples").tensors(images)["images"]))
 
 
-def _sampled(run: Run, step: str) -> Kept:
-    return run.kept(step, sampling=run.preset.sampling, shape=run.data.train.shape)
+def _sampled(run: Run, stage: str) -> Kept:
+    return run.kept(stage, sampling=run.preset.sampling, shape=run.data.train.shape)
 
 
 def _sample_seeds(run: Run) -> list[int]:

@@ -1,4 +1,4 @@
-"""Runs: a folder that holds everything one preset made, a subfolder a step."""
+"""Runs: a folder that holds everything one preset made, a subfolder a stage."""
 
 import shutil
 from collections.abc import Callable
@@ -19,12 +19,13 @@ from diffinf_lib.artifacts import (
     run_folder,
     write_json,
 )
+from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import Dataset, ImageSet, load_dataset
 from diffinf_lib.errors import require
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import Preset
 from diffinf_lib.runs.kept import Kept
-from diffinf_lib.training import TrainingConfig, TrainingResult, train
+from diffinf_lib.training import TrainingResult, train
 
 CONFIG = "config.json"
 Held = TypeVar("Held")
@@ -65,7 +66,7 @@ class Run:
         return self.held("model identity", lambda: self.model.model.identity)
 
     def training(
-        self, step: str, label: str, images: ImageSet, config: TrainingConfig, seed: int, *, progress: bool = False
+        self, stage: str, label: str, images: ImageSet, config: TrainingConfig, seed: int, *, progress: bool = False
     ) -> tuple[Kept, Callable[[], TrainingResult]]:
         """Another training of the preset's network: where it is kept, and the training itself, done by the first call.
 
@@ -79,13 +80,13 @@ class Run:
             "images": images.digest,
             "seed": seed,
         }
-        kept = Kept(self.folder, step, plain(identity), label)
+        kept = Kept(self.folder, stage, plain(identity), label)
         return kept, lambda: train(
             build_model(preset.unet, preset.process, seed=seed), images, config, seed=seed, out=kept.folder,
             device=self.device, progress=progress,
         )  # fmt: skip
 
-    def kept(self, step: str, label: str = "", /, **depends: Any) -> Kept:
+    def kept(self, stage: str, label: str = "", /, **depends: Any) -> Kept:
         """A place for a result of the full model.
 
         Its identity names the model, all images of the dataset and the seed, whatever else the caller says; nothing that is
@@ -95,7 +96,7 @@ class Run:
             depends: everything else that the result depends on, by name.
         """
         always = {"model": self.model_identity, "data": self.data.digest, "seed": self.seed}
-        return Kept(self.folder, step, plain(depends | always), label)
+        return Kept(self.folder, stage, plain(depends | always), label)
 
     def held(self, name: str, make: Callable[[], Held]) -> Held:
         """What `make` gives, by the first call; kept in memory until something is discarded."""
@@ -108,7 +109,7 @@ class Run:
         return self.folder.joinpath(*parts)
 
     def discard(self, *parts: str) -> None:
-        """Delete a step, so that asking for it makes it anew."""
+        """Delete a stage, so that asking for it makes it anew."""
         shutil.rmtree(self.path(*parts), ignore_errors=True)
         self._held.clear()
 

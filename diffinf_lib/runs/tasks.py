@@ -5,12 +5,11 @@ from dataclasses import replace
 
 from diffinf_lib.attribution.task import AttributionTask, Checkpoint
 from diffinf_lib.attribution.trajectory import split_draws
-from diffinf_lib.curvature import CurvatureConfig
+from diffinf_lib.configuration import CurvatureConfig, MeasurementConfig
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.loading import load_model
-from diffinf_lib.measurements import MeasurementConfig
 from diffinf_lib.runs.attribution import fitted
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.run import Run
@@ -37,7 +36,7 @@ def checkpoint(
     """
     config, model = config or run.preset.curvature, model or run.model.model
     curvature, kept = fitted(run, model, config, name)
-    draws = config.drawn_for_factors.count * config.needs_factors + config.draws.count * config.needs_corrections
+    draws = config.drawn_for_factors.count * config.has_factors + config.draws.count * config.has_corrections
     return Checkpoint(name, model, curvature, draws * len(run.data.train), kept.seconds, _learning_rate(run, step))
 
 

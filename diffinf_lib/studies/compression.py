@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution.scoring import Inverses, KeptQueries
-from diffinf_lib.compression import Compression, StoreFormat, stored_bytes
+from diffinf_lib.compression import Compression, stored_bytes
+from diffinf_lib.configuration import StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import GroundTruth, mean_measurements, paired_difference, predicted_changes, spearman

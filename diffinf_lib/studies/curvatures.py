@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffinf_lib.attribution import check_dampings
 from diffinf_lib.attribution.methods import DAMPINGS, influence_at
-from diffinf_lib.curvature import Approximation, CurvatureConfig
-from diffinf_lib.curvature.config import Partition, Sharing
+from diffinf_lib.configuration import Approximation, CurvatureConfig, Partition, Sharing, check_dampings
 from diffinf_lib.evaluation import (
     lds,
     mean_measurements,

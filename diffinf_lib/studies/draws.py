@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffinf_lib.attribution import scores_from_gradients
 from diffinf_lib.attribution.influence import together
-from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import mean_measurements, predicted_changes, spearman
 from diffinf_lib.gradients import GradientConfig, LayerGradients, gradient_shards

@@ -15,7 +15,7 @@ from diffinf_lib.attribution.influence import QUERY_STAGE
 from diffinf_lib.attribution.methods import conjugate_gradients_at, fixed_settings, influence_at
 from diffinf_lib.attribution.task import Cost
 from diffinf_lib.attribution.trajectory import average_scores, split_draws
-from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import lds, paired_difference
 from diffinf_lib.runs import task_of_run

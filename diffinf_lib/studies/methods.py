@@ -16,6 +16,7 @@ from torch import Tensor
 from diffinf_lib.attribution.clip import clip_identity
 from diffinf_lib.attribution.methods import METHODS, Method, fixed_settings, get_method
 from diffinf_lib.attribution.task import AttributionTask, Cost
+from diffinf_lib.configuration import MeasurementConfig, proxy_sign
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import (
@@ -27,7 +28,6 @@ from diffinf_lib.evaluation import (
     tuned_lds,
 )
 from diffinf_lib.evaluation.lds import check_tunable
-from diffinf_lib.measurements import MeasurementConfig, proxy_sign
 from diffinf_lib.runs import generated_trajectories, measured_queries, task_of_run
 from diffinf_lib.runs.tasks import ENSEMBLE, kept_steps
 from diffinf_lib.studies.study import Arrays, Study

@@ -19,6 +19,7 @@ from diffinf_lib.artifacts import plain, write_bundle
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import ArtifactError, DataError, require
 from diffinf_lib.evaluation import GroundTruth, ceiling
+from diffinf_lib.options import check_shard
 from diffinf_lib.runs import Kept, Run, check_training_images, measured_queries
 from diffinf_lib.runs.run import configuration_of
 
@@ -113,7 +114,7 @@ class Study(Generic[Cell]):
         Raises:
             ConfigurationError: there is no such shard.
         """
-        require(shards > 0 and 0 <= shard < shards, f"shard={shard} of {shards}: give 0 <= shard < shards")
+        check_shard(shard, shards)
         for cell in self.cells()[shard::shards]:
             self.arrays(cell)
             yield cell

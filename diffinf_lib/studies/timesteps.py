@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution import influence_by_timestep
+from diffinf_lib.configuration import DrawConfig, MeasurementConfig, Process
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawConfig, Process, example_draws
+from diffinf_lib.diffusion import Denoiser, example_draws
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import (
     GroundTruth,
@@ -28,7 +29,7 @@ from diffinf_lib.evaluation import (
     timestep_proxies,
 )
 from diffinf_lib.evaluation.lds import TUNABLE_SUBSETS
-from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig, measure_all
+from diffinf_lib.measurements import MEASUREMENT_STAGE, measure_all
 from diffinf_lib.runs import (
     QUERY_SETS,
     curvature_of_run,
@@ -37,7 +38,7 @@ from diffinf_lib.runs import (
     subset_masks,
     train_gradients,
 )
-from diffinf_lib.runs.ground_truth import unit
+from diffinf_lib.runs.ground_truth import model_name
 from diffinf_lib.studies.study import Arrays, Study
 
 
@@ -155,7 +156,7 @@ class TimestepStudy(Study[RetrainedCell]):
         return self._cells
 
     def label(self, cell: RetrainedCell) -> str:
-        return unit(*cell)
+        return model_name(*cell)
 
     def depends(self, cell: RetrainedCell) -> dict[str, Any]:
         return {"bins": self.bins}

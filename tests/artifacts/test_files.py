@@ -18,9 +18,10 @@ from diffinf_lib.artifacts import (
     write_json,
     write_tensors,
 )
+from diffinf_lib.configuration import UNetConfig
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 from diffinf_lib.loading import save_model
-from diffinf_lib.models import UNetConfig, build_model
+from diffinf_lib.models import build_model
 
 
 def test_tensors_and_metadata_come_back(tmp_path):

@@ -3,7 +3,7 @@ import subprocess
 import pytest
 
 from diffinf_lib.artifacts import is_finished, manifest, read_json, stage
-from diffinf_lib.artifacts.manifest import differences
+from diffinf_lib.artifacts.comparison import differences
 from diffinf_lib.errors import ArtifactError
 
 

@@ -6,10 +6,10 @@ from cases import by_definition, draw_batch, images, linear_denoiser, same_draws
 
 from diffinf_lib.attribution.das import das_scores, trak_das_scores
 from diffinf_lib.attribution.trak import Trak
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.curvature.exact import dense_ggn
 from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
-from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
 

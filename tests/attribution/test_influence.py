@@ -16,12 +16,12 @@ from cases import (
 import diffinf_lib as di
 from diffinf_lib.artifacts import file_digest
 from diffinf_lib.attribution.scoring import Inverses, block_scores
-from diffinf_lib.curvature import Curvature, CurvatureConfig, LayerCurvature, fit_curvature
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementConfig
+from diffinf_lib.curvature import Curvature, LayerCurvature, fit_curvature
 from diffinf_lib.curvature.exact import dense_ggn
 from diffinf_lib.curvature.layers import coverage, curvature_layers, gradient_matrices, layer_parameters
-from diffinf_lib.diffusion import DrawConfig, per_draw_loss
+from diffinf_lib.diffusion import per_draw_loss
 from diffinf_lib.errors import ArtifactError, ConfigurationError
-from diffinf_lib.measurements import MeasurementConfig
 
 CONFIG = CurvatureConfig(draws=DrawConfig(4))
 MEASUREMENT = MeasurementConfig(draws=DrawConfig(6))

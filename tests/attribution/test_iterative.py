@@ -14,18 +14,11 @@ from diffinf_lib.attribution.iterative import (
     solved_scores,
     training_ggn,
 )
-from diffinf_lib.curvature import (
-    CurvatureConfig,
-    curvature_preconditioner,
-    dense_ggn,
-    example_gradients,
-    fit_curvature,
-    flatten_layers,
-)
-from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementConfig
+from diffinf_lib.curvature import curvature_preconditioner, dense_ggn, example_gradients, fit_curvature, flatten_layers
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import TRAIN_STAGE, GradientConfig, all_gradients, gradient_shards
-from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig
+from diffinf_lib.measurements import MEASUREMENT_STAGE
 
 MEASUREMENT = MeasurementConfig(draws=DrawConfig(6))
 DRAWS, GGN_DRAWS = DrawConfig(4), DrawConfig(16)

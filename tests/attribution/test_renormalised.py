@@ -7,8 +7,8 @@ from cases import by_definition, images, linear_denoiser, tiny_unet
 import diffinf_lib as di
 from diffinf_lib.attribution.renormalised import renormalised_scores, training_norms, trak_norms
 from diffinf_lib.attribution.trak import Trak
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.curvature import Curvature, fit_curvature
-from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
 

@@ -7,12 +7,12 @@ from cases import by_definition, conv_denoiser, images, linear_denoiser, tiny_un
 import diffinf_lib as di
 from diffinf_lib.attribution.influence import QUERY_STAGE, together
 from diffinf_lib.attribution.scoring import Inverses, KeptQueries
-from diffinf_lib.curvature import CurvatureConfig, fit_curvature
-from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementConfig
+from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientConfig, all_gradients, compute, gradient_shards, grouped_gradients
 from diffinf_lib.gradients.compute import gradients_in_eigenbasis
-from diffinf_lib.measurements import MEASUREMENT_STAGE, MeasurementConfig
+from diffinf_lib.measurements import MEASUREMENT_STAGE
 
 DRAWS = DrawConfig(6)
 MEASUREMENT = MeasurementConfig(draws=DrawConfig(20))

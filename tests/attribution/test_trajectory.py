@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffinf_lib.attribution.trajectory import average_scores, split_draws
-from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.errors import ConfigurationError, DataError
 
 

@@ -8,9 +8,9 @@ import diffinf_lib as di
 from diffinf_lib.attribution import trak as module
 from diffinf_lib.attribution.trak import Trak, TrakKernel, gradient_products, gram_matrix, trak_scores
 from diffinf_lib.compression import projected
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.curvature.exact import dense_empirical_fisher
-from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
 

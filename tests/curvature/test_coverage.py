@@ -17,9 +17,9 @@ from torch.func import functional_call, jacrev
 from torch.nn.utils import parametrizations
 
 import diffinf_lib as di
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementConfig
 from diffinf_lib.curvature import (
     Curvature,
-    CurvatureConfig,
     curvature_layers,
     fit_curvature,
     fit_with_curvlinops,
@@ -28,10 +28,9 @@ from diffinf_lib.curvature import (
     to_dense,
 )
 from diffinf_lib.curvature.exact import dense_blocks, dense_ggn, dense_hessian
-from diffinf_lib.diffusion import Denoiser, DrawConfig, per_draw_loss
+from diffinf_lib.diffusion import Denoiser, per_draw_loss
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import GradientConfig, gradient_shards
-from diffinf_lib.measurements import MeasurementConfig
 
 DRAWS = DrawConfig(4)
 MEASUREMENT = MeasurementConfig(draws=DrawConfig(6))

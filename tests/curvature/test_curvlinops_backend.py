@@ -13,10 +13,11 @@ from cases import (
 )
 from torch import nn
 
-from diffinf_lib.curvature import CurvatureConfig, fit_curvature
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.curvature.curvlinops_backend import fit_with_curvlinops
 from diffinf_lib.curvature.exact import dense_empirical_fisher, dense_ggn, layer_slices
-from diffinf_lib.diffusion import Denoiser, DrawConfig
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ConfigurationError
 
 DRAWS = DrawConfig(4)

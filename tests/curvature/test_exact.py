@@ -6,12 +6,13 @@ import torch
 from cases import conv_denoiser, deep_linear_denoiser, draw_batch, images, linear_denoiser, tiny_unet
 from torch.func import functional_call, hessian, jacrev
 
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.curvature import ForwardPass
 from diffinf_lib.curvature.exact import dense_blocks, dense_empirical_fisher, dense_ggn, dense_hessian
 from diffinf_lib.curvature.kfac import input_factor_sum, output_gradient_factor_sum
 from diffinf_lib.curvature.labels import exact_vectors
 from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
-from diffinf_lib.diffusion import DrawConfig, per_draw_loss
+from diffinf_lib.diffusion import per_draw_loss
 from diffinf_lib.errors import ConfigurationError
 
 

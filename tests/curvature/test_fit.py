@@ -15,9 +15,9 @@ from cases import (
     tiny_unet,
 )
 
-from diffinf_lib.curvature import Curvature, CurvatureConfig, fit_curvature
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.curvature.exact import dense_blocks
-from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 
 DRAWS = DrawConfig(4)

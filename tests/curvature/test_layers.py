@@ -3,9 +3,10 @@ import torch
 from cases import conv_denoiser, draw_batch, images, linear_denoiser, tiny_unet
 from torch import nn
 
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.curvature import ForwardPass, curvature_layers
 from diffinf_lib.curvature.layers import gradient_matrices, layer_parameters
-from diffinf_lib.diffusion import Denoiser, DrawConfig
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ConfigurationError
 
 

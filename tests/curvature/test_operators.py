@@ -15,6 +15,7 @@ from cases import (
 )
 from curvlinops._torch_base import PyTorchLinearOperator
 
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.curvature import fit_curvature, operators
 from diffinf_lib.curvature.exact import dense_empirical_fisher, dense_ggn, dense_hessian
 from diffinf_lib.curvature.inverses import (
@@ -38,7 +39,6 @@ from diffinf_lib.curvature.operators import (
     to_dense,
 )
 from diffinf_lib.curvature.spectra import eigenvalue_density, extreme_eigenvalues, trace
-from diffinf_lib.diffusion import DrawConfig
 from diffinf_lib.errors import ConfigurationError
 
 DRAWS = DrawConfig(4)

@@ -16,11 +16,12 @@ from cases import (
 from torch import nn
 
 from diffinf_lib.attribution import influence
-from diffinf_lib.curvature import CurvatureConfig, curvature_blocks, fit, fit_curvature
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.curvature import curvature_blocks, fit, fit_curvature
 from diffinf_lib.curvature.exact import dense_ggn, layer_slices
 from diffinf_lib.curvature.labels import KeyedRandomness
 from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
-from diffinf_lib.diffusion import Denoiser, DrawConfig, per_draw_loss
+from diffinf_lib.diffusion import Denoiser, per_draw_loss
 from diffinf_lib.errors import ConfigurationError
 
 DRAWS = DrawConfig(4)

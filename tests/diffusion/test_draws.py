@@ -3,13 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffinf_lib.diffusion import (
-    DrawConfig,
-    Process,
-    example_draws,
-    iterate_draws,
-    timestep_probabilities,
-)
+from diffinf_lib.configuration import DrawConfig, Process
+from diffinf_lib.diffusion import example_draws, iterate_draws, timestep_probabilities
 from diffinf_lib.errors import ConfigurationError
 
 SHAPE = (1, 4, 4)

@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 from torch.distributions import Independent, Normal, kl_divergence
 
-from diffinf_lib.diffusion import Denoiser, Process
+from diffinf_lib.configuration import Process
+from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.diffusion.elbo import (
     elbo_terms,
     kl_weights,

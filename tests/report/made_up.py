@@ -2,8 +2,8 @@
 
 import torch
 
+from diffinf_lib.configuration import MeasurementConfig
 from diffinf_lib.data import ImageSet
-from diffinf_lib.measurements import MeasurementConfig
 from diffinf_lib.report.findings import compare, find_copies, find_label_doubts, find_unusual
 from diffinf_lib.report.result import Findings, Named, Report, pixel_distances
 

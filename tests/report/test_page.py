@@ -12,7 +12,7 @@ import pytest
 import torch
 from made_up import CLASSES, HOSTILE, made_up_report
 
-from diffinf_lib.measurements import MeasurementConfig
+from diffinf_lib.configuration import MeasurementConfig
 from diffinf_lib.report.page import render
 from diffinf_lib.report.shown import Shown
 from diffinf_lib.report.tables import write_tables

@@ -17,20 +17,23 @@ Image and noise come back from a state and a target by solving the two equations
 x = (b_t x_t − n_t y_t) / D_t and ε = (s_t y_t − a_t x_t) / D_t.
 """
 
+from __future__ import annotations
+
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from diffinf_lib.artifacts.files import read_json
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 from diffinf_lib.settings import own_settings
-from diffinf_lib.shapes import Images, Timesteps
+
+if TYPE_CHECKING or "torch" in sys.modules:  # for annotations, which alone do not load it
+    from torch import Tensor
+
+    from diffinf_lib.configuration.coefficients import Coefficients
+    from diffinf_lib.shapes import Images, PerTimestep, Timesteps
 
 Target = Literal["noise", "image", "v", "velocity"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
@@ -40,20 +43,6 @@ PREDICTION_TYPES = {"noise": "epsilon", "image": "sample", "v": "v_prediction", 
 """What diffusers calls the targets."""
 
 SCHEDULER_CONFIG = "scheduler_config.json"
-
-
-class Coefficients(NamedTuple):
-    """s, n, a and b of every timestep, `[T]`, float64, or of some draws, `[B, 1, 1, 1]`."""
-
-    signal: Tensor
-    noise: Tensor
-    target_signal: Tensor
-    target_noise: Tensor
-
-    @property
-    def determinant(self) -> Tensor:
-        """D = s b − n a, by which an error of the target becomes one of the image or the noise."""
-        return self.signal * self.target_noise - self.noise * self.target_signal
 
 
 @dataclass(frozen=True)
@@ -91,7 +80,7 @@ class Process(Options):
                 f"trained_betas: give one number in (0, 1] for each of the {self.timesteps} timesteps")  # fmt: skip
 
     @staticmethod
-    def of(scheduler: Any) -> "Process":
+    def of(scheduler: Any) -> Process:
         """The process that a diffusers scheduler steps through, whatever its way of stepping.
 
         Raises:
@@ -115,9 +104,11 @@ class Process(Options):
         return _with_variances(targets[kind], scheduler.alphas_cumprod, config, clip)  # type: ignore[arg-type]
 
     @staticmethod
-    def read(folder: Path | str) -> "Process":
+    def read(folder: Path | str) -> Process:
         """The process of a saved scheduler, from the folder of its `scheduler_config.json`."""
         import diffusers
+
+        from diffinf_lib.artifacts.files import read_json
 
         config = read_json(Path(folder) / SCHEDULER_CONFIG)
         name = str(config.get("_class_name"))
@@ -145,19 +136,19 @@ class Process(Options):
         return _coefficients(self)
 
     @property
-    def alphas_cumprod(self) -> Float[Tensor, "T"]:
+    def alphas_cumprod(self) -> PerTimestep:
         """ᾱ_t = s_t² / (s_t² + n_t²), the share of a state's variance that the image has left; float64."""
         signal, noise = self.coefficients[:2]
         return signal.square() / (signal.square() + noise.square())
 
     @property
-    def times(self) -> Float[Tensor, "T"] | None:
+    def times(self) -> PerTimestep | None:
         """What the network is given for each timestep, where that is not the timestep itself."""
         return self.timesteps * self.coefficients.noise if self.is_flow else None
 
     def at(self, timesteps: Timesteps, like: Images) -> Coefficients:
         """The coefficients of some draws, `[B, 1, 1, 1]`, in the type and on the device of `like`."""
-        return Coefficients(*(at_timesteps(values, timesteps, like) for values in self.coefficients))
+        return self.coefficients.at(timesteps, like)
 
     def noisy(self, images: Images, timesteps: Timesteps, noise: Images) -> Images:
         """x_t = s_t x + n_t ε (Ho et al. 2020, equation 4); `[B, C, H, W]`."""
@@ -221,11 +212,6 @@ class Process(Options):
         return diffusers.DDIMScheduler(**shared | {"clip_sample": False})
 
 
-def at_timesteps(values: Float[Tensor, "T"], timesteps: Timesteps, like: Images) -> Float[Tensor, "B 1 1 1"]:
-    """The values of the given timesteps, in dtype, device and rank of `like`."""
-    return values.to(like)[timesteps].view(-1, *[1] * (like.ndim - 1))
-
-
 def _flow(name: str, config: dict[str, Any]) -> Process:
     """Flow matching, as FlowMatch… schedulers and multistep ones with `use_flow_sigmas` describe it."""
     kind = config.get("prediction_type", "flow_prediction")
@@ -238,6 +224,8 @@ def _flow(name: str, config: dict[str, Any]) -> Process:
 
 def _with_variances(target: Target, alphas_cumprod: Tensor, config: dict[str, Any], clip: float | None) -> Process:
     """The process by its options where these give the scheduler's own ᾱ_t, and by its variances otherwise."""
+    import torch
+
     options: dict[str, Any] = {"timesteps": len(alphas_cumprod), "target": target, "clip_sample": clip}
     trained = config.get("trained_betas")
     named: dict[str, Any] = {
@@ -263,6 +251,10 @@ def _with_variances(target: Target, alphas_cumprod: Tensor, config: dict[str, An
 @lru_cache
 @own_settings
 def _coefficients(process: Process) -> Coefficients:
+    import torch
+
+    from diffinf_lib.configuration.coefficients import Coefficients
+
     if process.is_flow:
         share = torch.arange(1, process.timesteps + 1, dtype=torch.float64) / process.timesteps
         noise = process.flow_shift * share / (1 + (process.flow_shift - 1) * share)

@@ -4,16 +4,16 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from diffinf_lib.curvature.blocks import BiasRule
-from diffinf_lib.diffusion import DrawConfig
+from diffinf_lib.configuration.draws import DrawConfig
+from diffinf_lib.configuration.precision import Precision
 from diffinf_lib.errors import require
 from diffinf_lib.options import Options, PositiveInt
-from diffinf_lib.precision import Precision
 
 Approximation = Literal["ekfac", "kfac", "diagonal", "identity"]
 Partition = Literal["model", "loss_per_draw", "loss_per_example"]
 Sharing = Literal["expand", "reduce"]
 Correction = Literal["batched", "per_draw"]
+BiasRule = Literal["joint", "separate"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CurvatureConfig(Options):
             an outer product is taken of a mean over draws.
         input_positions: positions of each draw that the input factor is averaged over, drawn at random, one in each of as
             many equal slices; None takes all.
-        precision: of the matrix products, see `diffinf_lib.precision`.
+        precision: of the matrix products, see `diffinf_lib.configuration.precision`.
     """
 
     approximation: Approximation = "ekfac"
@@ -77,11 +77,11 @@ class CurvatureConfig(Options):
         return replace(self.draws, count=pairs * math.ceil(self.draws.count / pairs / 3))
 
     @property
-    def needs_factors(self) -> bool:
+    def has_factors(self) -> bool:
         """Whether there is a basis to be found."""
         return self.approximation in ("ekfac", "kfac")
 
     @property
-    def needs_corrections(self) -> bool:
+    def has_corrections(self) -> bool:
         """Whether eigenvalues are measured in the basis."""
         return self.approximation != "kfac"

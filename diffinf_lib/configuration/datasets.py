@@ -1,0 +1,65 @@
+"""Datasets: which images, and how many."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffinf_lib.errors import DataError, require
+from diffinf_lib.options import Options, PositiveInt
+
+DATASETS = ("digits", "cifar2", "cifar10", "cifar2deq", "cifar10deq", "fashion", "artbench10", "folder:PATH")
+"""The names there are; PATH stands for that of any folder of images."""
+
+
+@dataclass(frozen=True)
+class DatasetConfig(Options):
+    """Which images, and how many of them.
+
+    Attributes:
+        name: `digits`, `cifar2`, `cifar10`, `cifar2deq`, `cifar10deq`, `fashion`, `artbench10`, or `folder:PATH`, kept with the
+            folder's full path, so that it is the same however PATH was written.
+        classes: keep these classes only, by name or, for digits, by number.
+        image_size: side in pixels to which a folder's images are brought.
+        train_size: number of training images; None: all there are.
+        query_size: number of queries; None: all there are.
+        stratified: take the same number of images from each class, or draw them from all alike. Queries come from the
+            classes as evenly as they have them.
+        seed: of the choice of images, where there are more than asked for.
+    """
+
+    name: str
+    classes: tuple[str | int, ...] | None = None
+    image_size: PositiveInt | None = None
+    train_size: PositiveInt | None = None
+    query_size: PositiveInt | None = None
+    stratified: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind, colon, path = self.name.partition(":")
+        of_folder, names = kind == "folder" and bool(colon), ", ".join(DATASETS)
+        require(of_folder or self.name in DATASETS, f"dataset={self.name!r}: no such dataset; give one of {names}")
+        if of_folder:
+            require(
+                bool(path.strip()),
+                f"dataset={self.name!r}: no path; give folder:PATH, folder:. for the current directory",
+            )
+            object.__setattr__(self, "name", f"folder:{os.path.realpath(os.path.expanduser(path))}")
+
+    @property
+    def folder(self) -> Path | None:
+        """PATH of `folder:PATH`; None for the datasets with names of their own.
+
+        Raises:
+            DataError: there is no folder.
+        """
+        kind, _, path = self.name.partition(":")
+        if kind != "folder":
+            return None
+        require(
+            not os.path.isfile(path), f"dataset={self.name}: that is a file; unpack it and give the folder", DataError
+        )
+        require(os.path.isdir(path), f"dataset={self.name}: there is no such folder; give folder:PATH of an image folder",
+                DataError)  # fmt: skip
+        return Path(path)

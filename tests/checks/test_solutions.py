@@ -1,0 +1,338 @@
+"""Right solutions pass: plain ones as a reader would write them, and the library's own where there is one."""
+
+import math
+
+import pytest
+import torch
+
+import diffinf_lib as di
+from diffinf_lib.checks import Passed
+from diffinf_lib.compression import int8_rows
+from diffinf_lib.curvature import Curvature, LayerCurvature
+from diffinf_lib.curvature.ekfac import correction_sum, eigenbasis
+from diffinf_lib.curvature.exact import dense_ggn
+from diffinf_lib.curvature.inverses import conjugate_gradient_inverse, scores_with_inverse
+from diffinf_lib.curvature.kfac import KroneckerFactors, input_factor_sum, output_gradient_factor_sum
+from diffinf_lib.diffusion import DrawBatch
+from diffinf_lib.diffusion.elbo import kl_weights
+from diffinf_lib.diffusion.reverse import posterior_mean
+from diffinf_lib.evaluation import GroundTruth, spearman, spearman_brown
+
+# --- plain solutions
+
+
+def noisy(images, alphas_cumprod, timesteps, noise):
+    left = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    return left.sqrt() * images + (1 - left).sqrt() * noise
+
+
+def mean_of_step(image, state, t, betas):
+    kept = torch.cumprod(1 - betas, 0)
+    before = kept[t - 1] if t > 0 else 1.0
+    of_image = before**0.5 * betas[t] / (1 - kept[t])
+    return of_image * image + (1 - betas[t]).sqrt() * (1 - before) / (1 - kept[t]) * state
+
+
+def pairs(timesteps, noise):
+    return timesteps.repeat_interleave(2), torch.stack([noise, -noise], 1).flatten(0, 1)
+
+
+def loss_of_the_best(variance, alphas_cumprod):
+    return alphas_cumprod * variance / (alphas_cumprod * variance + 1 - alphas_cumprod)
+
+
+def draws_for(deviation, correlation, error):
+    alone = 2 * deviation**2 / error**2
+    return math.ceil(alone), math.ceil(alone * (1 - correlation))
+
+
+def weights_of_kl(betas):
+    kept = torch.cumprod(1 - betas, 0)
+    weights = torch.zeros_like(betas)
+    weights[1:] = betas[1:] / (2 * (1 - betas[1:]) * (1 - kept[:-1]))
+    return weights
+
+
+def mean_by_importance(values, timesteps, probabilities):
+    return (values / probabilities[timesteps]).mean() / len(probabilities)
+
+
+def score(query_gradient, train_gradients, hessian, damping):
+    values, vectors = torch.linalg.eigh(hessian)
+    return (train_gradients @ vectors) @ ((vectors.T @ query_gradient) / (values + damping)) / len(train_gradients)
+
+
+def without_each(features, targets, ridge):
+    inverse = torch.linalg.inv(features.T @ features + ridge * torch.eye(features.shape[1], dtype=torch.float64))
+    fit = inverse @ features.T @ targets
+    rows = []
+    for x, y in zip(features, targets, strict=True):
+        rows.append(fit - inverse @ x * (y - x @ fit) / (1 - x @ inverse @ x))
+    return torch.stack(rows)
+
+
+def without_group(features, targets, ridge, group):
+    inverse = torch.linalg.inv(features.T @ features + ridge * torch.eye(features.shape[1], dtype=torch.float64))
+    fit, chosen = inverse @ features.T @ targets, features[group]
+    left = torch.eye(len(group), dtype=torch.float64) - chosen @ inverse @ chosen.T
+    return fit - inverse @ chosen.T @ torch.linalg.inv(left) @ (targets[group] - chosen @ fit)
+
+
+def gauss_newton(jacobians):
+    draws, outputs, weights = jacobians.shape
+    rows = jacobians.reshape(-1, weights)
+    return 2 / outputs * rows.T @ rows / draws
+
+
+def fisher(jacobians, noise):
+    outputs = jacobians.shape[1]
+    total = 0
+    for labels in noise:
+        misses = math.sqrt(outputs / 2) * labels
+        gradients = (2 / outputs * misses.unsqueeze(1) @ jacobians).squeeze(1)
+        total = total + gradients.T @ gradients / len(gradients)
+    return total / len(noise)
+
+
+def kfac(sharing, bias):
+    def factors(inputs, output_gradients):
+        if bias:
+            inputs = torch.nn.functional.pad(inputs, (0, 1), value=1.0)
+        draws, positions, _ = inputs.shape
+        if sharing == "reduce":
+            inputs, output_gradients, positions = inputs.mean(1), output_gradients.sum(1), 1
+        a, g = inputs.reshape(-1, inputs.shape[-1]), output_gradients.reshape(-1, output_gradients.shape[-1])
+        return a.T @ a / (draws * positions), g.T @ g / draws
+
+    return factors
+
+
+def kfac_scores(damped):
+    def scores(query_gradient, train_gradients, a, b, damping):
+        (in_values, q_a), (out_values, q_b) = torch.linalg.eigh(a), torch.linalg.eigh(b)
+        if damped == "product":
+            divisor = torch.outer(out_values, in_values) + damping
+        else:
+            divisor = torch.outer(out_values + damping**0.5, in_values + damping**0.5)
+        solved = q_b @ (q_b.T @ query_gradient @ q_a / divisor) @ q_a.T
+        return (train_gradients * solved).sum((1, 2)) / len(train_gradients)
+
+    return scores
+
+
+def eigenvalues(gradients, output_eigenvectors, input_eigenvectors):
+    return torch.stack([(output_eigenvectors.T @ g @ input_eigenvectors) ** 2 for g in gradients]).mean(0)
+
+
+def from_batches(gradients, output_eigenvectors, input_eigenvectors, signs, group):
+    total = 0
+    for start in range(0, len(gradients), group):
+        summed = sum(s * g for s, g in zip(signs[start : start + group], gradients[start : start + group], strict=True))
+        total = total + (output_eigenvectors.T @ summed @ input_eigenvectors) ** 2
+    return total / len(gradients)
+
+
+def in_8_bits(matrix):
+    scale = matrix.abs().max(1, keepdim=True).values / 127
+    return (matrix / scale.clamp(min=1e-30)).round().to(torch.int8), scale
+
+
+def from_accumulated(query_batches, train_batches, curvature, damping, count):
+    q = sum(b.sum(0) for b in query_batches) / sum(len(b) for b in query_batches)
+    n = sum(b.sum(0) for b in train_batches) / sum(len(b) for b in train_batches)
+    return q @ torch.linalg.solve(curvature + damping * torch.eye(len(curvature)).double(), n) / count
+
+
+def bias_of_shared(query_gradients, train_gradients, curvature, draws):
+    together = torch.cov(torch.cat([query_gradients, train_gradients], 1).T, correction=0)
+    p = query_gradients.shape[1]
+    return torch.trace(torch.linalg.inv(curvature) @ together[:p, p:]) / draws
+
+
+def rank_correlation(first, second):
+    from scipy.stats import spearmanr
+
+    return spearmanr(first, second).statistic
+
+
+def datamodelling(scores, masks, measurements):
+    each = [
+        rank_correlation([scores[q][~mask].sum() for mask in masks], measurements[:, :, q].mean(1))
+        for q in range(len(scores))
+    ]
+    return sum(each) / len(each)
+
+
+def shifted(scores):
+    return 2 * scores + torch.arange(1, len(scores) + 1).double().unsqueeze(1)
+
+
+def longer(correlation, factor):
+    return factor * correlation / (1 + (factor - 1) * correlation)
+
+
+PLAIN = [
+    ("noisy", {}, noisy),
+    ("posterior_mean", {}, mean_of_step),
+    ("antithetic_pairs", {}, pairs),
+    ("irreducible_loss", {}, loss_of_the_best),
+    ("draws_needed", {}, draws_for),
+    ("elbo_weights", {}, weights_of_kl),
+    ("importance_mean", {}, mean_by_importance),
+    ("influence", {}, score),
+    ("leave_one_out", {}, without_each),
+    ("block_leverage", {}, without_group),
+    ("ggn", {}, gauss_newton),
+    ("sampled_fisher", {}, fisher),
+    *[
+        ("kfac", {"sharing": sharing, "bias": bias}, kfac(sharing, bias))
+        for sharing in ("expand", "reduce")
+        for bias in (False, True)
+    ],
+    *[("kfac_score", {"damped": damped}, kfac_scores(damped)) for damped in ("product", "factors")],
+    ("corrected_eigenvalues", {}, eigenvalues),
+    ("batched_correction", {}, from_batches),
+    ("int8_rows", {}, in_8_bits),
+    ("accumulated_score", {}, from_accumulated),
+    ("shared_draw_bias", {}, bias_of_shared),
+    ("spearman", {}, rank_correlation),
+    ("lds", {}, datamodelling),
+    ("keeps_lds", {}, shifted),
+    ("spearman_brown", {}, longer),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "solution"), PLAIN)
+def test_a_plain_solution_passes(name, options, solution):
+    passed = getattr(di.checks, name)(solution, **options)
+    assert isinstance(passed, Passed) and passed.name == name and len(passed.tried) >= 2
+
+
+def test_every_check_has_a_solution_for_every_choice_of_options():
+    solved = [(name, options) for name, options, _ in PLAIN]
+    for name in di.checks.__all__:
+        check = getattr(di.checks, name)
+        for options in check.exercise.options if hasattr(check, "exercise") else ():
+            assert (name, options) in solved
+
+
+# --- the library's own
+
+
+def process_of(betas):
+    return di.Process(timesteps=len(betas), trained_betas=tuple(betas.tolist()))
+
+
+def library_noisy(images, alphas_cumprod, timesteps, noise):
+    before = torch.cat([torch.ones(1).double(), alphas_cumprod[:-1]])
+    return process_of(1 - alphas_cumprod / before).noisy(images, timesteps, noise)
+
+
+def library_posterior_mean(image, state, t, betas):
+    where = torch.tensor([t])
+    return posterior_mean(image.view(1, 1, 2, 3), state.view(1, 1, 2, 3), where, process_of(betas)).view(2, 3)
+
+
+def dense(hessian):
+    """A matrix as the curvature of one block with a single output."""
+    values, vectors = torch.linalg.eigh(hessian)
+    one = torch.ones(1, 1).double()
+    return Curvature({"all": LayerCurvature(vectors, one, corrected_eigenvalues=values.unsqueeze(0))})
+
+
+def library_influence(query_gradient, train_gradients, hessian, damping):
+    curvature = dense(hessian)
+    layer = curvature.layers["all"]
+    query, train = ({"all": layer.to_eigenbasis(g.view(-1, 1, g.shape[-1]))} for g in (query_gradient, train_gradients))
+    return di.scores_from_gradients(query, train, curvature, count=len(train_gradients), damping=damping)[0, 0]
+
+
+def library_influence_by_iteration(query_gradient, train_gradients, hessian, damping):
+    def inverse(vectors):
+        return conjugate_gradient_inverse(hessian, damping, vectors, tolerance=1e-13).vectors
+
+    query, train = ({"all": g.view(-1, 1, g.shape[-1])} for g in (query_gradient, train_gradients))
+    return scores_with_inverse(query, train, inverse, count=len(train_gradients))[0]
+
+
+class FromJacobians(torch.nn.Module):
+    """A network whose outputs at draw t are J_t θ: a linear layer at C positions."""
+
+    def __init__(self, jacobians):
+        super().__init__()
+        self.jacobians, self.layer = jacobians, torch.nn.Linear(jacobians.shape[2], 1, bias=False)
+
+    def forward(self, noisy, timesteps):
+        return self.layer(self.jacobians[timesteps]).view_as(noisy)
+
+
+def library_ggn(jacobians):
+    model = di.Denoiser(FromJacobians(jacobians)).double()
+    draws, outputs, _ = jacobians.shape
+    nothing, one = torch.zeros(draws, 1, outputs, 1).double(), torch.ones(draws)
+    batch = DrawBatch(nothing, torch.arange(draws), nothing, torch.arange(draws), one.long(), one, nothing, nothing)
+    return dense_ggn(model, batch)
+
+
+def library_kfac(bias):
+    def factors(inputs, output_gradients):
+        inputs = torch.nn.functional.pad(inputs, (0, 1), value=1.0) if bias else inputs
+        draws = len(inputs)
+        return input_factor_sum(inputs) / draws, output_gradient_factor_sum(output_gradients) / draws
+
+    return factors
+
+
+def library_kfac_score(query_gradient, train_gradients, a, b, damping):
+    curvature = Curvature({"all": eigenbasis(KroneckerFactors(a, b))})
+    layer = curvature.layers["all"]
+    query, train = ({"all": layer.to_eigenbasis(g)} for g in (query_gradient.unsqueeze(0), train_gradients))
+    return di.scores_from_gradients(
+        query, train, curvature, count=len(train_gradients), damping=damping, approximation="kfac"
+    )[0, 0]
+
+
+def library_corrected(gradients, output_eigenvectors, input_eigenvectors):
+    return correction_sum(LayerCurvature(input_eigenvectors, output_eigenvectors), gradients) / len(gradients)
+
+
+def library_batched(gradients, output_eigenvectors, input_eigenvectors, signs, group):
+    layer = LayerCurvature(input_eigenvectors, output_eigenvectors)
+    sums = torch.stack([part.sum(0) for part in (gradients * signs.view(-1, 1, 1)).split(group)])
+    return correction_sum(layer, sums) / len(gradients)
+
+
+def library_accumulated(query_batches, train_batches, curvature, damping, count):
+    mean = [torch.cat(batches).mean(0, keepdim=True) for batches in (query_batches, train_batches)]
+    return library_influence(mean[0], mean[1], curvature, damping).squeeze() / count
+
+
+def library_lds(scores, masks, measurements):
+    (queries, images), pixels = scores.shape, torch.zeros(len(scores), 1, 1, 1)
+    truth = GroundTruth(masks, measurements, torch.arange(images), torch.arange(queries) + 100, pixels)
+    return di.evaluation.sampled_lds([scores], truth, bootstrap=10)[0].mean
+
+
+LIBRARY = [
+    ("noisy", {}, library_noisy),
+    ("posterior_mean", {}, library_posterior_mean),
+    ("elbo_weights", {}, lambda betas: kl_weights(process_of(betas))),
+    ("influence", {}, library_influence),
+    ("influence", {}, library_influence_by_iteration),
+    ("ggn", {}, library_ggn),
+    ("kfac", {"bias": False}, library_kfac(False)),
+    ("kfac", {"bias": True}, library_kfac(True)),
+    ("kfac_score", {}, library_kfac_score),
+    ("corrected_eigenvalues", {}, library_corrected),
+    ("batched_correction", {}, library_batched),
+    ("int8_rows", {}, lambda matrix: tuple(part[0] for part in int8_rows(matrix.unsqueeze(0)).values())),
+    ("accumulated_score", {}, library_accumulated),
+    ("spearman", {}, lambda first, second: spearman(first.numpy(), second.numpy()).item()),
+    ("lds", {}, library_lds),
+    ("spearman_brown", {}, spearman_brown),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "implementation"), LIBRARY)
+def test_the_library_passes(name, options, implementation):
+    assert getattr(di.checks, name)(implementation, **options)

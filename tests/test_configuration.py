@@ -1,0 +1,26 @@
+"""Names that configurations list, so that others are refused early, are those of what is loaded later."""
+
+from typing import get_args
+
+import papermill
+import pytest
+
+import diffinf_lib as di
+from diffinf_lib.configuration import DATASETS, MethodName
+from diffinf_lib.data import _LOADERS
+from diffinf_lib.experiments import known_parameters, template_path, templates_root
+from diffinf_lib.planner.plan import KNOWN_SIZES
+
+
+def test_every_dataset_can_be_loaded_and_planned():
+    assert [name.partition(":")[0] for name in DATASETS] == [*_LOADERS]
+    assert {*KNOWN_SIZES} == {*DATASETS} - {"digits", "folder:PATH"}
+
+
+def test_every_method_can_be_named():
+    assert [*get_args(MethodName)] == [method.name for method in di.METHODS]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in templates_root().glob("e*.ipynb")))
+def test_parameters_are_read_as_papermill_reads_them(name):
+    assert known_parameters(name) == [*papermill.inspect_notebook(str(template_path(name)))]
