@@ -10,7 +10,7 @@ Three engines, with two choices of draws (kronfluence has no place for the weigh
 
 The engines:
 
-- *ours*: `fit_curvature`, `gradient_shards`, `scores_from_gradients`, at their defaults.
+- *ours*: `fit_curvature`, `gradients_of` and the products of `scores_from_gradients`, at their defaults.
 - *curvlinops*: its EK-FAC operator, both stages over the curvature's draws; each image's gradient by autograd over the
   batch of its draws; query gradients multiplied by its damped inverse, all at once; dot products. This is the pipeline
   of the authors' code without its compression, whose 8 bits give NaN on this model.
@@ -36,9 +36,10 @@ from torch import Tensor
 
 import diffinf_lib as di
 from benchmarks import harness, kronfluence_peer, peers
-from diffinf_lib.attribution.influence import QUERY_STAGE
+from diffinf_lib.attribution.scoring import KeptQueries
+from diffinf_lib.configuration import QUERY_STAGE, TRAIN_STAGE
+from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.curvature.layers import curvature_layers, layer_parameters
-from diffinf_lib.gradients import TRAIN_STAGE
 
 FIT_BATCH = 100
 """Draws a batch of the peers' fits; they are slower with 25, 50 and 200."""
@@ -95,20 +96,17 @@ def ours(problem: Problem, setting: Setting, stages: Stages) -> Tensor:
     with stages("fit"):
         curvature = di.fit_curvature(model, problem.train, setting.curvature, seed=seed)
     with stages("gradients"):
-        config = di.GradientConfig(setting.query, setting.query_stage, seed)
-        queries = di.all_gradients(di.gradient_shards(model, curvature, problem.queries, config))
-    scores = torch.empty(len(problem.queries), len(problem.train), dtype=torch.float64)
-    shards = di.gradient_shards(model, curvature, problem.train, di.GradientConfig(setting.train, seed=seed))
+        expectation = di.Expectation(setting.query, setting.query_stage, seed)
+        queries = di.gradients_of(model, curvature, problem.queries, expectation).held()
+    train = di.gradients_of(model, curvature, problem.train, di.Expectation(setting.train, seed=seed))
+    kept, shards, columns = KeptQueries(queries, train, curvature, Inverses([problem.damping])), train.shards(), []
     while True:
         with stages("gradients"):
             shard = next(shards, None)
         if shard is None:
-            return scores
+            return torch.cat(columns, dim=1) / len(problem.train)
         with stages("scores"):
-            rows, gradients = shard
-            scores[:, rows] = di.scores_from_gradients(
-                queries, gradients, curvature, count=len(problem.train), damping=problem.damping
-            )[0]
+            columns.append(kept.scores(shard[1])[0])
 
 
 def through_curvlinops(problem: Problem, setting: Setting, stages: Stages) -> Tensor:

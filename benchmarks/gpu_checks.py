@@ -19,7 +19,7 @@ from torch import Tensor
 
 import diffinf_lib as di
 from benchmarks.fit import random_images
-from diffinf_lib.attribution import iterative_influence
+from diffinf_lib.attribution import iterative
 from diffinf_lib.configuration import Precision, StoreKind
 from diffinf_lib.evaluation import spearman
 
@@ -132,28 +132,28 @@ def check_gradients(bench: Bench) -> dict[str, Any]:
     """Per-example gradients, grouped and each in a batch of its own, and in every store format."""
     errors = {}
     for name, count in (("grouped", 4), ("separate", 20)):
-        config = di.GradientConfig(di.DrawConfig(count))
+        config = di.Expectation(di.DrawConfig(count))
         found = bench.both(lambda m, c=config: _gradients(bench, m, c, di.StoreFormat()))
         errors[name] = (off(*found), TOLERANCES["gradients"])
     for kind in get_args(StoreKind):
-        form, config = di.StoreFormat(kind, rank=4, dimension=512), di.GradientConfig(di.DrawConfig(4))
+        form, config = di.StoreFormat(kind, rank=4, dimension=512), di.Expectation(di.DrawConfig(4))
         found = bench.both(lambda m, f=form, c=config: _gradients(bench, m, c, f))
         errors[f"kept as {kind}"] = (off(*found), FORMAT_TOLERANCES.get(kind, TOLERANCES["gradients"]))
     return judged(errors)
 
 
-def _gradients(bench: Bench, model: di.Denoiser, config: di.GradientConfig, form: di.StoreFormat) -> Tensor:
+def _gradients(bench: Bench, model: di.Denoiser, expectation: di.Expectation, form: di.StoreFormat) -> Tensor:
     """What is read back of a store, as one vector."""
     with tempfile.TemporaryDirectory() as folder:
-        shards = di.gradient_shards(model, bench.curvature, bench.train, config, store=Path(folder) / "g", form=form)
-        return torch.cat([value.flatten().cpu() for value in di.all_gradients(shards).values()])
+        found = di.gradients_of(model, bench.curvature, bench.train, expectation, store=Path(folder) / "g", form=form)
+        return torch.cat([value.flatten().cpu() for value in found.whole().values()])
 
 
 def check_scores(bench: Bench) -> dict[str, Any]:
     """Influence at several dampings, of encoded queries too, by timestep, on oneself, and by conjugate gradients."""
     shared: dict[str, Any] = {"measurement": di.MeasurementConfig(draws=bench.draws), "draws": bench.draws}
     inputs = (bench.curvature, bench.train, bench.queries)
-    few = di.GradientConfig(bench.draws)
+    measured, few = shared["measurement"].expectation(), di.Expectation(bench.draws)
     work: dict[str, Callable[[di.Denoiser], Tensor]] = {
         "influence": lambda m: di.influence(m, *inputs, **shared, damping=[1e-6, 1e-4, 1e-2]),
         "kfac": lambda m: di.influence(m, *inputs, **shared, damping=[1e-4], approximation="kfac"),
@@ -161,13 +161,16 @@ def check_scores(bench: Bench) -> dict[str, Any]:
             m, *inputs, **shared, damping=[1e-4], query_format=di.StoreFormat("int8")
         ),
         "self-influence": lambda m: di.self_influence(
-            di.gradient_shards(m, bench.curvature, bench.train, few),
-            bench.curvature,
-            count=len(bench.train),
-            damping=[1e-4],
+            di.gradients_of(m, bench.curvature, bench.train, few), bench.curvature, damping=[1e-4]
         ),
-        "conjugate gradients": lambda m: iterative_influence(m, *inputs, **shared, damping=1e-2, max_iterations=3),
-    }
+        "conjugate gradients": lambda m: iterative.solved_scores(
+            list(iterative.solution_path(
+                m, bench.curvature.to(m.device), iterative.training_ggn(m, bench.train, di.DrawConfig(2)),
+                di.gradients_of(m, bench.curvature, bench.queries, measured), damping=1e-2, iterations=3,
+            )),
+            di.gradients_of(m, bench.curvature, bench.train, few),
+        ),
+    }  # fmt: skip
     return judged({name: (off(*bench.both(f)), TOLERANCES.get(name, TOLERANCES["scores"])) for name, f in work.items()})
 
 
@@ -284,13 +287,13 @@ def _scores_at(
 ) -> Tensor:
     """The preset's scores, everything before them computed at a precision."""
     curvature = di.fit_curvature(model, train, replace(preset.curvature, precision=precision))
-    measured = di.GradientConfig(preset.measurement.measured_draws, "measurement", precision=precision)
-    ours = di.GradientConfig(preset.gradient_draws, precision=precision)
     asked, given = (
-        di.all_gradients(di.gradient_shards(model, curvature, images, config))
-        for images, config in ((queries, measured), (train, ours))
-    )
-    return di.scores_from_gradients(asked, given, curvature, count=len(train), damping=preset.damping)[0]
+        di.gradients_of(model, curvature, images, expectation, precision=precision)
+        for images, expectation in (
+            (queries, preset.measurement.expectation()), (train, di.Expectation(preset.gradient_draws))
+        )
+    )  # fmt: skip
+    return di.scores_from_gradients(asked, given, curvature, damping=preset.damping)[0]
 
 
 CHECKS = {

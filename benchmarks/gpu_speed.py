@@ -114,8 +114,10 @@ def gradients(bench: Bench, name: str) -> dict[str, Any]:
     batches = peers.draw_batches(model, images, di.DrawConfig(case.draws), batch_size=case.batch_size)
 
     def ours(precision: Precision) -> Callable[[], Any]:
-        config = di.GradientConfig(di.DrawConfig(case.draws), precision=precision)
-        return lambda: compute.gradients_in_eigenbasis(model, curvature, images, config, batch_size=case.batch_size)
+        expectation = di.Expectation(di.DrawConfig(case.draws))
+        return lambda: compute.gradients_in_eigenbasis(
+            model, curvature, images, expectation, batch_size=case.batch_size, precision=precision
+        )
 
     works = {"plain forward + backward": lambda: peers.plain_forward_backward(model, batches)}
     works |= {f"ours, {precision}": ours(precision) for precision in PRECISIONS}

@@ -14,8 +14,7 @@ import torch
 
 import diffinf_lib as di
 from benchmarks import harness, peers
-from diffinf_lib.diffusion import objective_batches
-from diffinf_lib.gradients import TRAIN_STAGE, compute, grouped_gradients
+from diffinf_lib.gradients import compute, grouped_gradients
 
 DAMPINGS = [10.0**power for power in range(-10, 0)]
 
@@ -29,8 +28,7 @@ def scoring(train: di.ImageSet, queries: di.ImageSet, draws: di.DrawConfig) -> d
 
     def plain() -> None:
         for images in (train, queries):
-            batches = objective_batches(model, images, draws, seed=0, stage=TRAIN_STAGE, batch_size=draws.count)
-            peers.plain_forward_backward(model, batches)
+            peers.plain_forward_backward(model, di.Expectation(draws).batches(model, images, draws.count))
 
     def influence(dampings: list[float], approximations: list[Any]) -> Callable[[], Any]:
         return lambda: di.influence(
@@ -50,10 +48,10 @@ def grouping(images: di.ImageSet, count: int) -> dict[str, Callable[[], Any]]:
     """Per-example gradients of few draws, each example in a batch of its own, or 256 draws of several in one."""
     model = di.build_model(di.get_preset("digits").unet)
     blocks = di.curvature.curvature_blocks(model)
-    config = di.GradientConfig(di.DrawConfig(count, noise="independent"))
+    expectation = di.Expectation(di.DrawConfig(count, noise="independent"))
     return {
-        f"{count} draws, one example a batch": lambda: compute.separate_gradients(model, images, config, blocks, 256),
-        f"{count} draws, examples share batches": lambda: grouped_gradients(model, images, config, blocks),
+        f"{count} draws, one example a batch": lambda: compute.separate_gradients(model, images, expectation, blocks),
+        f"{count} draws, examples share batches": lambda: grouped_gradients(model, images, expectation, blocks),
     }
 
 

@@ -16,10 +16,10 @@ import curvlinops
 import torch
 from torch import Tensor, nn
 
-from diffinf_lib.configuration import DrawConfig
+from diffinf_lib.configuration import DrawConfig, Expectation
 from diffinf_lib.curvature.layers import curvature_layers, layer_parameters
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_batches, objective_values
+from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_values
 
 Inverse = Any
 """A curvlinops operator that multiplies with (F + λI)⁻¹."""
@@ -29,7 +29,7 @@ def draw_batches(
     model: Denoiser, images: ImageSet, draws: DrawConfig, *, batch_size: int, seed: int = 0, stage: str = "factors"
 ) -> list[DrawBatch]:
     """All draws of all images on the model's device, cut into batches."""
-    return list(objective_batches(model, images, draws, seed=seed, stage=stage, batch_size=batch_size))
+    return list(Expectation(draws, stage, seed).batches(model, images, batch_size))
 
 
 def plain_forward_backward(model: Denoiser, batches: Sequence[DrawBatch]) -> None:

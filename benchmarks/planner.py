@@ -11,7 +11,6 @@ from typing import Any
 
 import diffinf_lib as di
 from benchmarks import harness
-from diffinf_lib.attribution.task import store_folder
 from diffinf_lib.runs import query_gradients, train_gradients
 
 MODELS = 4
@@ -23,23 +22,23 @@ def stages(run: di.runs.Run) -> dict[str, Callable[[], Any]]:
     sets = run.preset.subsets
 
     def scores() -> None:
-        train, curvature = train_gradients(run), di.runs.curvature_of_run(run)
+        train, curvature = train_gradients(run).held(), di.runs.curvature_of_run(run)
         for queries in di.runs.query_sets(run).values():
-            gradients = query_gradients(run, queries)
+            gradients = query_gradients(run, queries).held()
             taken["scores"] += harness.timed(
                 lambda gradients=gradients: di.scores_from_gradients(
-                    gradients, train, curvature, count=len(run.data.train), damping=run.preset.damping
+                    gradients, train, curvature, damping=run.preset.damping
                 )
             )
 
-    taken, train = {"scores": 0.0}, di.GradientConfig(run.preset.gradient_draws, seed=run.seed)
+    taken = {"scores": 0.0}
     work: dict[str, Callable[[], Any]] = {
         "model": lambda: di.runs.full_model(run),
         "samples": lambda: di.runs.generated_queries(run),
         **({"trajectories": lambda: di.runs.generated_trajectories(run)} if run.preset.measures_trajectories else {}),
         "curvature": lambda: di.runs.curvature_of_run(run),
-        "train gradients": lambda: stored(run, run.data.train, train),
-        "query gradients": lambda: [query_gradients(run, queries) for queries in di.runs.query_sets(run).values()],
+        "train gradients": lambda: stored(train_gradients(run)),
+        "query gradients": lambda: [stored(query_gradients(run, q)) for q in di.runs.query_sets(run).values()],
     }
     assert sets.count * sets.seeds >= MODELS
     work["retrained"] = lambda: [di.runs.retrained_model(run, subset, 0) for subset in range(MODELS)]
@@ -48,11 +47,9 @@ def stages(run: di.runs.Run) -> dict[str, Callable[[], Any]]:
     return work
 
 
-def stored(run: di.runs.Run, images: di.ImageSet, config: di.GradientConfig) -> None:
+def stored(gradients: di.GradientSet) -> None:
     """Make a store of gradients, holding one shard at a time."""
-    model, curvature = di.runs.full_model(run).model, di.runs.curvature_of_run(run)
-    store = store_folder(run.path("gradients"), "train", model, curvature, images, config)
-    for _ in di.gradient_shards(model, curvature, images, config, store=store):
+    for _ in gradients.shards(1):
         pass
 
 

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     harness.settle(options)
     run = di.open_run(di.get_preset("digits"), options.run, device=options.device, progress=False)
     truth = di.load_ground_truth("digits-ground-truth")
-    queries, train = query_gradients(run, truth.queries), train_gradients(run)
+    queries, train = query_gradients(run, truth.queries).held(), train_gradients(run).held()
     made: list[Trak] = []
     seconds = harness.timed(lambda: made.append(Trak(train)))
     unit = float(made[0].kernel.eigenvalues.sum()) / len(truth.train_ids)
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         errors = ((scores - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).tolist()
         entry = {"seconds": seconds, "errors": errors, "lds": [di.lds(s, truth, bootstrap=2).mean for s in scores]}
         if dimension <= 1024:
-            peer = traker_scores(train, queries, dimension, dampings[1])
+            peer = traker_scores(train.whole(), queries.whole(), dimension, dampings[1])
             entry["difference_to_traker"] = float((peer - scores[1]).norm() / scores[1].norm())
         results[str(dimension)] = entry
         print(dimension, entry, flush=True)

@@ -14,9 +14,9 @@ import torch
 
 import diffinf_lib as di
 from benchmarks import harness
-from diffinf_lib.attribution.scoring import Inverses, KeptQueries
-from diffinf_lib.compression import Compression
+from diffinf_lib.compression import stored_bytes
 from diffinf_lib.evaluation import spearman
+from diffinf_lib.gradients import LayerGradients
 from diffinf_lib.runs import query_gradients, train_gradients
 
 REFERENCE = "per draw, nothing saved"
@@ -67,22 +67,23 @@ class Case:
         self.queries = {name: self.plain(query_gradients(run, truth.queries)) for name, truth in self.truths.items()}
         self.train = self.plain(train_gradients(run))
 
-    def plain(self, gradients: Any) -> Any:
+    def plain(self, gradients: di.GradientSet) -> LayerGradients:
         """Gradients out of the eigenbasis of the run's own curvature."""
-        return {name: layer.from_eigenbasis(gradients[name]) for name, layer in self.curvature.layers.items()}
+        rotated = gradients.whole()
+        return {name: layer.from_eigenbasis(rotated[name]) for name, layer in self.curvature.layers.items()}
 
-    def turned(self, gradients: Any, curvature: di.curvature.Curvature) -> Any:
+    def turned(self, gradients: LayerGradients, curvature: di.curvature.Curvature) -> di.GradientSet:
         """Gradients in the eigenbasis of another curvature, cut into its blocks."""
         parts = di.curvature.split_into_blocks(gradients, curvature.blocks(di.runs.full_model(self.run).model))
-        return {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}
+        return di.GradientSet.of({name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()})
 
     def scores(self, curvature: di.curvature.Curvature, approximation: Any) -> dict[str, torch.Tensor]:
         """Scores of each query set with a curvature."""
         train = self.turned(self.train, curvature)
         return {
             name: di.scores_from_gradients(
-                self.turned(queries, curvature), train, curvature, count=len(self.run.data.train),
-                damping=self.run.preset.damping, approximation=approximation,
+                self.turned(queries, curvature), train, curvature, damping=self.run.preset.damping,
+                approximation=approximation,
             )[0]
             for name, queries in self.queries.items()
         }  # fmt: skip
@@ -117,15 +118,15 @@ def format_results(case: Case) -> dict[str, Any]:
     """Bytes of one stored gradient, rank correlation with float32's scores, and LDS."""
     train = case.turned(case.train, case.curvature)
     queries = {name: case.turned(gradients, case.curvature) for name, gradients in case.queries.items()}
-    inverses, results, exact = Inverses([case.run.preset.damping]), {}, {}
+    results, exact = {}, {}
+    sizes = [layer.shape for layer in case.curvature.layers.values()]
     for name, form in FORMATS.items():
-        compression = Compression(case.curvature, form)
-        stored = compression.encode(train)
-        decoded = compression.decode(stored)
-        entry: dict[str, Any] = {"bytes": sum(value[0].nbytes for value in stored.values())}
+        packed = train.packed_as(case.curvature, form)
+        entry: dict[str, Any] = {"bytes": stored_bytes(form, sizes)}
         for query_set, truth in case.truths.items():
-            kept = KeptQueries([queries[query_set]], case.curvature, inverses, None, form)
-            scores = kept.scores(decoded)[0]
+            scores = di.scores_from_gradients(
+                queries[query_set], packed, case.curvature, damping=case.run.preset.damping
+            )[0]
             exact.setdefault(query_set, scores)
             rank = float(spearman(scores.numpy(), exact[query_set].numpy()).mean())
             entry[query_set] = {"rank_correlation": rank, "lds": di.lds(scores, truth, bootstrap=2).mean}

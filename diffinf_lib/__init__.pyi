@@ -27,6 +27,7 @@ from . import (
     runs as runs,
     sampling as sampling,
     studies as studies,
+    tables as tables,
     training as training,
 )
 from .artifacts import (
@@ -45,6 +46,7 @@ from .configuration import (
     CurvatureConfig as CurvatureConfig,
     DatasetConfig as DatasetConfig,
     DrawConfig as DrawConfig,
+    Expectation as Expectation,
     MeasurementConfig as MeasurementConfig,
     Process as Process,
     StoreFormat as StoreFormat,
@@ -74,9 +76,8 @@ from .evaluation import (
     tuned_lds as tuned_lds,
 )
 from .gradients import (
-    GradientConfig as GradientConfig,
-    all_gradients as all_gradients,
-    gradient_shards as gradient_shards,
+    GradientSet as GradientSet,
+    gradients_of as gradients_of,
 )
 from .loading import (
     load_model as load_model,

@@ -22,6 +22,7 @@ compared with; for use there is `int8`.
 
 import math
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from diffinf_lib.configuration import StoreFormat
 from diffinf_lib.curvature import Curvature
+from diffinf_lib.curvature.damping import damped_inverse
 from diffinf_lib.randomness import keyed_seed
 
 Tensors = dict[str, Tensor]
@@ -47,11 +49,15 @@ class Compression:
     """
 
     def __init__(self, curvature: Curvature, form: StoreFormat, *, preconditioned: bool = False):
-        self.form, self.layers = form, curvature.layers
-        power = 0.5 if preconditioned else -0.5
-        self.whitener = {
-            name: (layer.eigenvalues(layer.best) + form.whitening) ** power for name, layer in curvature.layers.items()
-        }
+        self.form, self.layers, self.preconditioned = form, curvature.layers, preconditioned
+
+    @cached_property
+    def _whitening(self) -> tuple[Tensors, Tensors]:
+        """What whitens gradients, and what undoes it: √(Λ + λ₀) and its inverse, which is 0 where Λ says nothing."""
+        values = {name: layer.eigenvalues(layer.best) for name, layer in self.layers.items()}
+        roots = {name: (value + self.form.whitening).sqrt() for name, value in values.items()}
+        inverses = {name: damped_inverse(value, self.form.whitening).sqrt() for name, value in values.items()}
+        return (roots, inverses) if self.preconditioned else (inverses, roots)
 
     def encode(self, gradients: Tensors) -> Tensors:
         """Gradients `[n, d_out, d_in]` by block as the tensors to store, each with n rows.
@@ -79,29 +85,25 @@ class Compression:
         if self.form.kind in ("float32", "projection"):
             return stored
         if self.form.kind == "bfloat16":
-            return {name: value.to(self.whitener[name].dtype) for name, value in stored.items()}
+            kinds = {name: layer.eigenvalues(layer.best).dtype for name, layer in self.layers.items()}
+            return {name: value.to(kinds[name]) for name, value in stored.items()}
         unpack, parts = PACKINGS[self.form.kind].unpack, _by_block(stored)
-        return {
-            name: self._uneven(name, unpack(parts[name], whitener.shape[-1]))
-            for name, whitener in self.whitener.items()
-        }
+        return {name: self._uneven(name, unpack(parts[name], layer.shape[1])) for name, layer in self.layers.items()}
 
     def _evened(self, name: str, gradient: Float[Tensor, "n O I"]) -> Float[Tensor, "n O I"]:
         """What is packed of a block: whitened entries, or those in the basis of the weights."""
         if self.form.kind == "int8_tensor":
             return self.layers[name].from_eigenbasis(gradient)
-        return gradient * self.whitener[name]
+        return gradient * self._whitening[0][name]
 
     def _uneven(self, name: str, packed: Float[Tensor, "n O I"]) -> Float[Tensor, "n O I"]:
         if self.form.kind == "int8_tensor":
             return self.layers[name].to_eigenbasis(packed)
-        return packed / self.whitener[name]
+        return packed * self._whitening[1][name]
 
     def dual(self, preconditioned: Tensors) -> Tensors:
-        """What a preconditioned query is to be multiplied with `decode`'s output as: itself, or its own projection."""
-        if self.form.kind != "projection":
-            return preconditioned
-        unwhitened = {name: gradient / self.whitener[name] for name, gradient in preconditioned.items()}
+        """The projection of a preconditioned query that is to be multiplied with those of gradients."""
+        unwhitened = {name: gradient * self._whitening[1][name] for name, gradient in preconditioned.items()}
         return {PROJECTION: projected(unwhitened, self.form.dimension)}
 
 

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.configuration import DrawConfig
+from diffinf_lib.configuration import DrawConfig, Expectation
 from diffinf_lib.curvature import Curvature, curvature_layers, split_into_blocks
+from diffinf_lib.curvature.damping import damped_inverse
 from diffinf_lib.curvature.layers import Layers, differentiable, gradient_matrices, layer_parameters
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_batches, objective_values
+from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_values
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
@@ -96,9 +97,7 @@ def _pilot_units(
 ) -> Iterator[tuple[DrawBatch, Float[Tensor, "B"]]]:
     """The first unit (draw or pair) of every image and their weights u, then the second of every image, and so on."""
     size = _draws_a_unit(draws)
-    everything = next(objective_batches(
-        model, images, draws, seed=seed, stage=PILOT_STAGE, batch_size=len(images) * draws.count
-    ))  # fmt: skip
+    everything = next(Expectation(draws, PILOT_STAGE, seed).batches(model, images, len(images) * draws.count))
     generator = keyed_generator(PILOT_STAGE, "signs", seed)
     for rows in torch.arange(len(everything.images)).view(len(images), -1, size).unbind(1):
         signs = torch.randint(2, (len(images),), generator=generator) * 2.0 - 1
@@ -129,7 +128,8 @@ def _squared_norm(
         return sum(float(matrix.double().square().sum()) for matrix in gradient.values())
     blocks = curvature.blocks(model)
     parts = split_into_blocks(gradient, blocks)
+    squares = {name: layer.to_eigenbasis(parts[name]).square() for name, layer in curvature.layers.items()}
     return sum(
-        float((layer.to_eigenbasis(parts[name]).square() / (layer.eigenvalues(layer.best) + damping)).double().sum())
+        float((squares[name] * damped_inverse(layer.eigenvalues(layer.best), damping)).double().sum())
         for name, layer in curvature.layers.items()
     )

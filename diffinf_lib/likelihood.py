@@ -229,12 +229,6 @@ def target_at(angle: Tensor, process: Process = Process()) -> tuple[Tensor, Tens
     return rows[process.target]
 
 
-def alphas_cumprod_at(timesteps: Tensor, process: Process = Process()) -> Tensor:
-    """ᾱ at real-valued timesteps from 0 to T − 1, log ᾱ taken as linear between timesteps; float64."""
-    known = _known(process).to(timesteps.device).log()
-    return _interpolate(timesteps.double(), torch.arange(len(known)).to(known), known).exp()
-
-
 def _interpolate(wanted: Tensor, places: Float[Tensor, "T"], values: Float[Tensor, "T"]) -> Tensor:
     """Values at the wanted places, linear between the (rising) places at which they are known."""
     right = torch.searchsorted(places, wanted.contiguous()).clamp(1, len(places) - 1)

@@ -12,29 +12,31 @@ from torch import Tensor
 
 from diffinf_lib.configuration import (
     DrawConfig,
+    Expectation,
     LikelihoodConfig,
     MeasurementConfig,
     MeasurementName,
-    Objective,
     as_measurement,
 )
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, objective_batches, objective_of_prediction, require_denoiser
+from diffinf_lib.diffusion import Denoiser, objective_of_prediction, require_denoiser
 from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.finite import check_draws_finite
 from diffinf_lib.likelihood import log_likelihood
 from diffinf_lib.precision import require_full_precision
 from diffinf_lib.settings import own_settings
 
-MEASUREMENT_STAGE = "measurement"
-"""The stage under which every measurement's draws are keyed."""
-
 
 def forward_passes(configs: Sequence[MeasurementConfig]) -> int:
     """Forward passes of the network that `measure_all` takes for one query, shared draws counted once."""
-    shared = {(config.measured_draws, config.objective.on_trajectories) for config in configs if config.attributable}
+    shared = {_passes(config.expectation()) for config in configs if config.attributable}
     solved = [config.likelihood or LikelihoodConfig() for config in configs if not config.attributable]
     return sum(draws.count for draws, _ in shared) + sum(config.network_passes for config in solved)
+
+
+def _passes(expectation: Expectation) -> tuple[DrawConfig, bool]:
+    """What the network is called with; expectations in which it is equal share passes."""
+    return expectation.draws, expectation.objective.on_trajectories
 
 
 def measure(
@@ -76,38 +78,31 @@ def measure_all(
     together: dict[tuple[DrawConfig, bool], list[int]] = {}
     for place, config in enumerate(configs):
         if config.attributable:
-            together.setdefault((config.measured_draws, config.objective.on_trajectories), []).append(place)
+            together.setdefault(_passes(config.expectation()), []).append(place)
             continue
         values[place] = log_likelihood(
             model, images, config.likelihood, levels=config.levels, dequantised=config.dequantised, seed=seed,
             batch_size=batch_size,
         )  # fmt: skip
-    for (draws, _), places in together.items():
-        objectives = [configs[place].objective for place in places]
-        values[places] = _means(model, images, objectives, draws, seed, batch_size)
+    for places in together.values():
+        values[places] = _means(model, images, [configs[place].expectation(seed) for place in places], batch_size)
     return values
 
 
 def _means(
     model: Denoiser,
     images: ImageSet,
-    objectives: Sequence[Objective],
-    draws: DrawConfig,
-    seed: int,
+    expectations: Sequence[Expectation],
     batch_size: int,
-) -> Float[Tensor, "o Q"]:
-    """The weighted mean of each objective over one set of draws."""
-    totals = torch.zeros(len(objectives), len(images), dtype=torch.float64)
-    batches = objective_batches(
-        model, images, draws, objectives[0], seed=seed, stage=MEASUREMENT_STAGE, batch_size=batch_size,
-    )  # fmt: skip
-    for batch in batches:
+) -> Float[Tensor, "e Q"]:
+    """The weighted mean of each objective over the draws that all share."""
+    totals = torch.zeros(len(expectations), len(images), dtype=torch.float64)
+    for batch in expectations[0].batches(model, images, batch_size):
         with evaluating(model):
             prediction = model.predict(batch)
-        for total, objective in zip(totals, objectives, strict=True):
-            shares = (
-                batch.weights.double() * objective_of_prediction(prediction, batch, objective, model.process).double()
-            )
+        for total, expectation in zip(totals, expectations, strict=True):
+            values = objective_of_prediction(prediction, batch, expectation.objective, model.process)
+            shares = batch.weights.double() * values.double()
             check_draws_finite(shares, model, batch, images.ids)
             total.index_add_(0, batch.example, shares.cpu())
-    return totals / draws.count
+    return totals / expectations[0].draws.count

@@ -61,9 +61,8 @@ class Preset(Options):
         further_measurements: what the ground truth measures besides.
         gradient_draws: draws of each training gradient; queries take the measurement's own draws.
         damping: λ added to the curvature's eigenvalues when scoring.
-        store_format: how training gradients are kept on disk.
-        query_format: how preconditioned queries are kept in memory while they are scored; None as plain gradients. On disk
-            their gradients are kept in full.
+        store_format: how training gradients are kept.
+        query_format: how query gradients are kept, on disk and in memory while they are scored; None in full.
     """
 
     name: str

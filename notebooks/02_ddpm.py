@@ -279,7 +279,7 @@ image = data.train.subset(slice(0, 1))
 def loss_and_gradient(count, seed, **rule):
     draws = di.DrawConfig(count, **rule)
     loss = di.measure(model, image, di.MeasurementConfig(draws=draws), seed=seed)
-    matrices = di.gradients.example_gradient(model, image, di.GradientConfig(draws, seed=seed))
+    matrices = di.gradients.example_gradient(model, image, di.Expectation(draws, seed=seed))
     return loss, torch.cat([matrix.flatten() for matrix in matrices.values()])
 
 

@@ -1,5 +1,7 @@
 """Shared cases: tiny float64 models for which brute force is affordable."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -7,6 +9,7 @@ from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Process, UNet
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawBatch, iterate_draws
 from diffinf_lib.evaluation import GroundTruth
+from diffinf_lib.gradients import GradientSet
 from diffinf_lib.models import build_model
 
 
@@ -106,3 +109,16 @@ def random_truth(run, queries, seed):
     masks = torch.stack([torch.randperm(24, generator=generator) < 12 for _ in range(8)])
     measurements = torch.rand(8, 2, len(queries), generator=generator, dtype=torch.float64)
     return GroundTruth(masks, measurements, run.data.train.ids, queries.ids, queries.images)
+
+
+def in_shards(gradients, size):
+    """A set of gradients, cut anew."""
+    whole = gradients.whole()
+    rows = [slice(start, min(start + size, gradients.count)) for start in range(0, gradients.count, size)]
+    return replace(gradients, packed=lambda: ((where, {n: g[where] for n, g in whole.items()}) for where in rows))
+
+
+def out_of_eigenbasis(curvature, gradients):
+    """The same gradients in the basis of the weights."""
+    rotated = gradients.whole()
+    return GradientSet.of({name: layer.from_eigenbasis(rotated[name]) for name, layer in curvature.layers.items()})

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cases import by_definition, images, tiny_unet
+from cases import by_definition, images, in_shards, tiny_unet
 
 import diffinf_lib as di
-from diffinf_lib.attribution.scoring import Inverses, KeptQueries, preconditioned
+from diffinf_lib.attribution.scoring import damped_scores, preconditioned
 from diffinf_lib.compression import (
     Compression,
     from_int4_rows,
@@ -21,11 +21,12 @@ from diffinf_lib.compression import (
     stored_bytes,
     truncated_svd,
 )
-from diffinf_lib.configuration import DrawConfig, StoreFormat
+from diffinf_lib.configuration import MEASUREMENT_STAGE, TRAIN_STAGE, DrawConfig, Expectation, StoreFormat
 from diffinf_lib.curvature import fit_curvature
+from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.evaluation import spearman
-from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
+from diffinf_lib.gradients import gradients_of, sets
 
 DRAWS = DrawConfig(6)
 LOSSY = ["bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection"]
@@ -36,17 +37,15 @@ def case():
     """A tiny float32 UNet, its curvature, and gradients of 12 training images and 5 queries."""
     model, train, queries = tiny_unet().float(), images(12, 4), images(5, 4, seed=1)
     curvature = fit_curvature(model, train, by_definition(DRAWS, exact_labels=False))
-    gradients = [
-        all_gradients(gradient_shards(model, curvature, data, GradientConfig(DRAWS))) for data in (queries, train)
-    ]
+    gradients = [gradients_of(model, curvature, data, Expectation(DRAWS)).held() for data in (queries, train)]
     return model, train, queries, curvature, *gradients
 
 
 def scores(case, damping=1e-4, *, form=None, query_form=None):
     _, _, _, curvature, queries, train = case
-    compression = Compression(curvature, form or StoreFormat())
-    stored = compression.decode(compression.encode(train))
-    return KeptQueries([queries], curvature, Inverses([damping]), query_form, form or StoreFormat()).scores(stored)[0]
+    asked = queries if query_form is None else queries.packed_as(curvature, query_form)
+    given = train if form is None else train.packed_as(curvature, form)
+    return damped_scores(asked, given, curvature, Inverses([damping]))[0]
 
 
 def rank_correlation(first, second):
@@ -158,6 +157,7 @@ def test_an_8_bit_svd_is_near_the_svd():
 @pytest.mark.parametrize("kind", ["float32", *LOSSY])
 def test_bytes_are_those_that_a_gradient_takes(case, kind):
     *_, curvature, _, train = case
+    train = train.whole()
     form = StoreFormat(kind, rank=3, dimension=64)
     stored = Compression(curvature, form).encode(train)
     assert all(len(value) == 12 for value in stored.values())
@@ -177,6 +177,7 @@ def test_bytes_an_entry_are_those_of_the_table():
 def test_a_scale_for_each_tensor_is_in_the_basis_of_the_weights(case):
     """In the basis of the weights, where nothing is whitened, the levels are even; elsewhere they are mixed."""
     *_, curvature, _, train = case
+    train = train.whole()
     stored = Compression(curvature, StoreFormat("int8_tensor")).encode(train)
     for name, layer in curvature.layers.items():
         plain = layer.from_eigenbasis(train[name])
@@ -228,7 +229,7 @@ def test_projected_in_chunks_is_the_same():
 
 
 def test_dual_keeps_the_inner_product_for_every_damping(case):
-    _, _, _, curvature, queries, train = case
+    curvature, queries, train = case[3], case[4].whole(), case[5].whole()
     inverses = Inverses([1e-6, 1e-2], ["ekfac", "kfac"])
     compression = Compression(curvature, StoreFormat("projection", dimension=32768, whitening=1e-4))
     stored = compression.encode(train)["projection"]
@@ -243,7 +244,7 @@ def test_dual_keeps_the_inner_product_for_every_damping(case):
 def test_what_is_encoded_is_laid_out_as_it_will_be_read(case, kind, strided):
     """Strided views would take other kernels in memory than from a file."""
     _, _, _, curvature, _, train = case
-    given = {name: (g.mT.contiguous().mT if strided else g) for name, g in train.items()}
+    given = {name: (g.mT.contiguous().mT if strided else g) for name, g in train.whole().items()}
     encoded = Compression(curvature, StoreFormat(kind, rank=2, dimension=64)).encode(given)
     assert encoded and all(value.is_contiguous() for value in encoded.values())
 
@@ -276,50 +277,70 @@ def test_bad_formats_are_refused(case):
         scores(case, query_form=StoreFormat("projection"))
 
 
-@pytest.mark.parametrize("kind", [None, "int8", "int4", "int8_tensor", "svd_int8"])
-def test_queries_may_come_in_shards(case, kind):
+@pytest.mark.parametrize("kind", ["float32", "int8", "int4", "int8_tensor", "svd_int8"])
+def test_queries_may_come_in_shards(case, kind, monkeypatch):
     _, _, _, curvature, queries, train = case
-    form = kind and StoreFormat(kind, whitening=1e-4)
-    inverses = Inverses([1e-4, 1e-2], ["ekfac", "kfac"])
-    shards = [{name: gradient[rows] for name, gradient in queries.items()} for rows in (slice(0, 2), slice(2, 5))]
-    parts = KeptQueries(iter(shards), curvature, inverses, form).scores(train)
-    whole = KeptQueries([queries], curvature, inverses, form).scores(train)
+    form, inverses = StoreFormat(kind, whitening=1e-4), Inverses([1e-4, 1e-2], ["ekfac", "kfac"])
+    whole = damped_scores(queries.packed_as(curvature, form), train, curvature, inverses)
+    monkeypatch.setattr(sets, "SHARD_BYTES", 1)
+    packed = in_shards(queries, 2).packed_as(curvature, form)
+    assert [rows for rows, _ in packed.held().shards()] == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    parts = damped_scores(packed, in_shards(train, 5), curvature, inverses)
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max()))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "svd", "svd_int8"])
-def test_queries_are_packed_once_after_they_are_divided(case, kind, tmp_path):
-    """With and without a store the scores are those of full gradients, divided and then packed: nothing is lost before."""
-    model, train, queries, curvature, *_ = case
-    options = {"measurement": di.MeasurementConfig(draws=DRAWS), "draws": DRAWS, "damping": [1e-5, 1e-2]}
-    configs = GradientConfig(DRAWS, "measurement"), GradientConfig(DRAWS)
-    query_gradients, train_gradients = (
-        all_gradients(gradient_shards(model, curvature, data, config))
-        for data, config in zip((queries, train), configs, strict=True)
-    )
+def test_packed_at_the_damping_gradients_are_the_preconditioned_ones(case, kind):
+    """g/(Λ + λ) times √(Λ + λ) is g/√(Λ + λ): with λ₀ = λ it does not matter whether queries are packed before or after."""
+    curvature, queries = case[3], case[4].whole()
     form = StoreFormat(kind, rank=1, whitening=1e-4)
-    packing = Compression(curvature, form, preconditioned=True)
+    plain, divided = (Compression(curvature, form, preconditioned=flag) for flag in (False, True))
+    left = plain.decode(plain.encode(queries))
+    before = next(preconditioned(left, curvature, Inverses([1e-4])))
+    after = divided.decode(divided.encode(next(preconditioned(queries, curvature, Inverses([1e-4])))))
+    for name, gradients in after.items():
+        step = (0.0 if kind == "svd" else 0.15) * float(gradients.abs().max())  # entries on the edge of two levels
+        torch.testing.assert_close(before[name], gradients, rtol=1e-3, atol=step + 1e-4 * float(gradients.abs().max()))
+        assert float((before[name] - gradients).norm() / gradients.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "svd", "svd_int8"])
+def test_queries_are_packed_once_in_their_store_and_in_memory(case, kind, tmp_path):
+    model, train, queries, curvature, *_ = case
+    shared = {"measurement": di.MeasurementConfig(draws=DRAWS), "draws": DRAWS, "damping": [1e-5, 1e-2]}
+    form = StoreFormat(kind, rank=1, whitening=1e-4)
+    asked, given = (
+        gradients_of(model, curvature, data, Expectation(DRAWS, stage)) for data, stage in
+        ((queries, MEASUREMENT_STAGE), (train, TRAIN_STAGE))
+    )  # fmt: skip
+    expected = damped_scores(asked.packed_as(curvature, form), given, curvature, Inverses([1e-5, 1e-2]))
     for folder in (None, tmp_path, tmp_path):
-        found = di.influence(model, curvature, train, queries, query_format=form, query_store=folder, **options)
-        for scores, divided in zip(
-            found, preconditioned(query_gradients, curvature, Inverses([1e-5, 1e-2])), strict=True
-        ):
-            left = packing.decode(packing.encode(divided))
-            expected = sum(left[name].flatten(1) @ train_gradients[name].flatten(1).T for name in left).double()
-            torch.testing.assert_close(
-                scores * len(train), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
-            )
-    with pytest.raises(di.errors.ArtifactError, match="another configuration"):  # what is stored has no format
-        next(di.gradient_shards(model, curvature, queries, configs[0], store=tmp_path, form=form))
+        found = di.influence(model, curvature, train, queries, query_format=form, query_store=folder, **shared)
+        assert torch.equal(found, expected)
+    (shard,) = tmp_path.glob("shard-*")
+    sizes = [layer.shape for layer in curvature.layers.values()]
+    assert shard.stat().st_size < 5 * stored_bytes(form, sizes) + 20_000
+    with pytest.raises(di.errors.ArtifactError, match=f"format.kind is {kind} there, float32 asked"):
+        gradients_of(model, curvature, queries, Expectation(DRAWS, MEASUREMENT_STAGE), store=tmp_path).whole()
+
+
+def test_one_inverse_serves_every_damping_of_packed_queries(case):
+    """Entries that were packed for a small damping serve a large one: the error falls with the scores."""
+    for damping in (1e-8, 1e-6, 1e-4, 1e-2):
+        exact = scores(case, damping)
+        for kind, most in (("bfloat16", 0.01), ("int8", 0.02)):
+            packed = scores(case, damping, query_form=StoreFormat(kind, whitening=1e-8))
+            assert float((packed - exact).norm() / exact.norm()) < most, (damping, kind)
 
 
 def test_projected_queries_need_no_format(case):
     _, _, _, curvature, queries, train = case
-    projection = StoreFormat("projection", dimension=64)
-    stored = Compression(curvature, projection).encode(train)
-    found = [KeptQueries([queries], curvature, Inverses(), form, projection).scores(stored)
-             for form in (None, StoreFormat("int8"))]  # fmt: skip
-    assert torch.equal(*found)
+    given = train.packed_as(curvature, StoreFormat("projection", dimension=64))
+    found = damped_scores(queries, given, curvature, Inverses([1e-6, 1e-2], ["kfac", "ekfac"]))
+    duals = preconditioned(queries.whole(), curvature, Inverses([1e-6, 1e-2], ["kfac", "ekfac"]))
+    stored = given.whole()["projection"]
+    expected = torch.stack([given.compression.dual(dual)["projection"] @ stored.T for dual in duals]) / 12
+    torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
 
 
 def test_compressed_queries_rank_as_plain_ones_do(case):

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves
 
 import diffinf_lib as di
 from diffinf_lib import likelihood, sampling
-from diffinf_lib.attribution import iterative, renormalised, trak
+from diffinf_lib.attribution import iterative, trak
 from diffinf_lib.curvature import exact, operators, spectra
 from diffinf_lib.curvature.inverses import largest_eigenvalue
-from diffinf_lib.diffusion import draws, objective_batches, objectives
+from diffinf_lib.diffusion import draws, objectives
 from diffinf_lib.gradients import compute
 from diffinf_lib.planner import network as planner_network, rates
 from diffinf_lib.report import job, plan
@@ -62,10 +62,8 @@ def setting(device, folder):
     curvature = di.fit_curvature(model, train, config)
     return SimpleNamespace(
         device=device, folder=folder, model=model, train=train, queries=queries, curvature=curvature,
-        gradients=lambda data=train, **options: di.all_gradients(
-            di.gradient_shards(model, curvature, data, di.GradientConfig(FEW, **options))
-        ),
-        batches=lambda: list(objective_batches(model, train, FEW, seed=0, stage="x", batch_size=4)),
+        gradients=lambda data=train, **options: di.gradients_of(model, curvature, data, di.Expectation(FEW, **options)),
+        batches=lambda: list(di.Expectation(FEW, "x").batches(model, train, 4)),
         trajectories=lambda: di.sampling.sample_trajectories(in_float32(model), 2, (1, 4, 4)),
     )  # fmt: skip
 
@@ -192,34 +190,34 @@ def _(s, method):
 
 @work("gradients", "grouped", "separate", "one")
 def _(s, how):
-    config, blocks = di.GradientConfig(FEW), s.curvature.blocks(s.model)
+    config, blocks = di.Expectation(FEW), s.curvature.blocks(s.model)
     if how == "grouped":
         return compute.grouped_gradients(s.model, s.train, config, blocks)
     if how == "one":
         return di.gradients.example_gradient(s.model, s.train.subset(slice(0, 1)), replace(config, timesteps=(0, 3)))
-    return compute.separate_gradients(s.model, s.train, config, blocks, 2)
+    return compute.separate_gradients(s.model, s.train, config, blocks, batch_size=2)
 
 
 @work("gradients-of", *objectives.ObjectiveName.__args__)
 def _(s, name):
     objective = di.configuration.Objective(name, weights=(1.0, 2.0) if name == "weighted_loss" else None)
     data = s.trajectories() if objective.on_trajectories else s.queries
-    few = di.GradientConfig(FEW, objective=objective)
-    many = di.GradientConfig(di.DrawConfig(10, noise="independent"), objective=objective)
-    return [di.all_gradients(di.gradient_shards(s.model, s.curvature, data, config)) for config in (few, many)]
+    few = di.Expectation(FEW, objective=objective)
+    many = di.Expectation(di.DrawConfig(10, noise="independent"), objective=objective)
+    return [di.gradients_of(s.model, s.curvature, data, config).whole() for config in (few, many)]
 
 
 @work("gradients-drawn", "uniform", "grid", "signal", "elbo", "shared")
 def _(s, rule):
-    config = di.GradientConfig(di.DrawConfig(4, shared=True) if rule == "shared" else di.DrawConfig(4, rule))
-    return di.all_gradients(di.gradient_shards(s.model, s.curvature, s.train, config))
+    config = di.Expectation(di.DrawConfig(4, shared=True) if rule == "shared" else di.DrawConfig(4, rule))
+    return di.gradients_of(s.model, s.curvature, s.train, config).whole()
 
 
 @work("store", "float32", "bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection")
 def _(s, kind):
-    form, config = di.StoreFormat(kind, rank=2, dimension=64), di.GradientConfig(FEW)
+    form, config = di.StoreFormat(kind, rank=2, dimension=64), di.Expectation(FEW)
     shards = [
-        list(di.gradient_shards(s.model, s.curvature, s.train, config, store=store, form=form, shard_size=2))
+        list(di.gradients_of(s.model, s.curvature, s.train, config, store=store, form=form, shard_size=2).shards(1))
         for store in (None, s.folder / "g", s.folder / "g")
     ]
     assert all(torch.device(value.device) == torch.device(s.device) for _, part in shards[2] for value in part.values())
@@ -248,43 +246,34 @@ def _(s, kind):
 
 @work("influence-by-timestep", on_cpu=True)
 def _(s):
-    return di.attribution.influence_by_timestep(s.model, s.curvature, s.gradients(), s.queries, count=3, bins=3)
+    return di.attribution.influence_by_timestep(s.model, s.curvature, s.gradients(), s.queries, bins=3)
 
 
 @work("scores-by-layer", on_cpu=True)
 def _(s):
-    return di.attribution.scores_by_layer(s.gradients(s.queries), s.gradients(), s.curvature, count=3, damping=1e-3)
+    return di.attribution.scores_by_layer(s.gradients(s.queries), s.gradients(), s.curvature, damping=1e-3)
 
 
 @work("self-influence", on_cpu=True)
 def _(s):
-    shards = di.gradient_shards(s.model, s.curvature, s.train, di.GradientConfig(FEW))
-    return di.self_influence(shards, s.curvature, count=3, damping=[1e-3, 1e-1])
+    shards = di.gradients_of(s.model, s.curvature, s.train, di.Expectation(FEW))
+    return di.self_influence(shards, s.curvature, damping=[1e-3, 1e-1])
 
 
-@work("iterative-influence", "cg", "neumann", on_cpu=True)
+@work("solved", "cg", "neumann", "path", on_cpu=True)
 def _(s, method):
-    return di.attribution.iterative_influence(
-        s.model, s.curvature, s.train, s.queries, draws=FEW, damping=[1.0], method=method, store=s.folder / "g"
-    )
-
-
-@work("scores-with-inverse")
-def _(s):
     ggn = iterative.training_ggn(s.model, s.train, FEW)
-    gradients = operators.example_gradients(s.model, s.batches())
-    inverse = lambda v: di.curvature.conjugate_gradient_inverse(ggn, 1.0, v).vectors  # noqa: E731
-    return di.curvature.scores_with_inverse(gradients, gradients, inverse, count=3)
+    given = (s.model, s.curvature, ggn, s.gradients(s.queries))
+    if method == "path":
+        solved = list(iterative.solution_path(*given, damping=1.0, iterations=2))
+    else:
+        solved = [iterative.solved_queries(*given, damping=1.0, method=method)[0]]
+    return iterative.solved_scores(solved, s.gradients())
 
 
-@work("trak", "exact", "projected", "das", "norms", on_cpu=True)
+@work("trak", "exact", "projected", on_cpu=True)
 def _(s, what):
     made = di.attribution.Trak(s.gradients(), dimension=32 if what == "projected" else None)
-    if what == "das":
-        probes = s.gradients(s.queries, objective=di.configuration.Objective("output_probe"))
-        return di.attribution.trak_das_scores(probes, made, damping=[0.1], leave_one_out=True)
-    if what == "norms":
-        return list(renormalised.trak_norms(made, damping=[0.1]))
     return made.scores(s.gradients(s.queries), [0.1, 1.0])
 
 
@@ -296,13 +285,13 @@ def _(s):
 @work("das", on_cpu=True)
 def _(s):
     probes = s.gradients(s.queries, objective=di.configuration.Objective("output_probe"))
-    return di.attribution.das_scores(probes, s.gradients(), s.curvature, count=3, damping=[1e-3])
+    return di.attribution.das_scores([probes], s.gradients(), s.curvature, damping=[1e-3])
 
 
 @work("renormalised", on_cpu=True)
 def _(s):
     norms = di.attribution.training_norms(s.gradients(), s.curvature, damping=[1e-3])
-    scores = di.scores_from_gradients(s.gradients(s.queries), s.gradients(), s.curvature, count=3, damping=[1e-3])
+    scores = di.scores_from_gradients(s.gradients(s.queries), s.gradients(), s.curvature, damping=[1e-3])
     return [di.attribution.renormalised_scores(scores, norm) for norm in norms]
 
 

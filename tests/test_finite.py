@@ -94,13 +94,13 @@ def test_a_query_of_broken_pixels_is_the_one_that_is_named():
 def test_scores_that_overflow_are_refused():
     """Finite gradients whose products are not."""
     curvature = di.curvature.Curvature({"layer": LayerCurvature(corrected_eigenvalues=torch.ones(1, 2))})
-    huge = {"layer": torch.full((3, 1, 2), 1e30)}
-    huge["layer"][0] = 1.0
+    rows = torch.full((3, 1, 2), 1e30)
+    rows[0] = 1.0
+    huge, doubles = (di.GradientSet.of({"layer": values}) for values in (rows, rows.double() * 1e140))
     with pytest.raises(ConfigurationError, match="scores: not finite at training image 1"):
-        di.self_influence(iter([(slice(0, 3), huge)]), curvature, count=3, approximation="diagonal")
+        di.self_influence(doubles, curvature, approximation="diagonal", damping=0.0)
     with pytest.raises(ConfigurationError, match="scores: not finite at query 1, training image 1"):
-        das_scores(huge, huge, curvature, count=3, approximation="diagonal")
-    doubles = {"layer": huge["layer"].double() * 1e140}
+        das_scores([huge], huge, curvature, approximation="diagonal")
     with pytest.raises((ConfigurationError, torch.linalg.LinAlgError)):
         trak_scores(doubles, doubles, damping=1.0)
 

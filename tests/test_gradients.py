@@ -6,18 +6,18 @@ from cases import conv_denoiser, draw_batch, images, tiny_unet
 
 import diffinf_lib as di
 from diffinf_lib.artifacts import file_digest, read_json, write_json
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.configuration import TRAIN_STAGE, CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.diffusion import per_draw_loss
 from diffinf_lib.errors import ArtifactError, ConfigurationError
-from diffinf_lib.gradients import TRAIN_STAGE, GradientConfig, all_gradients, example_gradient, gradient_shards
+from diffinf_lib.gradients import example_gradient, gradients_of
 
-CONFIG = GradientConfig(DrawConfig(10))
+CONFIG = Expectation(DrawConfig(10))
 CURVATURE = CurvatureConfig(draws=DrawConfig(2))
 
 
 def stored(model, curvature, data, folder, shard_size=2, config=CONFIG):
-    return all_gradients(gradient_shards(model, curvature, data, config, shard_size=shard_size, store=folder))
+    return gradients_of(model, curvature, data, config, shard_size=shard_size, store=folder).whole()
 
 
 def unfinished(folder):
@@ -43,7 +43,7 @@ def test_a_gradient_is_that_of_the_mean_loss_over_its_own_draws():
 def test_the_eigenbasis_keeps_inner_products():
     model, data = conv_denoiser(), images(4, 4)
     curvature = fit_curvature(model, data, CURVATURE)
-    rotated = all_gradients(gradient_shards(model, curvature, data, CONFIG))
+    rotated = gradients_of(model, curvature, data, CONFIG).whole()
     for position in range(len(data)):
         plain = example_gradient(model, data.subset([position]), CONFIG)
         for name, gradient in plain.items():
@@ -100,7 +100,7 @@ def test_a_store_of_other_draws_or_of_another_curvature_is_refused(tmp_path):
     curvature = fit_curvature(model, data, CURVATURE)
     stored(model, curvature, data, tmp_path)
     with pytest.raises(ArtifactError, match=r"gradients\.draws\.count is 10 there, 4 asked"):
-        stored(model, curvature, data, tmp_path, config=GradientConfig(DrawConfig(4)))
+        stored(model, curvature, data, tmp_path, config=Expectation(DrawConfig(4)))
     with pytest.raises(ArtifactError, match="curvature is"):
         stored(model, fit_curvature(model, data, CURVATURE, seed=1), data, tmp_path)
 
@@ -120,4 +120,4 @@ def test_a_curvature_of_other_layers_is_refused():
     with pytest.raises(
         ConfigurationError, match=r"conv_in.weight, conv_in.bias, .*in the curvature, but not in the model"
     ):
-        next(gradient_shards(conv_denoiser(), curvature, data, CONFIG))
+        gradients_of(conv_denoiser(), curvature, data, CONFIG)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from cases import conv_denoiser, images
 
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Objective, Process
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation, Objective, Process
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.data import Trajectories
-from diffinf_lib.diffusion import Denoiser, objective_batches, objective_of_prediction
+from diffinf_lib.diffusion import Denoiser, objective_of_prediction
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
+from diffinf_lib.gradients import gradients_of
 from diffinf_lib.sampling import sample_trajectories
 
 PROCESSES = [Process(timesteps=16, beta_end=0.3, target=target) for target in ("noise", "image", "v")]
@@ -47,8 +47,7 @@ def by_autograd(model, samples, config):
     for place in range(len(samples)):
         one = samples.subset(slice(place, place + 1))
         total = torch.zeros((), dtype=torch.float64)
-        key = {"seed": config.seed, "stage": config.stage}
-        for batch in objective_batches(model, one, config.draws, config.objective, **key):
+        for batch in config.batches(model, one):
             output = model(batch.state, batch.timesteps)
             total = (
                 total + (batch.weights * objective_of_prediction(output, batch, config.objective, model.process)).sum()
@@ -64,8 +63,8 @@ def by_autograd(model, samples, config):
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.name}-{o.levels}")
 def test_gradients_are_those_of_autograd(model, curvature, samples, objective, count):
     draws = DrawConfig(count, timesteps="signal", noise="independent")
-    config = GradientConfig(draws, "x", seed=2, objective=objective)
-    found = all_gradients(gradient_shards(model, curvature, samples, config, shard_size=2, batch_size=5))
+    config = Expectation(draws, "x", seed=2, objective=objective)
+    found = gradients_of(model, curvature, samples, config, shard_size=2, batch_size=5).whole()
     expected = by_autograd(model, samples, config)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -78,7 +77,7 @@ def test_gradients_are_those_of_autograd(model, curvature, samples, objective, c
 def test_the_state_of_a_trajectory_is_what_the_network_sees(model, samples):
     objective = Objective("trajectory_log_prob")
     draws = DrawConfig(16, timesteps="grid", noise="independent")
-    (batch,) = objective_batches(model, samples.subset(slice(0, 1)), draws, objective, seed=0, stage="x")
+    (batch,) = Expectation(draws, "x", objective=objective).batches(model, samples.subset(slice(0, 1)))
     places = 15 - batch.timesteps
     torch.testing.assert_close(batch.state.float(), samples.states[0, places])
     torch.testing.assert_close(batch.held_against.float(), samples.states[0, places + 1])
@@ -88,9 +87,8 @@ def test_the_state_of_a_trajectory_is_what_the_network_sees(model, samples):
 
 
 def test_probes_are_signs_that_depend_on_the_draw_only(model, samples):
-    config, probe = DrawConfig(6), Objective("output_probe")
-    whole = list(objective_batches(model, samples, config, probe, seed=0, stage="x", batch_size=100))
-    parts = list(objective_batches(model, samples, config, probe, seed=0, stage="x", batch_size=4))
+    probes = Expectation(DrawConfig(6), "x", objective=Objective("output_probe"))
+    whole, parts = (list(probes.batches(model, samples, batch_size)) for batch_size in (100, 4))
     signs = torch.cat([batch.held_against for batch in parts])
     assert torch.equal(signs, whole[0].held_against) and set(signs.unique().tolist()) == {-1.0, 1.0}
     assert signs.flatten(1).unique(dim=0).shape[0] == 18
@@ -98,9 +96,9 @@ def test_probes_are_signs_that_depend_on_the_draw_only(model, samples):
 
 def test_states_are_asked_for_before_any_work(model, curvature, samples):
     plain = samples.__class__.__mro__[1](samples.images, samples.labels, samples.ids)
-    config = GradientConfig(DrawConfig(4), objective=Objective("journey_loss"))
+    config = Expectation(DrawConfig(4), objective=Objective("journey_loss"))
     with pytest.raises(ConfigurationError, match="objective='journey_loss': it needs the states"):
-        next(gradient_shards(model, curvature, plain, config))
+        gradients_of(model, curvature, plain, config)
     short = Trajectories(samples.images, samples.labels, samples.ids, samples.states[:, :9], samples.guesses[:, :8])
     with pytest.raises(ConfigurationError, match="trajectories of 8 steps: the process has 16"):
-        next(gradient_shards(model, curvature, short, config))
+        gradients_of(model, curvature, short, config)

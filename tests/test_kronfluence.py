@@ -27,11 +27,10 @@ from scipy.stats import spearmanr
 from torch.utils.data import TensorDataset
 
 from diffinf_lib.attribution import gradient_dot_scores, scores_by_layer
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.configuration import MEASUREMENT_STAGE, TRAIN_STAGE, CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.diffusion import per_draw_loss
-from diffinf_lib.gradients import TRAIN_STAGE, GradientConfig, all_gradients, gradient_shards
-from diffinf_lib.measurements import MEASUREMENT_STAGE
+from diffinf_lib.gradients import gradients_of
 
 pytest.importorskip("kronfluence")
 
@@ -90,9 +89,9 @@ def our_gradients(approximation, model, data, queries):
         input_positions=None,
     )  # fmt: skip
     curvature = fit_curvature(model, data, config)
-    of_queries = gradient_shards(model, curvature, queries, GradientConfig(QUERY_DRAWS, MEASUREMENT_STAGE))
-    of_train = gradient_shards(model, curvature, data, GradientConfig(TRAIN_DRAWS, TRAIN_STAGE))
-    return curvature, all_gradients(of_queries), all_gradients(of_train)
+    of_queries = gradients_of(model, curvature, queries, Expectation(QUERY_DRAWS, MEASUREMENT_STAGE))
+    of_train = gradients_of(model, curvature, data, Expectation(TRAIN_DRAWS, TRAIN_STAGE))
+    return curvature, of_queries, of_train
 
 
 def case(make, side):
@@ -124,9 +123,8 @@ CONV, LINEAR, UNET = (conv_denoiser, 4), (deep_linear_denoiser, 2), (attention_u
 def test_scores_agree(approximation, make, side, damping, tmp_path):
     model, data, queries = case(make, side)
     curvature, of_queries, of_train = our_gradients(approximation, model, data, queries)
-    ours = scores_by_layer(
-        of_queries, of_train, curvature, count=len(data), damping=damping, approximation=approximation
-    )
+    ours = scores_by_layer(of_queries, of_train, curvature, damping=damping, approximation=approximation)
+    ours = {name: share[0] for name, share in ours.items()}
     assert_same(ours, peer_scores(approximation, model, data, queries, damping, tmp_path))
 
 
@@ -140,10 +138,8 @@ def test_kfac_agrees_up_to_the_number_of_positions(make, side, tmp_path):
     positions = position_counts(model, data)
     ours = {}
     for name, count in positions.items():
-        layer = scores_by_layer(
-            of_queries, of_train, curvature, count=len(data), damping=count * damping, approximation="kfac"
-        )
-        ours[name] = count * layer[name]
+        layer = scores_by_layer(of_queries, of_train, curvature, damping=count * damping, approximation="kfac")
+        ours[name] = count * layer[name][0]
     assert_same(ours, peers)
 
 

@@ -4,6 +4,7 @@ import builtins
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
@@ -14,7 +15,7 @@ from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.diffusion.elbo import elbo_terms, nats_to_bits_per_dimension, nearest_levels, prior_kl
 from diffinf_lib.diffusion.reverse import posterior_variance, reverse_mean
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.likelihood import LEAST_SIGNAL, alphas_cumprod_at, angle_grid, angles, log_likelihood, timesteps_at
+from diffinf_lib.likelihood import LEAST_SIGNAL, angle_grid, angles, log_likelihood, timesteps_at
 from diffinf_lib.measurements import measure
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
@@ -31,6 +32,12 @@ PROCESSES = [
     Process(target="velocity", clip_sample=None),
     Process(target="velocity", clip_sample=None, flow_shift=3.0),
 ]
+
+
+def alphas_cumprod_at(timesteps, process):
+    """ᾱ at real-valued timesteps, log ᾱ linear between whole ones."""
+    known = process.alphas_cumprod.clamp(min=LEAST_SIGNAL).log()
+    return torch.from_numpy(np.interp(timesteps.double(), np.arange(len(known)), known)).exp()
 
 
 class GaussianNetwork(torch.nn.Module):

@@ -22,14 +22,21 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 from diffinf_lib.attribution import influence
-from diffinf_lib.configuration import DrawConfig, MeasurementConfig, Process, TrainingConfig
+from diffinf_lib.configuration import (
+    MEASUREMENT_STAGE,
+    DrawConfig,
+    Expectation,
+    MeasurementConfig,
+    Process,
+    TrainingConfig,
+)
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, example_draws, objective_batches
+from diffinf_lib.diffusion import Denoiser, example_draws
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DiffinfError
-from diffinf_lib.gradients import GradientConfig, all_gradients, gradient_shards
+from diffinf_lib.gradients import gradients_of
 from diffinf_lib.loading import load_model, save_model
-from diffinf_lib.measurements import MEASUREMENT_STAGE, measure
+from diffinf_lib.measurements import measure
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
 from diffinf_lib.sampling import sample
@@ -131,7 +138,7 @@ def test_public_configurations_mean_what_their_training_meant(tmp_path, name):
     layers = [layer for layer in made.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
     expected = torch.autograd.grad(losses[0], [layer.weight for layer in layers])
     curvature = fit_curvature(model, data, by_definition(DrawConfig(2), approximation="identity", exact_labels=False))
-    found = all_gradients(gradient_shards(model, curvature, data, GradientConfig(draws, MEASUREMENT_STAGE)))
+    found = gradients_of(model, curvature, data, Expectation(draws, MEASUREMENT_STAGE)).whole()
     assert len(found) == len(layers)
     scale = max(float(gradient.abs().max()) for gradient in expected)
     for gradient, matrix in zip(expected, found.values(), strict=True):
@@ -304,14 +311,14 @@ def test_dropped_conditions_are_part_of_a_draw():
     made = network(BUTTERFLIES | {"num_class_embeds": 5}).double().eval()
     model, data = Denoiser(made, DDPMScheduler(), no_class=4), images(3, classes=4)
     draws = DrawConfig(40, drop_condition=0.3, noise="independent")
-    (batch,) = objective_batches(model, data, draws, seed=0, stage="x", batch_size=120)
-    (told,) = objective_batches(model, data, replace(draws, drop_condition=0.0), seed=0, stage="x", batch_size=120)
+    (batch,) = Expectation(draws, "x").batches(model, data, 120)
+    (told,) = Expectation(replace(draws, drop_condition=0.0), "x").batches(model, data, 120)
     assert torch.equal(batch.state, told.state) and torch.equal(batch.timesteps, told.timesteps)
     dropped = batch.conditions["class_labels"] == 4
     assert 20 < int(dropped.sum()) < 55
     assert torch.equal(batch.conditions["class_labels"][~dropped], told.conditions["class_labels"][~dropped])
     measured = measure(model, data, MeasurementConfig(draws=draws))
-    parts = list(objective_batches(model, data, draws, seed=0, stage=MEASUREMENT_STAGE, batch_size=40))
+    parts = list(Expectation(draws, MEASUREMENT_STAGE).batches(model, data, 40))
     for value, part in zip(measured, parts, strict=True):
         labels = part.conditions["class_labels"]
         expected = (part.noise - made(part.state, part.timesteps, labels).sample).square().mean().detach()

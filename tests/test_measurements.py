@@ -54,7 +54,7 @@ def test_an_unknown_measurement_is_refused():
 def test_the_loss_at_a_time_takes_every_draw_there():
     model = build_model(PRESET.unet)
     config = MeasurementConfig("loss_at_time", draws=DrawConfig(16), timestep=300)
-    draws = example_draws(int(QUERIES.ids[1]), QUERIES.shape, config.measured_draws, seed=0, stage="measurement")
+    draws = example_draws(int(QUERIES.ids[1]), QUERIES.shape, config.expectation().draws, seed=0, stage="measurement")
     assert (draws.timesteps == 300).all() and (draws.weights == 1).all()
     with torch.no_grad():
         expected = per_draw_loss(model, QUERIES.images[1].expand(16, -1, -1, -1), draws.timesteps, draws.noise).mean()

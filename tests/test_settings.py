@@ -40,7 +40,7 @@ def everything():
     curvature = di.fit_curvature(model, data.train, di.CurvatureConfig(draws=di.DrawConfig(4)))
     likelihood = di.configuration.LikelihoodConfig(steps=2, draws=2)
     options = {"measurement": di.MeasurementConfig(draws=DRAWS), "draws": DRAWS, "damping": 1e-6}
-    shards = di.gradient_shards(model, curvature, data.train, di.GradientConfig(DRAWS))
+    gradients = di.gradients_of(model, curvature, data.train, di.Expectation(DRAWS))
     return {
         "images": data.train.images,
         "noise": di.diffusion.example_draws(3, (1, 8, 8), DRAWS, seed=0, stage="x").noise,
@@ -52,7 +52,7 @@ def everything():
         "measured": di.measure(model, data.queries, di.MeasurementConfig("elbo", draws=DRAWS, levels=17)),
         "likelihood": di.likelihood.log_likelihood(model, data.queries, likelihood, levels=17),
         "influence": di.influence(model, curvature, data.train, data.queries, **options),
-        "self-influence": di.self_influence(shards, curvature, count=6),
+        "self-influence": di.self_influence(gradients, curvature),
         "random": di.attribution.random_scores(2, 3),
     }
 

@@ -1,7 +1,7 @@
 """Attribution: scores of training images for queries."""
 
 from diffinf_lib.attribution.clip import clip_similarity_scores
-from diffinf_lib.attribution.das import das_scores, trak_das_scores
+from diffinf_lib.attribution.das import das_scores
 from diffinf_lib.attribution.influence import (
     influence,
     influence_by_timestep,
@@ -9,10 +9,8 @@ from diffinf_lib.attribution.influence import (
     scores_from_gradients,
     self_influence,
 )
-from diffinf_lib.attribution.iterative import iterative_influence
 from diffinf_lib.attribution.methods import METHODS, Method, get_method
 from diffinf_lib.attribution.renormalised import renormalised_scores, training_norms
-from diffinf_lib.attribution.scoring import Inverses
 from diffinf_lib.attribution.similarity import (
     gradient_cosine_scores,
     gradient_dot_scores,
@@ -28,7 +26,6 @@ __all__ = [
     "AttributionTask",
     "Checkpoint",
     "Cost",
-    "Inverses",
     "Method",
     "Trak",
     "average_scores",
@@ -39,7 +36,6 @@ __all__ = [
     "gradient_dot_scores",
     "influence",
     "influence_by_timestep",
-    "iterative_influence",
     "pixel_distance_scores",
     "random_scores",
     "renormalised_scores",
@@ -47,6 +43,5 @@ __all__ = [
     "scores_from_gradients",
     "self_influence",
     "training_norms",
-    "trak_das_scores",
     "trak_scores",
 ]

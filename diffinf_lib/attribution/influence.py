@@ -1,6 +1,6 @@
 """Influence: how a query's measurement would change if a training image were left out (Mlodozeniec et al. 2025, eq. 3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.attribution.scoring import DampingKind, Inverses, KeptQueries, block_scores
+from diffinf_lib.attribution.renormalised import training_norms
+from diffinf_lib.attribution.scoring import block_scores, damped_scores, images_trained_on, in_pairs
 from diffinf_lib.configuration import (
     Approximation,
     DrawConfig,
+    Expectation,
     MeasurementConfig,
     MeasurementName,
     StoreFormat,
@@ -21,94 +23,61 @@ from diffinf_lib.configuration import (
     check_dampings,
 )
 from diffinf_lib.curvature import Curvature
+from diffinf_lib.curvature.damping import DampingKind, Inverses
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
-from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
-from diffinf_lib.measurements import MEASUREMENT_STAGE
+from diffinf_lib.gradients import GradientSet, LayerGradients, check_blocks, gradients_of
 from diffinf_lib.settings import own_settings
-
-QUERY_STAGE = "query-gradients"
-"""The stage under which draws of query gradients are keyed, where they are not the measurement's own."""
-
-SHARD_BYTES = 1 << 28
-"""Shards of training gradients are scored together up to this size: dividing the queries costs as much as one shard."""
-
-
-def query_gradient_config(
-    measurement: MeasurementConfig, seed: int = 0, draws: DrawConfig | None = None
-) -> GradientConfig:
-    """What a query's gradient is taken of: the measurement's own draws, or `draws`, keyed apart from them.
-
-    Raises:
-        ConfigurationError: the measurement is for evaluation only.
-    """
-    if draws is None:
-        return GradientConfig(measurement.measured_draws, MEASUREMENT_STAGE, seed, objective=measurement.objective)
-    return GradientConfig(draws, QUERY_STAGE, seed, objective=measurement.objective)
 
 
 @own_settings
 def scores_from_gradients(
-    queries: LayerGradients,
-    train: LayerGradients,
+    queries: GradientSet,
+    train: GradientSet,
     curvature: Curvature,
     *,
-    count: int,
     damping: float | Sequence[float],
     approximation: Approximation = "ekfac",
     damping_kind: DampingKind = "absolute",
+    count: int | None = None,
 ) -> Float[Tensor, "D Q N"]:
     """Scores (1/N) ∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n from gradients in the eigenbasis, for each damping; float64, on the CPU.
 
     Args:
-        count: N, the number of images the model was trained on; `train` may be a part of them.
         damping: λ, one or several.
+        count: N, the number of images the model was trained on, of which `train` may be a part; default all of it.
+
+    Raises:
+        ConfigurationError: a damping is negative or NaN, or blocks are not the curvature's.
     """
     inverses = Inverses(check_dampings(damping), [approximation], damping_kind)
-    curvature = curvature.to(next(iter(train.values())).device)
-    return KeptQueries([queries], curvature, inverses).scores(train) / count
+    return damped_scores(queries, train, curvature, inverses, count)
 
 
 @own_settings
 def scores_by_layer(
-    queries: LayerGradients,
-    train: LayerGradients,
+    queries: GradientSet,
+    train: GradientSet,
     curvature: Curvature,
     *,
-    count: int,
-    damping: float,
+    damping: float | Sequence[float],
     approximation: Approximation = "ekfac",
     damping_kind: DampingKind = "absolute",
-) -> dict[str, Float[Tensor, "Q N"]]:
+    count: int | None = None,
+) -> dict[str, Float[Tensor, "D Q N"]]:
     """Each block's share of the scores; the shares add up to `scores_from_gradients`."""
-    require(isinstance(damping, Real), f"damping={damping}: give one number here")
-    curvature = curvature.to(next(iter(train.values())).device)
     inverses = Inverses(check_dampings(damping), [approximation], damping_kind)
-    return {name: share[0] / count for name, share in block_scores(queries, train, curvature, inverses)}
+    for name, gradients in (("queries", queries), ("train", train)):
+        check_blocks(gradients, curvature, name)
+    here = curvature.to(train.device)
 
+    def shares(mine: LayerGradients, shard: LayerGradients) -> Float[Tensor, "B D q n"]:
+        return torch.stack([share for _, share in block_scores(mine, shard, here, inverses)])
 
-def together(
-    shards: Iterator[tuple[slice, LayerGradients]], limit: int = SHARD_BYTES
-) -> Iterator[tuple[slice, LayerGradients]]:
-    """Neighbouring shards joined until they hold `limit` bytes."""
-    held: list[tuple[slice, LayerGradients]] = []
-    size = 0
-    for where, gradients in shards:
-        bytes_here = sum(value.nbytes for value in gradients.values())
-        if held and size + bytes_here > limit:
-            yield _joined(held)
-            held, size = [], 0
-        held.append((where, gradients))
-        size += bytes_here
-    if held:
-        yield _joined(held)
-
-
-def _joined(held: list[tuple[slice, LayerGradients]]) -> tuple[slice, LayerGradients]:
-    rows = slice(held[0][0].start, held[-1][0].stop)
-    return rows, held[0][1] if len(held) == 1 else all_gradients(iter(held))
+    found = in_pairs(queries, train, shares) / images_trained_on(count, train)
+    return dict(zip(here.layers, found, strict=True))
 
 
 @own_settings
@@ -156,9 +125,9 @@ def influence(
         store: folder to keep training gradients in, for the next queries.
         query_store: folder to keep query gradients in, so that a killed run goes on.
         train_format: how training gradients are kept; default in full.
-        query_format: how preconditioned queries are kept in memory while training gradients stream past, each damping and
-            approximation for itself; default as plain gradients, divided anew for each shard. With many queries it decides
-            how much memory scoring takes. `query_store` holds the gradients in full: they are packed once, after division.
+        query_format: how query gradients are kept, in `query_store` and in memory while training gradients stream past;
+            default in full. One packing serves every damping and approximation. With many queries it decides how much
+            memory scoring takes.
 
     Returns:
         `[Q, N]`; with a list of dampings `[D, Q, N]`, with a list of approximations these stacked in front; float64, on the
@@ -181,18 +150,13 @@ def influence(
         require(len(images) > 0, f"{name}: there are no images; give at least one")
     measurement = as_measurement(measurement)
     shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    query_config = query_gradient_config(measurement, seed, query_draws)
-    curvature = curvature.to(require_denoiser(model).device)
-    query_shards = gradient_shards(model, curvature, queries, query_config, store=query_store, **shared)
-    kept = KeptQueries(
-        (gradients for _, gradients in together(query_shards)), curvature, inverses, query_format, train_format
-    )
-    train_config = GradientConfig(draws or DrawConfig(250), seed=seed)
-    shards = gradient_shards(model, curvature, train, train_config, store=store, form=train_format, **shared)
-    scores = torch.empty(len(inverses), len(queries), len(train), dtype=torch.float64)
-    for rows, gradients in together(shards):
-        scores[:, :, rows] = kept.scores(gradients) / len(train)
-    check_scores(scores, query=queries.ids, training_image=train.ids)
+    asked = gradients_of(
+        model, curvature, queries, measurement.expectation(seed, query_draws), store=query_store, form=query_format, **shared,
+    )  # fmt: skip
+    given = gradients_of(
+        model, curvature, train, Expectation(draws or DrawConfig(250), seed=seed), store=store, form=train_format, **shared,
+    )  # fmt: skip
+    scores = damped_scores(asked, given, curvature, inverses)
     scores = scores.view(len(approximations), len(inverses.dampings), len(queries), len(train))
     scores = scores[:, 0] if isinstance(damping, Real) else scores
     return scores[0] if isinstance(approximation, str) else scores
@@ -202,72 +166,58 @@ def influence(
 def influence_by_timestep(
     model: Denoiser,
     curvature: Curvature,
-    train_gradients: LayerGradients,
+    train: GradientSet,
     queries: ImageSet,
     *,
-    count: int,
     bins: int = 10,
     measurement: MeasurementConfig | MeasurementName | None = None,
-    damping: float = 1e-8,
+    damping: float | Sequence[float] = 1e-8,
     approximation: Approximation = "ekfac",
+    count: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
-) -> Float[Tensor, "T Q N"]:
+) -> Float[Tensor, "T D Q N"]:
     """Scores cut by the query's timesteps: the influence on the part of the measurement that each range of t contributes.
 
     The parts add up to the scores of `influence` with the same draws.
 
     Args:
-        train_gradients: in the eigenbasis, from `gradient_shards`.
-        count: N, the number of images the model was trained on.
+        train: gradients of the training images.
         bins: number of equal ranges of t.
+        damping: λ, one or several.
+        count: N, the number of images the model was trained on; default all of `train`.
     """
     timesteps = require_denoiser(model).process.timesteps
     require(0 < bins <= timesteps, f"bins={bins}: give a number from 1 to {timesteps}")
-    require(isinstance(damping, Real), f"damping={damping}: give one number here")
-    measurement = as_measurement(measurement)
-    check_dampings(damping)
-    curvature.check_approximations([approximation])
+    inverses = Inverses(check_dampings(damping), [approximation])
+    whole = as_measurement(measurement).expectation(seed)
     edges = [round(index * timesteps / bins) for index in range(bins + 1)]
     parts = []
-    for low, high in zip(edges, edges[1:], strict=False):
-        config = replace(query_gradient_config(measurement, seed), timesteps=(low, high))
-        gradients = all_gradients(gradient_shards(model, curvature, queries, config, batch_size=batch_size))
-        parts.append(
-            scores_from_gradients(
-                gradients, train_gradients, curvature, count=count, damping=damping, approximation=approximation
-            )[0]
-        )
+    for window in zip(edges, edges[1:], strict=False):
+        asked = gradients_of(model, curvature, queries, replace(whole, timesteps=window), batch_size=batch_size)
+        parts.append(damped_scores(asked, train, curvature, inverses, count))
     return torch.stack(parts)
 
 
 @own_settings
 def self_influence(
-    shards: Iterator[tuple[slice, LayerGradients]],
+    train: GradientSet,
     curvature: Curvature,
     *,
-    count: int,
     damping: float | Sequence[float] = 1e-8,
     approximation: Approximation = "ekfac",
     damping_kind: DampingKind = "absolute",
+    count: int | None = None,
 ) -> Float[Tensor, "D N"]:
     """Each training image's influence on its own loss, (1/N) ∇ℓ_nᵀ (F + λI)⁻¹ ∇ℓ_n ≥ 0; large for the unusual ones.
 
     Args:
-        shards: of training gradients in the eigenbasis, from `gradient_shards`; each is read once and forgotten.
-        count: N, the number of images the model was trained on.
+        train: gradients of the training images; each shard is read once and forgotten.
+        damping: λ, one or several.
+        count: N, the number of images the model was trained on; default all of `train`.
     """
-    inverses = Inverses(check_dampings(damping), [approximation], damping_kind)
-    require(count > 0, f"count={count}: give N, the number of images the model was trained on")
-    parts = []
-    for _, gradients in shards:
-        curvature = curvature.to(next(iter(gradients.values())).device)
-        total = torch.zeros(len(inverses), len(next(iter(gradients.values()))), dtype=torch.float64)
-        for name, gradient in gradients.items():
-            squares = gradient.flatten(1).square()
-            for index, factor in enumerate(inverses.factors(curvature, name)):
-                total[index] += (squares @ factor.flatten()).double().cpu()
-        parts.append(total)
-    scores = torch.cat(parts, dim=1) / count
-    check_scores(scores, training_image=None)
+    total = images_trained_on(count, train)
+    norms = training_norms(train, curvature, damping=damping, approximation=approximation, damping_kind=damping_kind)
+    scores = norms.self_influence.square() / total
+    check_scores(scores, training_image=train.ids)
     return scores

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from diffinf_lib.attribution.clip import clip_similarity_scores
 from diffinf_lib.attribution.das import das_scores
+from diffinf_lib.attribution.influence import scores_from_gradients
 from diffinf_lib.attribution.iterative import solution_path, solved_queries, solved_scores, training_ggn
 from diffinf_lib.attribution.renormalised import renormalised_scores, training_norms
-from diffinf_lib.attribution.scoring import Inverses, KeptQueries
 from diffinf_lib.attribution.similarity import (
     gradient_cosine_scores,
     gradient_dot_scores,
@@ -26,9 +26,8 @@ from diffinf_lib.attribution.similarity import (
 from diffinf_lib.attribution.task import AttributionTask, Checkpoint
 from diffinf_lib.attribution.trajectory import Weighting, average_scores, split_draws
 from diffinf_lib.attribution.trak import Trak
-from diffinf_lib.configuration import Approximation, DrawConfig, Objective, ObjectiveName, check_dampings
+from diffinf_lib.configuration import Approximation, DrawConfig, Expectation, Objective, ObjectiveName, check_dampings
 from diffinf_lib.errors import ConfigurationError, require
-from diffinf_lib.gradients import GradientConfig, LayerGradients
 from diffinf_lib.settings import own_settings
 
 Score = Callable[[AttributionTask, Sequence[float]], Float[Tensor, "D Q N"]]
@@ -121,23 +120,8 @@ def influence_at(
     draws: DrawConfig,
 ) -> Float[Tensor, "D Q N"]:
     """Influence by the gradients and the curvature of one checkpoint, for each damping."""
-    inverses = Inverses(dampings, [approximation])
-    kept = KeptQueries([task.query_gradients(at=at)], task.use_curvature(at), inverses)
-    return _streamed(task, len(dampings), kept.scores, draws, at) / len(task.train)
-
-
-def _streamed(
-    task: AttributionTask,
-    options: int,
-    scores: Callable[[LayerGradients], Tensor],
-    draws: DrawConfig | None = None,
-    at: Checkpoint | None = None,
-) -> Float[Tensor, "D Q N"]:
-    """Scores `[D, Q, n]` of each shard of training gradients, put together."""
-    total = torch.empty(options, len(task.queries), len(task.train), dtype=torch.float64)
-    for rows, gradients in task.train_shards(task.train_config(draws=draws), at):
-        total[:, :, rows] = scores(gradients)
-    return total
+    queries, train = task.query_gradients(at=at), task.train_gradients(draws=draws, at=at)
+    return scores_from_gradients(queries, train, task.use_curvature(at), damping=dampings, approximation=approximation)
 
 
 def _along(approximation: Approximation, weighting: Weighting, parts: int) -> Score:
@@ -172,8 +156,7 @@ def _tracin(parts: int) -> Score:
         draws = split_draws(task.draws, len(checkpoints))
         total = torch.zeros(1, len(task.queries), len(task.train), dtype=torch.float64)
         for at in checkpoints:
-            queries = task.query_gradients(at=at)
-            products = _streamed(task, 1, lambda g, q=queries: gradient_dot_scores(q, g), draws, at)  # type: ignore[misc]
+            products = gradient_dot_scores(task.query_gradients(at=at), task.train_gradients(draws=draws, at=at))
             total += at.learning_rate * products
         return total
 
@@ -182,42 +165,38 @@ def _tracin(parts: int) -> Score:
 
 def _trak(objective: Objective | None, dimension: int | None = None) -> Score:
     def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
-        queries = task.query_gradients(task.query_config(objective))
-        trak = Trak(lambda: task.train_shards(task.train_config(objective)), dimension=dimension, seed=task.seed)
-        return trak.scores(queries, options)
+        trak = Trak(task.train_gradients(objective), dimension=dimension, seed=task.seed)
+        return trak.scores(task.query_gradients(objective), options)
 
     return score
 
 
 def _journey_trak(task: AttributionTask, options: Sequence[float]) -> Tensor:
-    queries = task.query_gradients(task.query_config(Objective("journey_loss")))
-    return Trak(task.train_shards).scores(queries, options)
+    return Trak(task.train_gradients()).scores(task.query_gradients(Objective("journey_loss")), options)
 
 
 def _das(task: AttributionTask, options: Sequence[float]) -> Tensor:
     one = DrawConfig(1, timesteps="uniform", noise="independent")
-    configs = [GradientConfig(one, "das", seed, objective=Objective("output_probe")) for seed in range(DAS_PROBES)]
-    probes = [task.query_gradients(config) for config in configs]
-    return das_scores(probes, task.train_shards, task.use_curvature(), count=len(task.train), damping=options)
+    probes = [Expectation(one, "das", seed, objective=Objective("output_probe")) for seed in range(DAS_PROBES)]
+    gradients = [task.query_gradients(over=probe) for probe in probes]
+    return das_scores(gradients, task.train_gradients(), task.use_curvature(), damping=options)
 
 
 def _renormalised(length: Literal["step", "self_influence", "gradient"]) -> Score:
     def score(task: AttributionTask, options: Sequence[float]) -> Tensor:
         scores = influence_at(task, task.final, options, "ekfac", task.draws)
-        norms = training_norms(task.train_shards(), task.use_curvature(), damping=options)
+        norms = training_norms(task.train_gradients(), task.use_curvature(), damping=options)
         return renormalised_scores(scores, getattr(norms, length))
 
     return score
 
 
 def _gradient_dot(task: AttributionTask, options: Sequence[float]) -> Tensor:
-    queries = task.query_gradients()
-    return _streamed(task, 1, lambda gradients: gradient_dot_scores(queries, gradients))
+    return gradient_dot_scores(task.query_gradients(), task.train_gradients()).unsqueeze(0)
 
 
 def _gradient_cosine(task: AttributionTask, options: Sequence[float]) -> Tensor:
-    queries = task.query_gradients()
-    return _streamed(task, 1, lambda gradients: gradient_cosine_scores(queries, gradients))
+    return gradient_cosine_scores(task.query_gradients(), task.train_gradients()).unsqueeze(0)
 
 
 def _conjugate_gradients(task: AttributionTask, options: Sequence[float]) -> Tensor:
@@ -237,11 +216,7 @@ def conjugate_gradients_at(
     )
     solved = [solution for step, solution in enumerate(path, start=1) if step in iterations]
     task.spend(f"{at.name}-ggn", most * len(task.queries) * len(task.train) * GGN_DRAWS.count, 0.0)
-
-    def scores(gradients: LayerGradients) -> Tensor:
-        return torch.stack([solved_scores(solution, gradients, count=len(task.train)) for solution in solved])
-
-    return _streamed(task, len(iterations), scores, draws, at)
+    return solved_scores(solved, task.train_gradients(draws=draws, at=at))
 
 
 def _conjugate_gradients_along(task: AttributionTask, options: Sequence[float]) -> Tensor:
@@ -264,11 +239,7 @@ def _neumann(task: AttributionTask, options: Sequence[float]) -> Tensor:
     ]
     products = NEUMANN_TERMS + 1  # the last one is for the residual
     task.spend("ggn", len(options) * products * len(task.queries) * len(train) * GGN_DRAWS.count, 0.0)
-
-    def scores(gradients: LayerGradients) -> Tensor:
-        return torch.stack([solved_scores(solution, gradients, count=len(train)) for solution in solved])
-
-    return _streamed(task, len(options), scores)
+    return solved_scores(solved, task.train_gradients())
 
 
 def _clip(task: AttributionTask, options: Sequence[float]) -> Tensor:

@@ -10,19 +10,18 @@ far it moves them asks whose removal does most for its size:
 Signs stay; the scale is arbitrary afterwards, and sums over removed images no longer predict a change.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.attribution.scoring import DampingKind, Inverses
-from diffinf_lib.attribution.trak import Trak, TrakKernel, checked_shards
 from diffinf_lib.configuration import Approximation, check_dampings
 from diffinf_lib.curvature import Curvature
+from diffinf_lib.curvature.damping import DampingKind, Inverses
 from diffinf_lib.errors import require
-from diffinf_lib.gradients import LayerGradients
+from diffinf_lib.gradients import GradientSet, LayerGradients, check_blocks
 from diffinf_lib.settings import own_settings
 
 
@@ -63,7 +62,7 @@ def renormalised_scores(scores: Float[Tensor, "... Q N"], norms: Float[Tensor, "
 
 @own_settings
 def training_norms(
-    train: LayerGradients | Iterable[tuple[slice, LayerGradients]],
+    train: GradientSet,
     curvature: Curvature,
     *,
     damping: float | Sequence[float] = 1e-8,
@@ -73,26 +72,23 @@ def training_norms(
     """All lengths of training images from one reading of their gradients in the eigenbasis; a rotation leaves lengths alone.
 
     Args:
-        train: gradients in one piece, or shards of them, from `gradient_shards`; each is read once and forgotten.
         damping: λ, one or several.
 
     Raises:
-        ConfigurationError: a damping is negative or NaN, the gradients are projected, not finite or of other blocks.
+        ConfigurationError: a damping is negative or NaN, the gradients are projected or of other blocks.
     """
     inverses = Inverses(check_dampings(damping), [approximation], damping_kind)
     curvature.check_approximations([approximation])
-    source = train if isinstance(train, dict) else lambda: train
-    parts = [_squares(gradients, curvature, inverses) for _, gradients in checked_shards(source, "train")]
+    check_blocks(train, curvature, "train")
+    here = curvature.to(train.device)
+    parts = [_squares(shard, here, inverses) for _, shard in train.shards()]
     step, self_influence, gradient = (torch.cat(squares, dim=-1).sqrt() for squares in zip(*parts, strict=True))
     return TrainingNorms(step, self_influence, gradient)
 
 
 def _squares(gradients: LayerGradients, curvature: Curvature, inverses: Inverses) -> TrainingNorms:
     """The squares of all lengths, a block after the other."""
-    check_blocks(gradients, curvature, "train")
-    some = next(iter(gradients.values()))
-    curvature = curvature.to(some.device)
-    count = len(some)
+    count = len(next(iter(gradients.values())))
     step, own = (torch.zeros(len(inverses), count, dtype=torch.float64) for _ in range(2))
     plain = torch.zeros(count, dtype=torch.float64)
     for name, gradient in gradients.items():
@@ -103,32 +99,3 @@ def _squares(gradients: LayerGradients, curvature: Curvature, inverses: Inverses
             own[index] += (squares @ flat).cpu()
             step[index] += (squares @ flat.square()).cpu()
     return TrainingNorms(step, own, plain)
-
-
-@own_settings
-def trak_norms(
-    trak: Trak | TrakKernel, *, damping: float | Sequence[float], damping_kind: DampingKind = "absolute"
-) -> TrainingNorms:
-    """The same lengths with TRAK's curvature: ‖(ΦᵀΦ + λI)⁻¹ φ_n‖, the square root of the leverage, and ‖φ_n‖.
-
-    From a projection they are those of the projected gradients, near the true ones. A gradient that the decomposition cannot
-    tell from none has length 0.
-    """
-    kernel = trak.kernel if isinstance(trak, Trak) else trak
-    squares = kernel.coordinates.square() @ kernel.squared_lengths
-    there = squares > kernel.rounding  # a quotient of two roundings would be a score of any size
-    return TrainingNorms(
-        torch.where(there, kernel.step_lengths(damping, damping_kind=damping_kind), 0.0),
-        torch.where(there, kernel.leverages(damping, damping_kind=damping_kind).sqrt(), 0.0),
-        torch.where(there, squares.sqrt(), 0.0),
-    )
-
-
-def check_blocks(gradients: LayerGradients, curvature: Curvature, name: str) -> None:
-    """Refuse gradients that are not of the curvature's blocks; the message names the first that differs."""
-    found = {block: tuple(gradient.shape[1:]) for block, gradient in gradients.items()}
-    expected = {block: tuple(layer.shape) for block, layer in curvature.layers.items()}
-    for block in found | expected:
-        shapes = [part.get(block, "none") for part in (found, expected)]
-        require(shapes[0] == shapes[1], f"{name}: layer {block}: gradients of shape {shapes[0]}, {shapes[1]} in the curvature; "
-                "give gradients in this curvature's eigenbasis")  # fmt: skip

@@ -4,58 +4,19 @@ In the eigenbasis the inverse is a division, element by element: a score is Σ_o
 damping, or K-FAC instead of EK-FAC, divides the same numbers by others.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.compression import PROJECTION, Compression
-from diffinf_lib.configuration import Approximation, StoreFormat, check_dampings
+from diffinf_lib.compression import PROJECTION
 from diffinf_lib.curvature import Curvature
+from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.errors import require
-from diffinf_lib.gradients import LayerGradients
-from diffinf_lib.options import checked
-
-DampingKind = Literal["absolute", "relative"]
-
-
-@dataclass(frozen=True)
-class Inverses:
-    """The damped inverses that scores are read with: every approximation at every damping.
-
-    Attributes:
-        damping_kind: `absolute`, λ itself; or `relative`, λ as a fraction of the mean eigenvalue of each block.
-    """
-
-    dampings: Sequence[float] = (1e-8,)
-    approximations: Sequence[Approximation] = ("ekfac",)
-    damping_kind: DampingKind = "absolute"
-
-    def __post_init__(self) -> None:
-        check_dampings(list(self.dampings))
-        checked("damping_kind", self.damping_kind, DampingKind)
-
-    def __len__(self) -> int:
-        return len(self.dampings) * len(self.approximations)
-
-    def each(self) -> Iterator[tuple[Approximation, float]]:
-        """Every approximation with every damping, approximations outermost."""
-        return ((approximation, damping) for approximation in self.approximations for damping in self.dampings)
-
-    def factors(self, curvature: Curvature, name: str) -> Iterator[Float[Tensor, "O I"]]:
-        """1/(Λ + λ) of one block, in the order of `each`.
-
-        Where Λ + λ is zero, or so small beside the largest Λ that both come from rounding, the curvature says nothing and
-        the direction contributes nothing. Λ is a square: rounding of 10 eps in a gradient is 100 eps² here.
-        """
-        for approximation, damping in self.each():
-            eigenvalues = curvature.layers[name].eigenvalues(approximation)
-            damped = eigenvalues + damping * (eigenvalues.mean() if self.damping_kind == "relative" else 1.0)
-            known = damped > 100 * torch.finfo(damped.dtype).eps ** 2 * eigenvalues.max()
-            yield torch.where(known, 1 / torch.where(known, damped, 1.0), 0.0)
+from diffinf_lib.finite import check_scores
+from diffinf_lib.gradients import GradientSet, LayerGradients, check_blocks
+from diffinf_lib.settings import own_settings
 
 
 def preconditioned(gradients: LayerGradients, curvature: Curvature, inverses: Inverses) -> Iterator[LayerGradients]:
@@ -83,54 +44,88 @@ def block_scores(
         yield name, torch.stack(shares).cpu()
 
 
-class KeptQueries:
-    """Queries as they are kept while training gradients stream past, a shard of queries at a time.
+def products(first: LayerGradients, second: LayerGradients) -> Float[Tensor, "n m"]:
+    """The inner product of every pair, blocks added in float64; on the CPU."""
+    parts = [(first[name].flatten(1) @ second[name].flatten(1).T).double().cpu() for name in first]
+    return torch.stack(parts).sum(0)
 
-    By default the plain gradients are kept and divided when they meet a shard of training gradients. With a format of their
-    own, or with projected training gradients, each of the R inverses' preconditioned queries is encoded, and only that is kept
-    (algorithm 1 of the paper): full gradients of one shard of queries are in memory at a time.
+
+def in_pairs(
+    queries: GradientSet, train: GradientSet, score: Callable[[LayerGradients, LayerGradients], Tensor]
+) -> Float[Tensor, "... Q N"]:
+    """Scores `[..., q, n]` of every shard of queries with every shard of training gradients, put together.
+
+    Queries are held in memory as they are packed while the training gradients stream past, once.
+    """
+    held = queries.held()
+    columns = [torch.cat([score(mine, shard) for _, mine in held.shards()], dim=-2) for _, shard in train.shards()]
+    return torch.cat(columns, dim=-1)
+
+
+class KeptQueries:
+    """Queries as they are kept while training gradients stream past.
+
+    They stay packed as their set packs them, and serve every inverse: a shard of them is unpacked when it meets a shard of
+    training gradients. Where these are projected, the queries' own projections are kept, one for each of the R inverses.
 
     Args:
-        shards: gradients of the queries in the eigenbasis, in order.
-        form: of the kept queries; None keeps plain gradients. Queries that are projected are small already and stay so.
-        train_form: what the training gradients will come in.
+        queries: in the eigenbasis.
+        train: the gradients to come, in the same eigenbasis or projected from it.
+
+    Raises:
+        ConfigurationError: gradients of other blocks than the curvature's, or projected queries.
     """
 
-    def __init__(
-        self,
-        shards: Iterable[LayerGradients],
-        curvature: Curvature,
-        inverses: Inverses,
-        form: StoreFormat | None = None,
-        train_form: StoreFormat | None = None,
-    ):
-        projected = train_form is not None and train_form.kind == "projection"
-        require(form is None or form.kind != "projection", "query_format='projection': queries are projected when the training "
-                "gradients are; give train_format='projection'")  # fmt: skip
-        self.curvature, self.inverses = curvature, inverses
-        self.encoded, self._projected = form is not None or projected, projected
-        self._own = Compression(curvature, form or StoreFormat(), preconditioned=True)
-        self._dual = Compression(curvature, train_form or StoreFormat()).dual
-        self._kept = [self._encoded(queries) if self.encoded else [queries] for queries in shards]
+    def __init__(self, queries: GradientSet, train: GradientSet, curvature: Curvature, inverses: Inverses):
+        require(not queries.projected, "query_format='projection': queries are projected when the training gradients are; give "
+                "train_format='projection'")  # fmt: skip
+        check_blocks(queries, curvature, "queries")
+        self.curvature, self.inverses = curvature.to(queries.device), inverses
+        if train.projected:
+            self._duals = [self._projected(train, part) for _, part in queries.shards()]
+        else:
+            check_blocks(train, curvature, "train")
+            self._held = queries.held()
 
-    def _encoded(self, queries: LayerGradients) -> list[LayerGradients]:
-        encode = self._dual if self._projected else self._own.encode
-        return [encode(query) for query in preconditioned(queries, self.curvature, self.inverses)]
+    def _projected(self, train: GradientSet, queries: LayerGradients) -> Float[Tensor, "R q k"]:
+        assert train.compression is not None
+        divided = preconditioned(queries, self.curvature, self.inverses)
+        return torch.stack([train.compression.dual(part)[PROJECTION] for part in divided])
 
     def scores(self, train: LayerGradients) -> Float[Tensor, "R Q n"]:
         """∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n of all queries for one shard of training gradients; float64, on the CPU."""
-        return torch.cat([self._scores(kept, train) for kept in self._kept], dim=1)
+        if PROJECTION in train:
+            parts = [(dual @ train[PROJECTION].T).double().cpu() for dual in self._duals]
+        else:
+            parts = [self._summed(part, train) for _, part in self._held.shards()]
+        return torch.cat(parts, dim=1)
 
-    def _scores(self, kept: list[LayerGradients], train: LayerGradients) -> Float[Tensor, "R q n"]:
-        if not self.encoded:
-            shares = [share for _, share in block_scores(kept[0], train, self.curvature, self.inverses)]
-            return torch.stack(shares).sum(0)
-        return torch.stack([_products(self._decoded(queries), train) for queries in kept])
-
-    def _decoded(self, stored: LayerGradients) -> LayerGradients:
-        return stored if PROJECTION in stored else self._own.decode(stored)
+    def _summed(self, queries: LayerGradients, train: LayerGradients) -> Float[Tensor, "R q n"]:
+        shares = [share for _, share in block_scores(queries, train, self.curvature, self.inverses)]
+        return torch.stack(shares).sum(0)
 
 
-def _products(queries: LayerGradients, train: LayerGradients) -> Float[Tensor, "q n"]:
-    parts = [(queries[name].flatten(1) @ train[name].flatten(1).T).double().cpu() for name in queries]
-    return torch.stack(parts).sum(0)
+@own_settings
+def damped_scores(
+    queries: GradientSet, train: GradientSet, curvature: Curvature, inverses: Inverses, count: int | None = None
+) -> Float[Tensor, "R Q N"]:
+    """Scores (1/N) ∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n for each of the inverses; float64, on the CPU.
+
+    Args:
+        count: N, the number of images the model was trained on, of which `train` may be a part; default all of it.
+
+    Raises:
+        ConfigurationError: blocks differ, or a score is not finite.
+    """
+    curvature.check_approximations(inverses.approximations)
+    kept = KeptQueries(queries, train, curvature, inverses)
+    columns = [kept.scores(shard) for _, shard in train.shards()]
+    scores = torch.cat(columns, dim=-1) / images_trained_on(count, train)
+    check_scores(scores, query=queries.ids, training_image=train.ids)
+    return scores
+
+
+def images_trained_on(count: int | None, train: GradientSet) -> int:
+    """N: as given, or the number of training gradients."""
+    require(count is None or count > 0, f"count={count}: give N, the number of images the model was trained on")
+    return train.count if count is None else count

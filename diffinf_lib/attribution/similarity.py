@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.attribution.scoring import in_pairs
+from diffinf_lib.attribution.trak import exact_products, gradient_products
 from diffinf_lib.data import ImageSet
-from diffinf_lib.errors import require
-from diffinf_lib.gradients import LayerGradients
+from diffinf_lib.gradients import GradientSet, LayerGradients, check_blocks
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
 
@@ -22,7 +23,7 @@ def pixel_distance_scores(train: ImageSet, queries: ImageSet) -> Float[Tensor, "
 
 
 @own_settings
-def gradient_dot_scores(queries: LayerGradients, train: LayerGradients) -> Float[Tensor, "Q N"]:
+def gradient_dot_scores(queries: GradientSet, train: GradientSet) -> Float[Tensor, "Q N"]:
     """∇m_q · ∇ℓ_n: influence with the identity for a curvature; arbitrary scale; float64, on the CPU.
 
     A rotation leaves dot products alone, so gradients in the eigenbasis serve as they are.
@@ -30,16 +31,16 @@ def gradient_dot_scores(queries: LayerGradients, train: LayerGradients) -> Float
     Raises:
         ConfigurationError: gradients of different blocks, or projected ones, which have forgotten their directions.
     """
-    require(queries.keys() == train.keys(), "gradients: queries and training images are kept in different forms; a projection "
-            "serves influence only, give another store format")  # fmt: skip
-    parts = [queries[name].flatten(1).double() @ train[name].flatten(1).double().T for name in queries]
-    return torch.stack(parts).sum(0).cpu()
+    return gradient_products(queries, train)
 
 
 @own_settings
-def gradient_cosine_scores(queries: LayerGradients, train: LayerGradients) -> Float[Tensor, "Q N"]:
+def gradient_cosine_scores(queries: GradientSet, train: GradientSet) -> Float[Tensor, "Q N"]:
     """The cosine of the angle between ∇m_q and ∇ℓ_n; arbitrary scale; float64, on the CPU."""
-    return gradient_dot_scores(queries, train) / torch.outer(_norms(queries), _norms(train))
+    check_blocks(queries, train, "queries")
+    return in_pairs(
+        queries, train, lambda mine, its: exact_products(mine, its) / torch.outer(_norms(mine), _norms(its))
+    )
 
 
 def _norms(gradients: LayerGradients) -> Float[Tensor, "n"]:

@@ -14,14 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.artifacts import json_digest, plain, read_json
-from diffinf_lib.attribution.influence import query_gradient_config, together
-from diffinf_lib.configuration import DrawConfig, MeasurementConfig, Objective, StoreFormat
+from diffinf_lib.compression import Tensors
+from diffinf_lib.configuration import DrawConfig, Expectation, MeasurementConfig, Objective, StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
-from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
-from diffinf_lib.gradients.store import store_identity
-from diffinf_lib.measurements import MEASUREMENT_STAGE
+from diffinf_lib.gradients import GradientSet, gradients_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,24 +62,6 @@ class Cost(NamedTuple):
         return cls(sum(cost.draws for cost in bill.values()), sum(cost.seconds for cost in bill.values()))
 
 
-def store_folder(
-    root: Path,
-    kind: str,
-    model: Denoiser,
-    curvature: Curvature,
-    images: ImageSet,
-    config: GradientConfig,
-    form: StoreFormat | None = None,
-) -> Path:
-    """Where gradients are kept below `root`, under all that they depend on.
-
-    Args:
-        kind: `train` or `queries`, for people.
-    """
-    identity = store_identity(model, curvature, images, config, form or StoreFormat())
-    return root / f"{kind}-{json_digest(plain(identity))[:12]}"
-
-
 @dataclass(eq=False)
 class AttributionTask:
     """One model, its training images, and the queries whose measurement is attributed to them.
@@ -93,8 +73,9 @@ class AttributionTask:
         measurement: what of the queries is attributed.
         draws: of each training gradient.
         folder: where gradients are kept; None computes them whenever they are read.
-        query_stage: what the queries' draws are keyed by: the measurement's own stage, or another.
+        query_draws: of each query gradient; None for the measurement's own.
         form: how training gradients are kept; None in full.
+        query_format: how query gradients are kept; None in full.
         clip_source: a CLIP model's folder or hub id, for the method that needs one.
     """
 
@@ -107,43 +88,42 @@ class AttributionTask:
     along: Callable[[int], list[Checkpoint]] | None = None
     ensemble: Callable[[], list[Checkpoint]] | None = None
     folder: Path | None = None
-    query_stage: str = MEASUREMENT_STAGE
+    query_draws: DrawConfig | None = None
     form: StoreFormat | None = None
+    query_format: StoreFormat | None = None
     clip_source: str = ""
     batch_size: int = 256
     _spent: dict[str, Cost] = field(default_factory=dict)
     _inside: float = 0.0
 
-    def train_config(self, objective: Objective | None = None, draws: DrawConfig | None = None) -> GradientConfig:
-        """How training gradients are taken: the loss over the task's draws unless told otherwise."""
-        return GradientConfig(draws or self.draws, seed=self.seed, objective=objective or Objective())
+    def train_gradients(
+        self, objective: Objective | None = None, *, draws: DrawConfig | None = None, at: Checkpoint | None = None
+    ) -> GradientSet:
+        """Gradients of the training images, of the loss over the task's draws unless told otherwise."""
+        expectation = Expectation(draws or self.draws, seed=self.seed, objective=objective or Objective())
+        return self._gradients(self.train, "train", expectation, at or self.final, self.form)
 
-    def query_config(self, objective: Objective | None = None) -> GradientConfig:
-        """How query gradients are taken: of the measurement, or of another objective, over the measurement's draws."""
-        config = replace(query_gradient_config(self.measurement, self.seed), stage=self.query_stage)
-        return config if objective is None else replace(config, objective=objective)
+    def query_gradients(
+        self, objective: Objective | None = None, *, over: Expectation | None = None, at: Checkpoint | None = None
+    ) -> GradientSet:
+        """Gradients of the queries, of the measurement unless told otherwise: of another objective over its draws, or of
+        another expectation."""
+        own = self.measurement.expectation(self.seed, self.query_draws)
+        expectation = over or (own if objective is None else replace(own, objective=objective))
+        return self._gradients(self.queries, "queries", expectation, at or self.final, self.query_format)
 
-    def train_shards(
-        self, config: GradientConfig | None = None, at: Checkpoint | None = None
-    ) -> Iterator[tuple[slice, LayerGradients]]:
-        """Gradients of the training images in the eigenbasis, in pieces of a limited size."""
-        return together(self._shards(self.train, "train", config or self.train_config(), at or self.final))
-
-    def query_gradients(self, config: GradientConfig | None = None, at: Checkpoint | None = None) -> LayerGradients:
-        """Gradients of the queries, all in memory."""
-        return all_gradients(self._shards(self.queries, "queries", config or self.query_config(), at or self.final))
-
-    def _shards(
-        self, images: ImageSet, kind: str, config: GradientConfig, at: Checkpoint
-    ) -> Iterator[tuple[slice, LayerGradients]]:
-        form = self.form if kind == "train" else None
-        store, key = None, f"{at.name}-{kind}-{json_digest(plain(config))[:12]}"
-        if self.folder is not None:
-            store = store_folder(self.folder, kind, at.model, at.curvature, images, config, form)
-        shards = gradient_shards(
-            at.model, at.curvature, images, config, batch_size=self.batch_size, store=store, form=form,
+    def _gradients(
+        self, images: ImageSet, kind: str, expectation: Expectation, at: Checkpoint, form: StoreFormat | None
+    ) -> GradientSet:
+        found = gradients_of(
+            at.model, at.curvature, images, expectation, batch_size=self.batch_size, below=self.folder, form=form,
         )  # fmt: skip
-        inside = 0.0
+        key = f"{at.name}-{kind}-{json_digest(plain(expectation))[:12]}"
+        return replace(found, packed=lambda: self._billed(found, key, len(images) * expectation.draws.count))
+
+    def _billed(self, gradients: GradientSet, key: str, draws: int) -> Iterator[tuple[slice, Tensors]]:
+        """The shards of a set, and what they took."""
+        shards, inside = gradients.packed(), 0.0
         while True:
             started = time.monotonic()
             shard = next(shards, None)
@@ -152,8 +132,9 @@ class AttributionTask:
                 break
             yield shard
         self._inside += inside
-        made = inside if store is None else read_json(store / "manifest.json")["measured"]["wall_seconds"]
-        self.spend(key, len(images) * config.draws.count, made)
+        kept = gradients.folder
+        made = inside if kept is None else read_json(kept / "manifest.json")["measured"]["wall_seconds"]
+        self.spend(key, draws, made)
 
     def spend(self, name: str, draws: int, seconds: float) -> None:
         """Write down what something took that is not a set of gradients of this task.

@@ -11,7 +11,7 @@ from torch.func import jacrev, vmap
 from diffinf_lib.checks.answers import Function
 from diffinf_lib.checks.exercise import Case, Mistakes, exercise
 from diffinf_lib.checks.made import normal, positive_definite
-from diffinf_lib.curvature.config import Sharing
+from diffinf_lib.configuration import Sharing
 from diffinf_lib.options import checked
 
 DampedPart = Literal["product", "factors"]

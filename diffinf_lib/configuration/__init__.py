@@ -10,6 +10,12 @@ from diffinf_lib.configuration.curvature import (
 from diffinf_lib.configuration.dampings import check_dampings
 from diffinf_lib.configuration.datasets import DATASETS, DatasetConfig
 from diffinf_lib.configuration.draws import DrawConfig, TimestepRule, check_draws
+from diffinf_lib.configuration.expectations import (
+    MEASUREMENT_STAGE,
+    QUERY_STAGE,
+    TRAIN_STAGE,
+    Expectation,
+)
 from diffinf_lib.configuration.likelihood import LikelihoodConfig
 from diffinf_lib.configuration.measurements import (
     MeasurementConfig,
@@ -29,11 +35,15 @@ from diffinf_lib.configuration.unet import UNetConfig
 
 __all__ = [
     "DATASETS",
+    "MEASUREMENT_STAGE",
+    "QUERY_STAGE",
+    "TRAIN_STAGE",
     "Approximation",
     "BiasRule",
     "CurvatureConfig",
     "DatasetConfig",
     "DrawConfig",
+    "Expectation",
     "LikelihoodConfig",
     "MeasurementConfig",
     "MeasurementName",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from diffinf_lib.configuration.draws import DrawConfig
+from diffinf_lib.configuration.expectations import MEASUREMENT_STAGE, QUERY_STAGE, Expectation
 from diffinf_lib.configuration.likelihood import LikelihoodConfig
 from diffinf_lib.configuration.objectives import Objective
 from diffinf_lib.errors import require
@@ -88,12 +89,20 @@ class MeasurementConfig(Options, called={"name": "measurement"}):
         name = "loss" if self.name == "loss_at_time" else self.name
         return Objective(name, self.weights, self.levels if name == "elbo" else None)  # type: ignore[arg-type]
 
-    @property
-    def measured_draws(self) -> DrawConfig:
-        """The draws as they are taken: all at one timestep for `loss_at_time`."""
-        if self.timestep is None:
-            return self.draws
-        return replace(self.draws, timesteps="single", timestep=self.timestep, proposal=None)
+    def expectation(self, seed: int = 0, draws: DrawConfig | None = None) -> Expectation:
+        """The mean that the measurement is, all at one timestep for `loss_at_time`: what a query's gradient is taken of.
+
+        Args:
+            seed: of the draws.
+            draws: take the same mean over these draws, keyed apart from the measurement's own.
+
+        Raises:
+            ConfigurationError: the measurement is no such mean.
+        """
+        taken, stage = (self.draws, MEASUREMENT_STAGE) if draws is None else (draws, QUERY_STAGE)
+        if self.timestep is not None:
+            taken = replace(taken, timesteps="single", timestep=self.timestep, proposal=None)
+        return Expectation(taken, stage, seed, objective=self.objective)
 
 
 def proxy_sign(attributed: MeasurementConfig, measured: MeasurementConfig) -> int:

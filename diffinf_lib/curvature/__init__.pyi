@@ -16,7 +16,6 @@ from .inverses import (
     conjugate_gradient_path as conjugate_gradient_path,
     curvature_preconditioner as curvature_preconditioner,
     neumann_inverse as neumann_inverse,
-    scores_with_inverse as scores_with_inverse,
 )
 from .kfac import KroneckerFactors as KroneckerFactors
 from .layers import (

@@ -12,7 +12,7 @@ import torch
 from curvlinops import EKFACLinearOperator, KFACLinearOperator
 from torch import Tensor, nn
 
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature.blocks import layer_blocks
 from diffinf_lib.curvature.ekfac import LayerCurvature
 from diffinf_lib.curvature.fitted import Curvature
@@ -28,7 +28,7 @@ from diffinf_lib.curvature.layers import (
 from diffinf_lib.curvature.operators import FlatDenoiser, batch_size_of, packed
 from diffinf_lib.curvature.passes import check_products
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_batches
+from diffinf_lib.diffusion import Denoiser, DrawBatch
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.finite import all_finite, check_draws_finite
 from diffinf_lib.randomness import keyed_seed
@@ -48,9 +48,7 @@ class _Draws:
 
     def batches(self) -> Iterator[DrawBatch]:
         """The draws, a batch at a time."""
-        return objective_batches(
-            self.model, self.images, self.draws, seed=self.seed, stage=self.pass_name, batch_size=self.batch_size
-        )
+        return Expectation(self.draws, self.pass_name, self.seed).batches(self.model, self.images, self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         return map(packed, self.batches())

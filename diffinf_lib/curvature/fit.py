@@ -21,7 +21,7 @@ from diffinf_lib.artifacts import (
     write_tensors,
 )
 from diffinf_lib.artifacts.comparison import check_same
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature.ekfac import LayerCurvature, eigenbasis
 from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.curvature.kfac import KroneckerFactors
@@ -29,7 +29,7 @@ from diffinf_lib.curvature.labels import KeyedRandomness
 from diffinf_lib.curvature.layers import GRADIENTS_NOT_FINITE, Covers, check_finite
 from diffinf_lib.curvature.passes import AddGroup, Passes, Sums, check_products
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, conditions_of, objective_batches
+from diffinf_lib.diffusion import Denoiser, conditions_of
 from diffinf_lib.errors import require
 from diffinf_lib.precision import matrix_precision
 from diffinf_lib.settings import own_settings
@@ -89,7 +89,7 @@ class _Fit:
 
     def draws(self, draws: DrawConfig, pass_name: str, group: int) -> Any:
         """All draws of a pass, a group at a time."""
-        return objective_batches(self.model, self.images, draws, seed=self.seed, stage=pass_name, batch_size=group)
+        return Expectation(draws, pass_name, self.seed).batches(self.model, self.images, group)
 
     def means(
         self, pass_name: str, draws: DrawConfig, group: int, add: AddGroup, keep: _Partial | None

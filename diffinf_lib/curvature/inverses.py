@@ -13,12 +13,9 @@ from torch import Tensor
 
 from diffinf_lib.configuration import Approximation
 from diffinf_lib.curvature.blocks import joined_from_blocks, split_into_blocks
+from diffinf_lib.curvature.damping import damped_inverse
 from diffinf_lib.curvature.fitted import Curvature
-from diffinf_lib.curvature.operators import (
-    LayerMatrices,
-    flatten_layers,
-    split_layers,
-)
+from diffinf_lib.curvature.operators import flatten_layers, split_layers
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.randomness import keyed_generator
@@ -55,14 +52,16 @@ def curvature_preconditioner(
     draws has low rank r, plain conjugate gradients take at most r + 1 steps there, and a preconditioner may add some.
 
     Args:
-        damping: λ of the system to be solved. Where Λ + λ is zero, a direction is left as it is.
+        damping: λ of the system to be solved. What the curvature says nothing about is left out (see `damped_inverse`): a
+            solution has no part there.
 
     Raises:
         ConfigurationError: the curvature belongs to a model of other layers, or was not fitted as `approximation`.
     """
     blocks = curvature.blocks(model)
-    damped = {name: layer.eigenvalues(approximation) + damping for name, layer in curvature.layers.items()}
-    inverse = {name: torch.where(values > 0, 1 / values, 1.0) for name, values in damped.items()}
+    inverse = {
+        name: damped_inverse(layer.eigenvalues(approximation), damping) for name, layer in curvature.layers.items()
+    }
 
     def precondition(vectors: Float[Tensor, "P n"]) -> Float[Tensor, "P n"]:
         parts = split_into_blocks(split_layers(model, vectors, curvature.covers), blocks)
@@ -130,7 +129,8 @@ def _conjugate_gradient_path(
     solution, residual = torch.zeros_like(right), right.clone()
     direction = precondition(residual)
     inner, target = _columns(residual, direction), tolerance * right.norm(dim=0)
-    while (active := residual.norm(dim=0) > target).any():
+    # a residual that the preconditioner does not see lies where the curvature says nothing: nothing is left to do there
+    while (active := (residual.norm(dim=0) > target) & (inner > 0)).any():
         product = multiply(direction)
         along = _columns(direction, product)
         _check_definite(along[active], damping)
@@ -178,19 +178,6 @@ def neumann_inverse(
         require(bool(residual.isfinite().all()) and not grown.any(), f"scale={chosen:.3g}: the Neumann series diverges; "
                 "give a smaller scale, a better preconditioner or use conjugate gradients")  # fmt: skip
     return _solution("Neumann series", multiply, right, solution, iterations, tolerance, vectors)
-
-
-def scores_with_inverse(
-    queries: LayerMatrices, train: LayerMatrices, inverse: Multiply, *, count: int
-) -> Float[Tensor, "Q N"]:
-    """Scores (1/N) ∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n by any inverse; float64, on the CPU.
-
-    Args:
-        queries, train: gradients `[Q, d_out, d_in]` and `[N, d_out, d_in]` a layer, as they are, not in an eigenbasis.
-        inverse: maps columns `[P, Q]` to (F + λI)⁻¹ times these; an iterative solver's `.vectors`, or a dense solve.
-        count: N, the number of images that the model was trained on.
-    """
-    return (inverse(flatten_layers(queries)).T @ flatten_layers(train)).double().cpu() / count
 
 
 def largest_eigenvalue(

@@ -1,11 +1,12 @@
-"""Batches: the draws that an objective is averaged over, with whatever else it needs of a sample's trajectory."""
+"""Batches: the draws that an expectation is taken over, with whatever else it needs of a sample's trajectory."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffinf_lib.configuration import DrawConfig, Objective, Process
+from diffinf_lib.configuration import Expectation, Objective, Process
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion.denoiser import Denoiser, require_denoiser
 from diffinf_lib.diffusion.draws import DrawBatch, iterate_draws
@@ -15,36 +16,27 @@ from diffinf_lib.settings import own_settings
 
 
 @own_settings
-def objective_batches(
-    model: Denoiser,
-    images: ImageSet,
-    draws: DrawConfig,
-    objective: Objective = Objective(),
-    *,
-    seed: int,
-    stage: str,
-    batch_size: int = 512,
+def expectation_batches(
+    expectation: Expectation, model: Denoiser, images: ImageSet, batch_size: int
 ) -> Iterator[DrawBatch]:
-    """All draws of all images, as the model's process makes them, ready for `objective`; in its type, on its device.
-
-    Raises:
-        ConfigurationError: the objective needs the states of trajectories, and `images` has none; or the network needs
-            labels, and they are none of its classes.
-    """
-    process = require_denoiser(model).process
+    """The draws of an expectation; see `Expectation.batches`."""
+    process, objective = require_denoiser(model).process, expectation.objective
     check_trajectories(images, objective, process)
-    pixels, told = images.images.to(model.device, model.dtype), conditions_of(model, images)
+    key: dict[str, Any] = {"seed": expectation.seed, "stage": expectation.stage}
     batches = iterate_draws(
-        pixels, images.ids, draws, seed=seed, stage=stage, process=process, batch_size=batch_size, conditions=told,
-        no_class=model.no_class,
+        images.images.to(model.device, model.dtype), images.ids, expectation.draws, **key, process=process,
+        batch_size=batch_size, conditions=conditions_of(model, images), no_class=model.no_class,
     )  # fmt: skip
     for batch in batches:
         if objective.on_trajectories:
             assert isinstance(images, Trajectories)
-            yield _on_trajectory(batch, images, objective, process)
+            batch = _on_trajectory(batch, images, objective, process)
         elif objective.name == "output_probe":
-            yield batch._replace(held_against=_probes(batch, images.ids, draws.count, seed, stage))
-        else:
+            batch = batch._replace(held_against=_probes(batch, images.ids, expectation.draws.count, **key))
+        if expectation.timesteps is not None:
+            low, high = expectation.timesteps
+            batch = batch.rows(((batch.timesteps >= low) & (batch.timesteps < high)).nonzero().squeeze(1))
+        if len(batch.images):
             yield batch
 
 

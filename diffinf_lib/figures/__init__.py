@@ -1,19 +1,21 @@
 """Figures: one function each, returning a Matplotlib figure; no reading, no writing, one style."""
 
-from diffinf_lib.figures.evaluation import constancy_spread, power_curves, sign_scatter
+from diffinf_lib.figures.evaluation import constancy_spread, nested_dots, power_curves, sign_scatter
 from diffinf_lib.figures.images import image_grid, noising_strip, ranked, schedule_curves, top_influence, training_curve
 from diffinf_lib.figures.results import draws_curves, growth_curves, lds_bars, predicted_against_measured
 from diffinf_lib.figures.studies import against, heat_map, intervals, option_curves
-from diffinf_lib.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+from diffinf_lib.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, BookFigure, subplots
 
 __all__ = [
     "BLUE",
     "GREEN",
     "GREY",
+    "INK",
     "ORANGE",
     "PURPLE",
     "SKY",
     "VERMILION",
+    "BookFigure",
     "against",
     "constancy_spread",
     "draws_curves",
@@ -22,6 +24,7 @@ __all__ = [
     "image_grid",
     "intervals",
     "lds_bars",
+    "nested_dots",
     "noising_strip",
     "option_curves",
     "power_curves",
@@ -29,6 +32,7 @@ __all__ = [
     "ranked",
     "schedule_curves",
     "sign_scatter",
+    "subplots",
     "top_influence",
     "training_curve",
 ]

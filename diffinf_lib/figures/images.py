@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffinf_lib.configuration import Process
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
-from diffinf_lib.figures.style import BLUE, GREY, ORANGE, VERMILION, subplots
+from diffinf_lib.figures.style import BLUE, GREY, INK, ORANGE, VERMILION, BookFigure, subplots
 
 
 def _pixels(image: Tensor) -> np.ndarray:
@@ -26,10 +25,10 @@ def _show(axes: Axes, image: Tensor | None, title: str = "", colour: str | None 
     if image is None:
         return
     axes.imshow(_pixels(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_title(title, fontsize=7, pad=2, color=colour or "black")
+    axes.set_title(title, fontsize=7, pad=2, color=colour or INK)
 
 
-def training_curve(losses: Any, *, smooth: int = 50) -> Figure:
+def training_curve(losses: Any, *, smooth: int = 50) -> BookFigure:
     """The loss of every step, and its running mean over `smooth` steps.
 
     Args:
@@ -38,7 +37,8 @@ def training_curve(losses: Any, *, smooth: int = 50) -> Figure:
     values = np.asarray(losses, dtype=float)
     window = min(smooth, len(values))
     mean = np.convolve(values, np.ones(window) / window, mode="valid")
-    figure, axes = subplots(figsize=(6, 2.6))
+    alt = f"Training loss over {len(values)} steps; its running mean goes from {mean[0]:.3g} to {mean[-1]:.3g}"
+    figure, axes = subplots(figsize=(6, 2.6), alt=alt)
     axes.plot(np.arange(1, len(values) + 1), values, color=BLUE, alpha=0.25, linewidth=0.8, label="one batch")
     axes.plot(np.arange(window, len(values) + 1), mean, color=BLUE, label=f"mean of {window} steps")
     axes.set(xlabel="step", ylabel="loss", yscale="log")
@@ -46,7 +46,9 @@ def training_curve(losses: Any, *, smooth: int = 50) -> Figure:
     return figure
 
 
-def image_grid(images: Tensor, *, columns: int = 8, titles: Sequence[str] | None = None, size: float = 0.7) -> Figure:
+def image_grid(
+    images: Tensor, *, columns: int = 8, titles: Sequence[str] | None = None, size: float = 0.7
+) -> BookFigure:
     """Images `[n, C, H, W]` in rows of `columns`.
 
     Args:
@@ -57,14 +59,15 @@ def image_grid(images: Tensor, *, columns: int = 8, titles: Sequence[str] | None
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     height = size * (1.25 if titles else 1.0)
-    figure, axes = subplots(rows, columns, figsize=(size * columns, height * rows), squeeze=False)
+    alt = f"{len(images)} images in {rows} row{'s' * (rows > 1)}" + (f": {', '.join(titles)}" if titles else "")
+    figure, axes = subplots(rows, columns, figsize=(size * columns, height * rows), squeeze=False, alt=alt)
     for place, axis in enumerate(axes.flat):
         inside = place < len(images)
         _show(axis, images[place] if inside else None, titles[place] if titles and inside else "")
     return figure
 
 
-def noising_strip(image: Tensor, noise: Tensor, timesteps: Sequence[int], process: Process = Process()) -> Figure:
+def noising_strip(image: Tensor, noise: Tensor, timesteps: Sequence[int], process: Process = Process()) -> BookFigure:
     """One image `[C, H, W]` at several timesteps of the forward process, with one noise `[C, H, W]`."""
     steps = torch.tensor(list(timesteps))
     shape = (len(steps), *image.shape)
@@ -82,7 +85,7 @@ def ranked(scores: Tensor, count: int) -> dict[str, Tensor]:
     }
 
 
-def top_influence(train: ImageSet, queries: ImageSet, scores: Tensor, *, query: int, count: int = 8) -> Figure:
+def top_influence(train: ImageSet, queries: ImageSet, scores: Tensor, *, query: int, count: int = 8) -> BookFigure:
     """A query and its most positive, most negative and most neutral training images (the paper's Fig. 1).
 
     Args:
@@ -94,6 +97,10 @@ def top_influence(train: ImageSet, queries: ImageSet, scores: Tensor, *, query: 
     rows = ranked(scores[query], min(count, len(train)))
     figure, axes = subplots(
         3, count + 1, figsize=(0.8 * (count + 2), 3.0), squeeze=False, width_ratios=[1.8] + [1.0] * count
+    )
+    figure.alt = f"Query {query} beside its training images, with scores. " + " ".join(
+        f"{name.capitalize()}: {', '.join(f'{scores[query, place]:+.1e}' for place in places)}."
+        for name, places in rows.items()
     )
     _show(axes[1][0], queries.images[query], "query")
     for axis in (axes[0][0], axes[2][0]):
@@ -111,10 +118,13 @@ def top_influence(train: ImageSet, queries: ImageSet, scores: Tensor, *, query: 
     return figure
 
 
-def schedule_curves(process: Process = Process()) -> Figure:
+def schedule_curves(process: Process = Process()) -> BookFigure:
     """How much image and how much noise x_t holds at each timestep: √ᾱ_t and √(1 − ᾱ_t)."""
     kept = process.alphas_cumprod
-    figure, axes = subplots(figsize=(5.5, 2.4))
+    alt = (
+        f"Share of image and of noise from timestep 0 to {len(kept) - 1}: the image falls from 1 to 0, the noise rises"
+    )
+    figure, axes = subplots(figsize=(5.5, 2.4), alt=alt)
     axes.plot(kept.sqrt(), color=BLUE, label="image, √ᾱ")
     axes.plot((1 - kept).sqrt(), color=ORANGE, linestyle="--", label="noise, √(1 − ᾱ)")
     axes.set(xlabel="timestep t", ylabel="share in x_t")

@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import GroundTruth, LDSResult, predicted_changes, spearman
-from diffinf_lib.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, subplots
+from diffinf_lib.figures.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILION, BookFigure, subplots
 
 
-def lds_bars(results: Mapping[str, LDSResult], *, ceiling: float | None = None) -> Figure:
+def lds_bars(results: Mapping[str, LDSResult], *, ceiling: float | None = None) -> BookFigure:
     """LDS of each method with its bootstrap interval, and what one exact retraining reaches.
 
     Args:
@@ -22,25 +21,24 @@ def lds_bars(results: Mapping[str, LDSResult], *, ceiling: float | None = None) 
     require(bool(results), "results: give at least one method")
     names, values = list(results), list(results.values())
     ceiling = values[0].ceiling if ceiling is None else ceiling
-    figure, axes = subplots(figsize=(6.5, 0.45 * len(names) + 0.9))
+    alt = "LDS in percent: " + "; ".join(f"{name} {100 * result.mean:.1f}" for name, result in results.items())
+    figure, axes = subplots(figsize=(6.5, 0.45 * len(names) + 0.9), alt=alt)
     places = np.arange(len(names))[::-1]
     means = np.array([100 * result.mean for result in values])
     errors = np.array([[100 * (r.mean - r.interval[0]), 100 * (r.interval[1] - r.mean)] for r in values]).T
-    axes.barh(
-        places, means, xerr=errors, color=[BLUE, *[GREY] * (len(names) - 1)], height=0.6, capsize=3, ecolor="black"
-    )
+    axes.barh(places, means, xerr=errors, color=[BLUE, *[GREY] * (len(names) - 1)], height=0.6, capsize=3, ecolor=INK)
     for place, mean in zip(places, means, strict=True):
         axes.text(1.01, place, f"{mean:.1f}", va="center", transform=axes.get_yaxis_transform())
     if np.isfinite(ceiling):
         axes.axvline(100 * ceiling, color=VERMILION, linestyle="--", label=f"one exact retraining: {100 * ceiling:.1f}")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1))
-    axes.axvline(0, color="black", linewidth=0.8)
+    axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(places, names)
     axes.set_xlabel("LDS (%)")
     return figure
 
 
-def predicted_against_measured(scores: Tensor, truth: GroundTruth, *, query: int) -> Figure:
+def predicted_against_measured(scores: Tensor, truth: GroundTruth, *, query: int) -> BookFigure:
     """For one query, the change that the scores predict for each subset against what retraining measured."""
     require(0 <= query < len(truth.query_ids), f"query={query}: give 0 to {len(truth.query_ids) - 1}")
     predicted = predicted_changes(scores, truth)[query]
@@ -48,6 +46,7 @@ def predicted_against_measured(scores: Tensor, truth: GroundTruth, *, query: int
     figure, axes = subplots(figsize=(4, 3.2))
     axes.scatter(predicted, measured, color=BLUE, s=18, alpha=0.8)
     correlation = float(spearman(predicted[None], measured[None])[0])
+    figure.alt = f"Predicted against measured change, {len(predicted)} subsets: rank correlation {correlation:.2f}"
     axes.set(
         xlabel="predicted change, sum of scores of the images left out",
         ylabel="measured after retraining",
@@ -56,7 +55,7 @@ def predicted_against_measured(scores: Tensor, truth: GroundTruth, *, query: int
     return figure
 
 
-def draws_curves(lds: Any, counts: Sequence[int], rules: Sequence[str], *, ceiling: float | None = None) -> Figure:
+def draws_curves(lds: Any, counts: Sequence[int], rules: Sequence[str], *, ceiling: float | None = None) -> BookFigure:
     """LDS against the number of draws of a training gradient, a curve for each rule of drawing, a dot for each seed.
 
     Args:
@@ -80,19 +79,26 @@ def draws_curves(lds: Any, counts: Sequence[int], rules: Sequence[str], *, ceili
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
     axes.legend(fontsize=8)
+    ends = {rule: [np.nanmean(row[0]), np.nanmean(row[-1])] for rule, row in zip(rules, means, strict=True)}
+    figure.alt = f"LDS in percent with {counts[0]} and with {counts[-1]} draws: " + "; ".join(
+        f"{rule} {first:.0f} and {last:.0f}" for rule, (first, last) in ends.items()
+    )
     return figure
 
 
 GROWTH_LABELS = {"images": "training images N", "queries": "queries Q", "draws": "draws S", "width": "channels"}
 
 
-def growth_curves(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def growth_curves(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> BookFigure:
     """Seconds (above) and peak memory (below) of each part of an attribution as one size grows.
 
     Args:
         results: of `benchmarks.growth`: by axis, a record for each size with its `measured` parts.
     """
-    figure, axes = subplots(2, len(results), figsize=(2.1 * len(results), 4.2), squeeze=False)
+    alt = (
+        f"Seconds and peak memory as {', '.join(GROWTH_LABELS.get(axis, axis) for axis in results)} grow, one at a time"
+    )
+    figure, axes = subplots(2, len(results), figsize=(2.1 * len(results), 4.2), squeeze=False, alt=alt)
     for column, (axis, records) in enumerate(results.items()):
         sizes = [record["size"][axis] for record in records]
         for part, colour, marker in (("fit", ORANGE, "s"), ("gradients and scores", BLUE, "o")):

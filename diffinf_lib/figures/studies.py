@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from diffinf_lib.errors import require
-from diffinf_lib.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, subplots
+from diffinf_lib.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, BookFigure, subplots
 
 CYCLE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY)
 
@@ -18,7 +17,7 @@ def intervals(
     label: str = "LDS (%)",
     ceilings: Mapping[str, float] | None = None,
     scale: float = 100.0,
-) -> Figure:
+) -> BookFigure:
     """Values with their intervals, one row a name, one colour a group (such as a set of queries).
 
     Args:
@@ -43,7 +42,11 @@ def intervals(
     axes.invert_yaxis()
     axes.set_xlabel(f"{label}; dashed: one exact retraining" if ceilings else label)
     if len(groups) > 1:
-        axes.legend(fontsize=8, loc="best")
+        figure.legend(fontsize=8, loc="outside upper center", ncols=min(2, len(groups)))  # above, where it hides no row
+    figure.alt = f"{label}: " + ". ".join(
+        f"{group}: " + ", ".join(f"{name} {scale * value:.1f}" for name, (value, _) in rows.items())
+        for group, rows in groups.items()
+    )
     return figure
 
 
@@ -53,11 +56,13 @@ def option_curves(
     option: str = "damping λ",
     label: str = "LDS (%)",
     ceilings: Mapping[str, float] | None = None,
-) -> Figure:
-    """A value against an option on a logarithmic axis, a panel for each set of queries, a line for each method.
+    logarithmic: bool = True,
+) -> BookFigure:
+    """A value against an option, a panel for each set of queries, a line for each method.
 
     Args:
         panels: by panel, by line: (options, values); values in percent.
+        logarithmic: the axis of the options.
     """
     require(bool(panels), "panels: give at least one")
     figure, axes = subplots(1, len(panels), figsize=(3.6 * len(panels) + 1.4, 2.9), sharey=True, squeeze=False)
@@ -69,41 +74,69 @@ def option_curves(
             )
         if ceilings and panel in ceilings:
             axis.axhline(100 * ceilings[panel], color=GREY, linestyle="--", linewidth=0.9)
-        axis.set(xscale="log", xlabel=option, title=panel)
+        axis.set(xscale="log" if logarithmic else "linear", xlabel=option, title=panel)
     axes[0, 0].set_ylabel(label)
     handles, names = axes[0, -1].get_legend_handles_labels()
     figure.legend(handles, names, fontsize=7, loc="outside right upper")  # beside the panels, where it hides no curve
+    figure.alt = f"{label} against {option}. " + " ".join(
+        f"{panel}: "
+        + "; ".join(f"{name} {values[0]:.0f} to {values[-1]:.0f}" for name, (_, values) in lines.items())
+        + "."
+        for panel, lines in panels.items()
+    )
     return figure
 
 
 def heat_map(
-    panels: Mapping[str, Any], rows: Sequence[str], columns: Sequence[str], *, row: str, column: str
-) -> Figure:
-    """Matrices of values in percent as colours with the numbers in them; the largest of each column is framed.
+    panels: Mapping[str, Any],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    row: str,
+    column: str,
+    framed: bool = True,
+    decimals: int = 0,
+    beside: bool = False,
+) -> BookFigure:
+    """Matrices of values as colours with the numbers in them.
 
     Args:
-        panels: by title: `[rows, columns]`.
+        panels: by title: `[rows, columns]`. All share one scale of colours.
         row, column: what the axes are.
+        framed: frame the largest of each column.
+        decimals: of the numbers.
+        beside: panels side by side, not below each other.
     """
     require(bool(panels), "panels: give at least one")
-    figure, axes = subplots(len(panels), 1, figsize=(0.55 * len(columns) + 2, (0.33 * len(rows) + 1.1) * len(panels)),
-                            squeeze=False)  # fmt: skip
-    for axis, (title, matrix) in zip(axes[:, 0], panels.items(), strict=True):
-        values = np.asarray(matrix, dtype=float)
-        require(values.shape == (len(rows), len(columns)), f"{title}: {values.shape}; give {len(rows)} rows and "
+    values = {title: np.asarray(matrix, dtype=float) for title, matrix in panels.items()}
+    for title, matrix in values.items():
+        require(matrix.shape == (len(rows), len(columns)), f"{title}: {matrix.shape}; give {len(rows)} rows and "
                 f"{len(columns)} columns")  # fmt: skip
-        axis.imshow(values, cmap="cividis", aspect="auto")
-        for i, j in np.ndindex(*values.shape):
-            bright = values[i, j] > (values.max() + values.min()) / 2
-            best = values[i, j] == values[:, j].max()
-            axis.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", fontsize=7, color="black" if bright else "white",
-                      fontweight="bold" if best else "normal")  # fmt: skip
-            if best:
-                axis.add_patch(_frame(i, j))
-        axis.set_xticks(range(len(columns)), columns, fontsize=7, rotation=45)
+    across, down = (len(panels), 1) if beside else (1, len(panels))
+    size = ((0.55 * len(columns) + 1 + (0 if beside else 1)) * across, (0.33 * len(rows) + 1.1) * down)
+    figure, axes = subplots(down, across, figsize=size, squeeze=False, sharey=beside)
+    limits = (min(map(np.nanmin, values.values())), max(map(np.nanmax, values.values())))
+    for axis, (title, matrix) in zip(axes.flat, values.items(), strict=True):
+        _matrix(axis, matrix, limits, decimals, framed)
+        axis.set_xticks(range(len(columns)), columns, fontsize=7, rotation=45, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(len(rows)), rows, fontsize=7)
-        axis.set(title=title, xlabel=column, ylabel=row)
+        axis.set(title=title, xlabel=column, ylabel=row if axis in axes[:, 0] else "")
+        i, j = (int(place) for place in np.unravel_index(np.nanargmax(matrix), matrix.shape))
+        largest = f"largest {matrix[i, j]:.{decimals}f}, at {rows[i]}, {columns[j]}"
+        figure.alt += f"{title}: {row or 'rows'} by {column or 'columns'}; {largest}. "
     return figure
+
+
+def _matrix(axis: Any, values: np.ndarray, limits: tuple[float, float], decimals: int, framed: bool) -> None:
+    """One matrix as colours, with its numbers: dark ones where it is bright."""
+    axis.imshow(values, cmap="cividis", aspect="auto", vmin=limits[0], vmax=limits[1])
+    for i, j in np.argwhere(np.isfinite(values)):
+        bright, best = values[i, j] > sum(limits) / 2, framed and values[i, j] == np.nanmax(values[:, j])
+        text = f"{round(values[i, j], decimals) + 0.0:.{decimals}f}".replace("-", "−")  # never −0
+        axis.text(j, i, text, ha="center", va="center", fontsize=7,
+                  color="#111111" if bright else "#ffffff", fontweight="bold" if best else "normal")  # fmt: skip
+        if best:
+            axis.add_patch(_frame(i, j))
 
 
 def _frame(i: int, j: int) -> Any:
@@ -120,7 +153,7 @@ def against(
     logarithmic: bool = False,
     lines: bool = False,
     diagonal: bool = False,
-) -> Figure:
+) -> BookFigure:
     """One quantity against another, a colour for each series.
 
     Args:
@@ -139,4 +172,5 @@ def against(
     axes.set(xlabel=horizontal, ylabel=vertical, xscale="log" if logarithmic else "linear")
     if len(series) > 1:
         axes.legend(fontsize=7)
+    figure.alt = f"{vertical} against {horizontal}" + (f": {', '.join(series)}" if len(series) > 1 else "")
     return figure

@@ -1,102 +1,146 @@
-"""Store: gradients in shards on disk; a shard that is missing or damaged is computed again."""
+"""Store: gradients in shards, computed when they are read; on disk they are computed once, damaged shards again."""
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffinf_lib.artifacts import plain, read_tensor_metadata, read_tensors, stage, tensor_digest, write_tensors
-from diffinf_lib.compression import Compression
-from diffinf_lib.configuration import StoreFormat
+from diffinf_lib.artifacts import (
+    json_digest,
+    plain,
+    read_tensor_metadata,
+    read_tensors,
+    stage,
+    tensor_digest,
+    write_tensors,
+)
+from diffinf_lib.compression import Compression, Tensors
+from diffinf_lib.configuration import Expectation, Precision, StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion import Denoiser, check_trajectories, conditions_of, require_denoiser
 from diffinf_lib.errors import ArtifactError, require
-from diffinf_lib.gradients.compute import GradientConfig, LayerGradients, gradients_in_eigenbasis
+from diffinf_lib.gradients.compute import gradients_in_eigenbasis
+from diffinf_lib.gradients.sets import GradientSet
 from diffinf_lib.settings import own_settings
 
 
 @own_settings
-def gradient_shards(
+def gradients_of(
     model: Denoiser,
     curvature: Curvature,
     images: ImageSet,
-    config: GradientConfig,
+    expectation: Expectation,
     *,
+    store: Path | str | None = None,
+    below: Path | str | None = None,
+    form: StoreFormat | None = None,
+    precision: Precision = "float32",
     batch_size: int = 256,
     shard_size: int = 25,
-    store: Path | str | None = None,
-    form: StoreFormat | None = None,
     progress: bool = False,
-) -> Iterator[tuple[slice, LayerGradients]]:
-    """The gradients of all images, a shard at a time: which rows, and their gradients in the eigenbasis.
+) -> GradientSet:
+    """The gradients of an expectation at all images, in the eigenbasis of a curvature.
 
-    Without `store` each shard is computed and forgotten (single use). With it the shards are computed once, kept as
-    safetensors and read afterwards, memory-mapped (continual deployment); a killed store goes on after its last whole shard.
+    Nothing is computed before they are read. Without a folder each reading computes them a shard at a time and forgets them
+    (single use). With one they are computed once, kept as safetensors and read afterwards, memory-mapped (continual
+    deployment); a killed store goes on after its last whole shard.
 
     Args:
-        form: how the gradients are kept, also in memory; a shard passes through it whether or not it is stored.
-
-    Returns:
-        for each shard its rows and its gradients `[n, d_out, d_in]` by block, or with a projection `{"projection": [n, k]}`.
+        expectation: what is differentiated; `Expectation(draws)` is the training loss.
+        store: folder to keep them in.
+        below: folder in which they get one of their own, named by all that they depend on.
+        form: how they are kept, also in memory; shards pass through it whether or not they are stored.
+        precision: of the matrix products, see `diffinf_lib.precision`.
+        batch_size: draws a pass; the result depends on it by rounding only.
+        shard_size: images of one shard.
 
     Raises:
-        ConfigurationError: the curvature was fitted to a model of other layers.
-        ArtifactError: `store` holds gradients of another configuration.
+        ConfigurationError: the curvature was fitted to a model of other layers, or the images lack what the expectation needs.
+        ArtifactError: when they are read, `store` holds gradients of another configuration.
     """
-    curvature.blocks(model)  # refuses a curvature of other layers
-    check_trajectories(images, config.objective, require_denoiser(model).process)
+    shapes = {
+        name: block.shape for name, block in curvature.blocks(model).items()
+    }  # refuses a curvature of other layers
+    check_trajectories(images, expectation.objective, require_denoiser(model).process)
     require(shard_size > 0, f"shard_size={shard_size}: give a positive number")
-    device = model.device
-    curvature = curvature.to(device)
-    form = form or StoreFormat()
-    compression = Compression(curvature, form)
-    rows = [slice(start, min(start + shard_size, len(images))) for start in range(0, len(images), shard_size)]
-
-    def compute(where: slice) -> LayerGradients:
-        return compression.encode(
-            gradients_in_eigenbasis(model, curvature, images.subset(where), config, batch_size=batch_size)
-        )
-
-    if store is None:
-        for where in tqdm(rows, desc=config.stage, unit="shard", disable=not progress):
-            yield where, compression.decode(compute(where))
-        return
-    identity = store_identity(model, curvature, images, config, form) | {"shard_size": shard_size}
-    paths = [Path(store) / f"shard-{index:05d}.safetensors" for index in range(len(rows))]
-    with stage(store, identity, name="gradients") as needed:
-        for where, path in tqdm(
-            list(zip(rows, paths, strict=True)), desc=config.stage, disable=not (progress and needed)
-        ):
-            if needed and not _is_whole(path, where):
-                gradients = compute(where)
-                write_tensors(path, gradients, metadata=_content(gradients))
-    for where, path in zip(rows, paths, strict=True):
-        yield where, compression.decode({name: value.to(device) for name, value in read_tensors(path).items()})
+    require(len(images) > 0, "images: there are none; give at least one")
+    curvature = curvature.to(model.device)
+    source = _Source(
+        model, curvature, images, expectation, Compression(curvature, form or StoreFormat()), precision, batch_size,
+        shard_size, progress, None if store is None else Path(store),
+    )  # fmt: skip
+    if below is not None:
+        source.folder = Path(below) / f"{expectation.stage}-{json_digest(source.identity())[:12]}"
+    return GradientSet(
+        len(images), shapes, source.shards, model.device, model.dtype, source.compression, source.identity, source.folder,
+        images.ids,
+    )  # fmt: skip
 
 
-def store_identity(
-    model: Denoiser,
-    curvature: Curvature,
-    images: ImageSet,
-    config: GradientConfig,
-    form: StoreFormat,
-) -> dict[str, Any]:
-    """Everything stored gradients depend on, as plain values."""
-    told = [*(conditions_of(model, images) or {}).values()]
-    if isinstance(images, Trajectories) and config.objective.on_trajectories:
-        told += [images.states, images.guesses]
-    return {
-        "gradients": plain(config),
-        "format": plain(form),
-        "model": model.identity,
-        "curvature": curvature.digest,
-        "images": tensor_digest(images.images, images.ids, *told),
-    }
+@dataclass
+class _Source:
+    """Where the shards of a set come from."""
+
+    model: Denoiser
+    curvature: Curvature
+    images: ImageSet
+    expectation: Expectation
+    compression: Compression
+    precision: Precision
+    batch_size: int
+    shard_size: int
+    progress: bool
+    folder: Path | None
+    _whole: bool = False
+
+    @own_settings
+    def shards(self) -> Iterator[tuple[slice, Tensors]]:
+        """Each shard as it is kept; those of a folder are made first, if they are not there."""
+        count, size = len(self.images), self.shard_size
+        rows = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        if self.folder is None:
+            for where in tqdm(rows, desc=self.expectation.stage, unit="shard", disable=not self.progress):
+                yield where, self._computed(where)
+            return
+        paths = [self.folder / f"shard-{index:05d}.safetensors" for index in range(len(rows))]
+        if not self._whole:  # the digests of a whole store are compared once
+            self._make(self.folder, list(zip(rows, paths, strict=True)))
+            self._whole = True
+        for where, path in zip(rows, paths, strict=True):
+            yield where, {name: value.to(self.model.device) for name, value in read_tensors(path).items()}
+
+    def _make(self, folder: Path, shards: list[tuple[slice, Path]]) -> None:
+        with stage(folder, self.identity() | {"shard_size": self.shard_size}, name="gradients") as needed:
+            quiet = not (self.progress and needed)
+            for where, path in tqdm(shards, desc=self.expectation.stage, unit="shard", disable=quiet):
+                if needed and not _is_whole(path, where):
+                    tensors = self._computed(where)
+                    write_tensors(path, tensors, metadata=_content(tensors))
+
+    def _computed(self, where: slice) -> Tensors:
+        gradients = gradients_in_eigenbasis(
+            self.model, self.curvature, self.images.subset(where), self.expectation, batch_size=self.batch_size,
+            precision=self.precision,
+        )  # fmt: skip
+        return self.compression.encode(gradients)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the gradients depend on, as plain values; taken anew each time, for weights may change meanwhile."""
+        told = [*(conditions_of(self.model, self.images) or {}).values()]
+        if isinstance(self.images, Trajectories) and self.expectation.objective.on_trajectories:
+            told += [self.images.states, self.images.guesses]
+        return {
+            "gradients": plain(self.expectation),
+            "precision": self.precision,
+            "format": plain(self.compression.form),
+            "model": self.model.identity,
+            "curvature": self.curvature.digest,
+            "images": tensor_digest(self.images.images, self.images.ids, *told),
+        }
 
 
 def _is_whole(path: Path, rows: slice) -> bool:
@@ -114,11 +158,5 @@ def _is_whole(path: Path, rows: slice) -> bool:
     return whole
 
 
-def _content(gradients: dict[str, Tensor]) -> dict[str, str]:
-    return {"content": tensor_digest(*(gradients[name] for name in sorted(gradients)))}
-
-
-def all_gradients(shards: Iterator[tuple[slice, LayerGradients]]) -> LayerGradients:
-    """Every shard in one piece; for the queries, or where all of them fit into memory."""
-    parts = [gradients for _, gradients in shards]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def _content(tensors: Tensors) -> dict[str, str]:
+    return {"content": tensor_digest(*(tensors[name] for name in sorted(tensors)))}

@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass
 
-from diffinf_lib.attribution.influence import SHARD_BYTES
 from diffinf_lib.compression import stored_bytes
 from diffinf_lib.configuration import DrawConfig, StoreFormat
 from diffinf_lib.data import load_dataset
 from diffinf_lib.errors import require
+from diffinf_lib.gradients.sets import SHARD_BYTES
 from diffinf_lib.measurements import forward_passes
 from diffinf_lib.planner.network import NetworkCount, Pass
 from diffinf_lib.planner.rates import Rates, measured_rates
@@ -172,7 +172,7 @@ class Estimator:
             self.measuring(models),
             self.curvature(),
             self.gradients("train gradients", self.train, self.preset.gradient_draws, self.preset.store_format),
-            self.gradients("query gradients", self.queries, self.preset.measurement.draws, StoreFormat()),
+            self.gradients("query gradients", self.queries, self.preset.measurement.draws, self.query_format),
             self.scores(),
         ]
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from diffinf_lib.configuration import DrawConfig
+from diffinf_lib.configuration import DrawConfig, Expectation
 from diffinf_lib.curvature import curvature_layers
 from diffinf_lib.curvature.layers import layer_parameters
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_batches, objective_values
+from diffinf_lib.diffusion import Denoiser, DrawBatch, objective_values
 from diffinf_lib.models import build_model
 from diffinf_lib.planner.network import NetworkCount
 from diffinf_lib.presets import Preset
@@ -102,7 +102,7 @@ class _Calibration:
         """One batch of draws of one image."""
         image = ImageSet(torch.zeros(1, *self.shape), torch.tensor([0]), torch.tensor([0]))
         rule = DrawConfig(count, noise="independent")
-        return next(objective_batches(self.model, image, rule, seed=0, stage="calibration", batch_size=count))
+        return next(Expectation(rule, "calibration").batches(self.model, image, count))
 
     def forward(self, count: int) -> Callable[[], object]:
         batch = self.draws(count)

@@ -354,7 +354,7 @@ class _Job:
             "images as read": f"{self.shape[1]} × {self.shape[2]} pixels, {counted(self.shape[0], 'channel')}",
             "curvature": f"{curvature.approximation} of GGN^{curvature.partition}, {curvature.draws.count} draws an image",
             "training gradients": rule,
-            "query gradients": f"of {options.measurement.label}, {options.measurement.measured_draws.count} draws",
+            "query gradients": f"of {options.measurement.label}, {options.measurement.draws.count} draws",
             "damping": ", ".join(f"{value:g}" for value in options.dampings),
             "seed": str(options.seed),
             "time": f"{seconds}{f' (planned: {readable_time(planned)})' if planned else ''}",

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,21 +11,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffinf_lib.artifacts import read_tensors, write_tensors
-from diffinf_lib.attribution.influence import query_gradient_config, together
-from diffinf_lib.attribution.scoring import Inverses, KeptQueries
-from diffinf_lib.compression import projected
-from diffinf_lib.configuration import StoreFormat
+from diffinf_lib.attribution.scoring import KeptQueries
+from diffinf_lib.compression import Tensors, projected
+from diffinf_lib.configuration import TRAIN_STAGE, Expectation, StoreFormat
 from diffinf_lib.curvature import Curvature
+from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError
-from diffinf_lib.gradients import GradientConfig, LayerGradients, gradient_shards
+from diffinf_lib.gradients import GradientSet, LayerGradients, gradients_of
 from diffinf_lib.report.options import STORE, Options
 
 SHARD = 25
 """Training images of one part, where gradients are not kept."""
-
-Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,16 +66,13 @@ def score_training_images(
         `scores` `[D, Q, N]`, float64; `self_influence` `[N]`, float64, at the first damping; `vectors` `[N, d]`, whitened
         gradients or their sketches.
     """
-    shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    query_config = query_gradient_config(options.measurement, options.seed)
-    query_shards = gradient_shards(
-        model, curvature, queries, query_config, store=stores.queries, form=stores.query_format, **shared
+    taken = partial(gradients_of, model, curvature, batch_size=batch_size, progress=progress)
+    asked = taken(
+        queries, options.measurement.expectation(options.seed), store=stores.queries, form=stores.query_format
     )
-    form = None if stores.train is None else STORE
-    kept = KeptQueries(
-        (gradients for _, gradients in together(query_shards)), curvature, Inverses(options.dampings),
-        stores.query_format, form,
-    )  # fmt: skip
+    expectation = Expectation(options.draws, seed=options.seed)
+    given = taken(train, expectation, store=stores.train, form=None if stores.train is None else STORE)
+    kept = KeptQueries(asked, given, curvature, Inverses(options.dampings))
     count = len(train)
 
     def read(gradients: LayerGradients) -> Tensors:
@@ -91,12 +86,11 @@ def score_training_images(
             "vectors": vectors,
         }
 
-    config = GradientConfig(options.draws, seed=options.seed)
     if stores.train is None:
-        parts = _read_once(model, curvature, train, config, stores.parts, read, shared)
+        alone = partial(gradients_of, model, curvature, expectation=expectation, batch_size=batch_size)
+        parts = _read_once(train, alone, stores.parts, read, progress)
     else:
-        shards = gradient_shards(model, curvature, train, config, store=stores.train, form=STORE, **shared)
-        parts = (read(gradients) for _, gradients in together(shards))
+        parts = (read(shard) for _, shard in given.shards())
     found: dict[str, list[Tensor]] = {}
     for part in parts:
         for name, value in part.items():
@@ -106,23 +100,17 @@ def score_training_images(
 
 
 def _read_once(
-    model: Denoiser,
-    curvature: Curvature,
     train: ImageSet,
-    config: GradientConfig,
+    taken: Callable[[ImageSet], GradientSet],
     folder: Path,
     read: Callable[[LayerGradients], Tensors],
-    shared: dict[str, Any],
+    progress: bool,
 ) -> Iterator[Tensors]:
     """What is read from gradients that are not kept, a part at a time; parts that are there already are not made again."""
-    starts = range(0, len(train), SHARD)
-    for start in tqdm(starts, desc=config.stage, unit="part", disable=not shared["progress"]):
+    for start in tqdm(range(0, len(train), SHARD), desc=TRAIN_STAGE, unit="part", disable=not progress):
         path = folder / f"part-{start // SHARD:05d}.safetensors"
         if not _is_whole(path):
-            images = train.subset(slice(start, start + SHARD))
-            quiet = shared | {"progress": False}
-            _, gradients = next(gradient_shards(model, curvature, images, config, shard_size=SHARD, **quiet))
-            write_tensors(path, read(gradients))
+            write_tensors(path, read(taken(train.subset(slice(start, start + SHARD))).whole()))
         yield read_tensors(path)
 
 

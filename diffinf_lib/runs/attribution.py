@@ -8,16 +8,19 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.artifacts import json_digest
-from diffinf_lib.attribution import gradient_dot_scores, influence, pixel_distance_scores, random_scores
-from diffinf_lib.attribution.influence import query_gradient_config
-from diffinf_lib.attribution.task import store_folder
-from diffinf_lib.configuration import Approximation, CurvatureConfig, StoreFormat, check_dampings
+from diffinf_lib.attribution import (
+    gradient_dot_scores,
+    pixel_distance_scores,
+    random_scores,
+    scores_from_gradients,
+)
+from diffinf_lib.configuration import Approximation, CurvatureConfig, Expectation, StoreFormat, check_dampings
 from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.evaluation import GroundTruth, LDSResult, lds
-from diffinf_lib.gradients import GradientConfig, LayerGradients, all_gradients, gradient_shards
+from diffinf_lib.gradients import GradientSet, gradients_of
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.run import Run
 
@@ -57,20 +60,19 @@ def influence_scores(
         approximation: default: the preset's.
     """
     preset = run.preset
-    formats = {"train_format": preset.store_format, "query_format": preset.query_format}
     options: dict[str, Any] = {
         "measurement": preset.measurement,
         "draws": preset.gradient_draws,
         "damping": check_dampings([preset.damping] if damping is None else damping),
         "approximation": approximation or preset.curvature.approximation,
-        **formats,
+        "train_format": preset.store_format,
+        "query_format": preset.query_format,
     }
 
     def scores() -> dict[str, np.ndarray]:
-        found = influence(
-            run.model.model, curvature_of_run(run), run.data.train, queries, seed=run.seed,
-            store=_store(run, run.data.train, _train_config(run), preset.store_format),
-            query_store=_store(run, queries, _query_config(run)), progress=run.progress, **options,
+        found = scores_from_gradients(
+            query_gradients(run, queries), train_gradients(run), curvature_of_run(run), damping=options["damping"],
+            approximation=options["approximation"],
         )  # fmt: skip
         named = run.data.train.identifiers("train_") | queries.identifiers("query_")
         return {"scores": found.numpy(), "dampings": np.array(options["damping"]), **named}
@@ -80,35 +82,22 @@ def influence_scores(
     return torch.from_numpy(kept.arrays(scores)["scores"])
 
 
-def _train_config(run: Run) -> GradientConfig:
-    return GradientConfig(run.preset.gradient_draws, seed=run.seed)
+def query_gradients(run: Run, queries: ImageSet) -> GradientSet:
+    """Gradients of queries in the eigenbasis, over the measurement's own draws, kept as the preset packs them."""
+    return _gradients(run, queries, run.preset.measurement.expectation(run.seed), run.preset.query_format)
 
 
-def _query_config(run: Run) -> GradientConfig:
-    return query_gradient_config(run.preset.measurement, run.seed)
+def train_gradients(run: Run) -> GradientSet:
+    """Gradients of the training images in the eigenbasis, kept as the preset packs them."""
+    expectation = Expectation(run.preset.gradient_draws, seed=run.seed)
+    return _gradients(run, run.data.train, expectation, run.preset.store_format)
 
 
-def _store(run: Run, images: ImageSet, config: GradientConfig, form: StoreFormat | None = None) -> Any:
-    kind = "train" if images is run.data.train else "queries"
-    return store_folder(run.path("gradients"), kind, run.model.model, curvature_of_run(run), images, config, form)
-
-
-def _stored(run: Run, images: ImageSet, config: GradientConfig, form: StoreFormat | None = None) -> LayerGradients:
-    shards = gradient_shards(
-        run.model.model, curvature_of_run(run), images, config,
-        store=_store(run, images, config, form), form=form, progress=run.progress,
+def _gradients(run: Run, images: ImageSet, expectation: Expectation, form: StoreFormat | None) -> GradientSet:
+    return gradients_of(
+        run.model.model, curvature_of_run(run), images, expectation, below=run.path("gradients"), form=form,
+        progress=run.progress,
     )  # fmt: skip
-    return all_gradients(shards)
-
-
-def query_gradients(run: Run, queries: ImageSet) -> LayerGradients:
-    """Gradients of queries in the eigenbasis, over the measurement's own draws, from the store that scoring uses."""
-    return _stored(run, queries, _query_config(run))
-
-
-def train_gradients(run: Run) -> LayerGradients:
-    """Gradients of the training images in the eigenbasis, from the store that scoring uses, all in memory."""
-    return _stored(run, run.data.train, _train_config(run), run.preset.store_format)
 
 
 def baseline_scores(run: Run, queries: ImageSet) -> dict[str, Tensor]:

@@ -129,5 +129,5 @@ def task_of_run(
         preset.gradient_draws, run.seed,
         along=lambda parts: checkpoints_along(run, parts),
         ensemble=lambda: ensemble_of_run(run), folder=run.path("gradients"), form=preset.store_format,
-        clip_source=clip_source,
+        query_format=preset.query_format, clip_source=clip_source,
     )  # fmt: skip

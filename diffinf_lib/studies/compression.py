@@ -15,13 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.attribution.scoring import Inverses, KeptQueries
+from diffinf_lib.attribution.iterative import solved_scores
+from diffinf_lib.attribution.scoring import damped_scores, preconditioned
 from diffinf_lib.compression import Compression, stored_bytes
 from diffinf_lib.configuration import StoreFormat
 from diffinf_lib.curvature import Curvature
+from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import GroundTruth, mean_measurements, paired_difference, predicted_changes, spearman
-from diffinf_lib.gradients import LayerGradients
+from diffinf_lib.gradients import GradientSet, LayerGradients
 from diffinf_lib.runs import curvature_of_run, query_gradients, train_gradients
 from diffinf_lib.studies.study import Arrays, Study
 
@@ -96,15 +98,20 @@ class CompressionStudy(Study[str]):
         return StoreFormat(**{"whitening": self.run.preset.damping, **FORMATS[label]})
 
     @cached_property
-    def train(self) -> LayerGradients:
+    def train(self) -> GradientSet:
         """Gradients of the training images."""
-        return train_gradients(self.run)
+        return train_gradients(self.run).held()
 
     @cached_property
-    def query_gradients(self) -> LayerGradients:
+    def query_gradients(self) -> GradientSet:
         """Gradients of all sets of queries in one piece, in the order of the ground truths."""
-        sets = [query_gradients(self.run, images) for images in self.queries.values()]
-        return {name: torch.cat([gradients[name] for gradients in sets]) for name in sets[0]}
+        sets = [query_gradients(self.run, images).whole() for images in self.queries.values()]
+        return GradientSet.of({name: torch.cat([gradients[name] for gradients in sets]) for name in sets[0]})
+
+    @cached_property
+    def preconditioned(self) -> LayerGradients:
+        """The queries divided by the curvature, as the paper packs them."""
+        return next(preconditioned(self.query_gradients.whole(), self.curvature, self.inverses))
 
     @cached_property
     def exact(self) -> dict[str, Float[Tensor, "Q N"]]:
@@ -113,18 +120,14 @@ class CompressionStudy(Study[str]):
 
     def scores(self, form: StoreFormat) -> dict[str, dict[str, Float[Tensor, "Q N"]]]:
         """Scores from what a format has left of the gradients, for each use that it has and each set of queries."""
-        compression = Compression(self.curvature, form)
-        left = compression.decode(compression.encode(self.train))
-        found = {"training gradients": self._kept(None, form).scores(left)}
+        left = self.train.packed_as(self.curvature, form)
+        scores = damped_scores(self.query_gradients, left, self.curvature, self.inverses)[0]
         if form.kind == "projection":
-            found["both"] = found["training gradients"]
-        else:
-            packed = self._kept(form)
-            found |= {"queries": packed.scores(self.train), "both": packed.scores(left)}
-        return {use: self._by_set(scores[0] / len(self.run.data.train)) for use, scores in found.items()}
-
-    def _kept(self, form: StoreFormat | None, train_form: StoreFormat | None = None) -> KeptQueries:
-        return KeptQueries([self.query_gradients], self.curvature, self.inverses, form, train_form)
+            return dict.fromkeys(("training gradients", "both"), self._by_set(scores))
+        packing = Compression(self.curvature, form, preconditioned=True)
+        packed = [GradientSet.of(packing.decode(packing.encode(self.preconditioned)))]
+        found = {"queries": solved_scores(packed, self.train)[0], "both": solved_scores(packed, left)[0]}
+        return {use: self._by_set(scores) for use, scores in ({"training gradients": scores} | found).items()}
 
     def _by_set(self, scores: Float[Tensor, "A N"]) -> dict[str, Float[Tensor, "Q N"]]:
         sizes = [len(truth.query_ids) for truth in self.truths.values()]

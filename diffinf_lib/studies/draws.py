@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffinf_lib.attribution import scores_from_gradients
-from diffinf_lib.attribution.influence import together
-from diffinf_lib.configuration import DrawConfig
+from diffinf_lib.attribution.scoring import KeptQueries
+from diffinf_lib.configuration import DrawConfig, Expectation
+from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import mean_measurements, predicted_changes, spearman
-from diffinf_lib.gradients import GradientConfig, LayerGradients, gradient_shards
+from diffinf_lib.gradients import GradientSet, gradients_of
 from diffinf_lib.runs import curvature_of_run, query_gradients
 from diffinf_lib.studies.study import Arrays, Study
 
@@ -90,22 +90,21 @@ class DrawsStudy(Study[DrawsCell]):
         return {"draws": cell.draws}
 
     @cached_property
-    def query_gradients(self) -> dict[str, LayerGradients]:
+    def query_gradients(self) -> dict[str, GradientSet]:
         """The gradients of each set of queries."""
-        return {name: query_gradients(self.run, images) for name, images in self.queries.items()}
+        return {name: query_gradients(self.run, images).held() for name, images in self.queries.items()}
 
     def scores(self, cell: DrawsCell) -> dict[str, Tensor]:
         """Scores of every query set, `[Q, N]`, from the training gradients of one cell."""
         run, preset, images = self.run, self.run.preset, self.run.data.train
-        config, curvature = GradientConfig(cell.draws, seed=cell.seed), curvature_of_run(run)
-        shards = gradient_shards(run.model.model, curvature, images, config)
-        scores = {name: torch.empty(len(queries), len(images)).double() for name, queries in self.queries.items()}
-        for rows, gradients in together(shards):
-            for name, queries in self.query_gradients.items():
-                scores[name][:, rows] = scores_from_gradients(
-                    queries, gradients, curvature, count=len(images), damping=preset.damping
-                )[0]
-        return scores
+        curvature = curvature_of_run(run)
+        train = gradients_of(run.model.model, curvature, images, Expectation(cell.draws, seed=cell.seed))
+        inverses = Inverses([preset.damping])
+        kept = {
+            name: KeptQueries(queries, train, curvature, inverses) for name, queries in self.query_gradients.items()
+        }
+        columns = [{name: part.scores(shard)[0] for name, part in kept.items()} for _, shard in train.shards()]
+        return {name: torch.cat([column[name] for column in columns], dim=1) / len(images) for name in kept}
 
     def computed(self, cell: DrawsCell) -> Arrays:
         """The LDS of each query."""

@@ -5,13 +5,12 @@ inverted. What a rung needs at one checkpoint is a cell; rungs that average chec
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from diffinf_lib.attribution.influence import QUERY_STAGE
 from diffinf_lib.attribution.methods import conjugate_gradients_at, fixed_settings, influence_at
 from diffinf_lib.attribution.task import Cost
 from diffinf_lib.attribution.trajectory import average_scores, split_draws
@@ -145,9 +144,7 @@ class LadderStudy(Study[RungCell]):
     def computed(self, cell: RungCell) -> Arrays:
         at = checkpoint_at(self.run, cell.step, parts=cell.parts, model_seed=cell.model_seed)
         task = task_of_run(self.run, self.queries[cell.queries], at=at)
-        if cell.query_draws is not None:
-            task.query_stage = QUERY_STAGE
-            task.measurement = replace(task.measurement, draws=cell.query_draws)
+        task.query_draws = cell.query_draws
 
         def score() -> Tensor:
             if cell.inverse == "cg":

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution import influence_by_timestep
-from diffinf_lib.configuration import DrawConfig, MeasurementConfig, Process
+from diffinf_lib.configuration import MEASUREMENT_STAGE, DrawConfig, MeasurementConfig, Process
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, example_draws
 from diffinf_lib.errors import require
@@ -29,7 +29,7 @@ from diffinf_lib.evaluation import (
     timestep_proxies,
 )
 from diffinf_lib.evaluation.lds import TUNABLE_SUBSETS
-from diffinf_lib.measurements import MEASUREMENT_STAGE, measure_all
+from diffinf_lib.measurements import measure_all
 from diffinf_lib.runs import (
     QUERY_SETS,
     curvature_of_run,
@@ -197,11 +197,11 @@ class TimestepStudy(Study[RetrainedCell]):
 
         def scores() -> Arrays:
             parts = influence_by_timestep(
-                run.model.model, curvature_of_run(run), train_gradients(run), images, count=len(run.data.train),
+                run.model.model, curvature_of_run(run), train_gradients(run), images,
                 bins=self.bins, measurement=preset.measurement, damping=preset.damping,
                 approximation=preset.curvature.approximation, seed=run.seed,
             )  # fmt: skip
-            return {"scores": (parts / self._shares(images)[:, :, None]).numpy()}
+            return {"scores": (parts[:, 0] / self._shares(images)[:, :, None]).numpy()}
 
         kept = self.kept_besides(f"scores-{queries}", {"scores": queries, "bins": self.bins})
         return torch.from_numpy(kept.arrays(scores)["scores"])

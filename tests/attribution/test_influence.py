@@ -15,9 +15,10 @@ from cases import (
 
 import diffinf_lib as di
 from diffinf_lib.artifacts import file_digest
-from diffinf_lib.attribution.scoring import Inverses, block_scores
+from diffinf_lib.attribution.scoring import block_scores
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementConfig
 from diffinf_lib.curvature import Curvature, LayerCurvature, fit_curvature
+from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.curvature.exact import dense_ggn
 from diffinf_lib.curvature.layers import coverage, curvature_layers, gradient_matrices, layer_parameters
 from diffinf_lib.diffusion import per_draw_loss
@@ -245,6 +246,4 @@ def test_input_of_the_wrong_kind_is_refused_in_one_line():
     with pytest.raises(ConfigurationError, match="draws=4: give a DrawConfig"):
         CurvatureConfig(draws=4)
     with pytest.raises(ConfigurationError, match="count=0: give N"):
-        di.self_influence(iter([]), curvature, count=0)
-    with pytest.raises(ConfigurationError, match="give one number here"):
-        di.attribution.scores_by_layer({}, {}, curvature, count=2, damping=[1e-8, 1e-6])
+        di.self_influence(di.gradients_of(model, curvature, train, di.Expectation(DRAWS)), curvature, count=0)

@@ -14,8 +14,8 @@ def test_the_nearest_image_scores_highest():
 
 
 def test_dot_and_cosine_by_hand():
-    queries = {"a": torch.tensor([[[1.0, 2.0]]]), "b": torch.tensor([[[2.0]]])}
-    train = {"a": torch.tensor([[[3.0, 0.0]], [[0.0, 1.0]]]), "b": torch.tensor([[[4.0]], [[0.0]]])}
+    queries = di.GradientSet.of({"a": torch.tensor([[[1.0, 2.0]]]), "b": torch.tensor([[[2.0]]])})
+    train = di.GradientSet.of({"a": torch.tensor([[[3.0, 0.0]], [[0.0, 1.0]]]), "b": torch.tensor([[[4.0]], [[0.0]]])})
     assert di.attribution.gradient_dot_scores(queries, train).tolist() == [[11.0, 2.0]]
     expected = torch.tensor([[11 / (3 * 5), 2 / 3]], dtype=torch.float64)
     torch.testing.assert_close(di.attribution.gradient_cosine_scores(queries, train), expected)

@@ -6,12 +6,17 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 
 from diffinf_lib.artifacts import project_root
 
 HTML = project_root() / "_build" / "html"
 GENERATED = ("genindex.html", "search.html", "py-modindex.html", "index.html", "_static")
+BOOK = project_root() / "book"
 PAGES = sorted(path for path in HTML.rglob("*.html") if path.relative_to(HTML).parts[0] not in GENERATED)
+CONTENTS = yaml.safe_load((project_root() / "_toc.yml").read_text())["parts"]
+RESULTS = [HTML / f"{entry['file']}.html" for part in CONTENTS if part["caption"] == "Results"
+           for chapter in part["chapters"] for entry in (chapter, *chapter.get("sections", []))]  # fmt: skip
 
 
 def required(variable, present, what):
@@ -32,7 +37,7 @@ class Links(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.loaded, self.images = [], []
+        self.loaded, self.images, self.drawings = [], [], []
 
     def handle_starttag(self, tag, attributes):
         found = dict(attributes)
@@ -43,6 +48,8 @@ class Links(HTMLParser):
         if tag == "img":
             self.loaded.append(found.get("src", ""))
             self.images.append(found)
+        if tag == "svg" and found.get("role") == "img":
+            self.drawings.append(found.get("aria-label", ""))
 
 
 def test_every_page_of_the_contents_is_there():
@@ -68,6 +75,30 @@ def test_every_image_is_described():
         generated = [image for image in links.images if "_images" in image.get("src", "")]
         vague = [image["src"] for image in generated if len(image["alt"]) < 20 or image["alt"].startswith("../_images")]
         assert not vague, f"{path.name}: {vague}"
+        assert all(len(words) >= 10 for words in links.drawings), path.name
+
+
+def test_pages_are_light():
+    for path in PAGES:
+        assert path.stat().st_size < 2_000_000, path.name
+
+
+def test_results_are_tables_and_sentences():
+    """No columns printed as text, no raw citation, no role that was not understood."""
+    for path in RESULTS:
+        text = path.read_text()
+        assert "output stream" not in text, f"{path.name} prints text"
+        body = re.sub(r"<(script|style|pre)\b.*?</\1>", "", text, flags=re.DOTALL)
+        keys = re.findall(r"@\w+{(\w+),", (project_root() / "book" / "references.bib").read_text())
+        words = re.sub(r"<[^>]*>", " ", body)
+        assert not [key for key in keys if re.search(rf"\b{key}\b", words)], path.name
+        assert not re.search(r"\{(eval|cite|term|doc|numref)", words), path.name
+
+
+def test_every_cell_of_a_page_runs():
+    """A page's cells run when they are shown: one that is removed would not, and its asserts would never be checked."""
+    for path in [*BOOK.glob("*.md"), *(project_root() / "notebooks").glob("*.py")]:
+        assert "remove-cell" not in path.read_text() and "remove_cell" not in path.read_text(), path.name
 
 
 def test_interactive_fragments_are_small():
@@ -89,9 +120,9 @@ def browser():
         running.close()
 
 
-def open_page(browser, path, scheme="light"):
+def open_page(browser, path, scheme="light", width=1400):
     """A page opened from disk with the network off; errors and failed requests are collected."""
-    context = browser.new_context(offline=True, color_scheme=scheme)
+    context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": width, "height": 900})
     page, problems = context.new_page(), []
     page.on("pageerror", lambda error: problems.append(f"error: {error}"))
     page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
@@ -112,6 +143,72 @@ def test_a_page_renders_offline(browser, path):
         "Array.from(document.images).filter(i => i.complete && !i.naturalWidth && i.offsetParent).map(i => i.src.slice(0, 80))"
     )
     assert not broken and not problems
+    page.context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_nothing_is_cut_on_a_phone(browser, path):
+    """At 390 pixels the page does not scroll sideways, and what is wider than it scrolls inside itself."""
+    page, _ = open_page(browser, path, width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll('.bd-article :is(pre, table, div.math, .diffinf-figure)')].filter(element => {
+            if (!element.offsetParent || element.scrollWidth <= element.clientWidth + 1) return false;
+            for (let box = element; box.matches('.bd-article *'); box = box.parentElement)
+                if (['auto', 'scroll'].includes(getComputedStyle(box).overflowX)) return false;
+            return true;
+        }).map(element => element.outerHTML.slice(0, 80))"""
+    )
+    assert not cut
+    page.context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1400, 390])
+def test_there_is_one_search_field(browser, width):
+    page, _ = open_page(browser, HTML / "book" / "methods.html", width=width)
+    fields = page.locator(".search-button:visible, .search-button-field:visible, input[type=search]:visible")
+    assert fields.count() == 1
+    page.context.close()
+
+
+@pytest.mark.browser
+def test_long_tables_sort(browser):
+    page, _ = open_page(browser, HTML / "book" / "methods.html")
+    table = page.locator("table.sortable").first
+
+    def column(place):
+        texts = table.locator(f"tbody tr td:nth-child({place})").all_inner_texts()
+        return [float(text.split("[")[0].replace("−", "-").replace(",", "")) for text in texts if text.strip()]
+
+    table.locator("th button").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert column(2) == sorted(column(2), reverse=True)
+    page.keyboard.press("Enter")
+    assert column(2) == sorted(column(2)) and len(column(2)) > 20
+    assert table.locator("th[aria-sort=ascending]").count() == 1
+    page.context.close()
+
+
+@pytest.mark.browser
+def test_figures_can_be_read_in_the_dark(browser):
+    """The words and lines of a figure against the page, 4.5 and 3 to 1."""
+    page, _ = open_page(browser, HTML / "book" / "methods.html", scheme="dark")
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    words, lines, below = page.evaluate(
+        """() => {
+            const figure = document.querySelector('.diffinf-figure'), style = element => getComputedStyle(element);
+            const colours = (query, what) => [...new Set(Array.from(figure.querySelectorAll(query)).map(e => style(e)[what]))];
+            let box = figure;
+            while (style(box).backgroundColor === 'rgba(0, 0, 0, 0)') box = box.parentElement;
+            const lines = colours('path, use', 'stroke').filter(colour => colour !== 'none');
+            return [colours('text', 'fill'), lines, style(box).backgroundColor];
+        }"""
+    )
+    assert words and lines
+    assert all(contrast(colour, below) >= 4.5 for colour in words), (words, below)
+    assert all(contrast(colour, below) >= 3 for colour in lines), (lines, below)
     page.context.close()
 
 

@@ -11,7 +11,7 @@ from diffinf_lib.compression import int8_rows
 from diffinf_lib.curvature import Curvature, LayerCurvature
 from diffinf_lib.curvature.ekfac import correction_sum, eigenbasis
 from diffinf_lib.curvature.exact import dense_ggn
-from diffinf_lib.curvature.inverses import conjugate_gradient_inverse, scores_with_inverse
+from diffinf_lib.curvature.inverses import conjugate_gradient_inverse
 from diffinf_lib.curvature.kfac import KroneckerFactors, input_factor_sum, output_gradient_factor_sum
 from diffinf_lib.diffusion import DrawBatch
 from diffinf_lib.diffusion.elbo import kl_weights
@@ -243,16 +243,16 @@ def dense(hessian):
 def library_influence(query_gradient, train_gradients, hessian, damping):
     curvature = dense(hessian)
     layer = curvature.layers["all"]
-    query, train = ({"all": layer.to_eigenbasis(g.view(-1, 1, g.shape[-1]))} for g in (query_gradient, train_gradients))
-    return di.scores_from_gradients(query, train, curvature, count=len(train_gradients), damping=damping)[0, 0]
+    query, train = (
+        di.GradientSet.of({"all": layer.to_eigenbasis(g.view(-1, 1, g.shape[-1]))})
+        for g in (query_gradient, train_gradients)
+    )
+    return di.scores_from_gradients(query, train, curvature, damping=damping)[0, 0]
 
 
 def library_influence_by_iteration(query_gradient, train_gradients, hessian, damping):
-    def inverse(vectors):
-        return conjugate_gradient_inverse(hessian, damping, vectors, tolerance=1e-13).vectors
-
-    query, train = ({"all": g.view(-1, 1, g.shape[-1])} for g in (query_gradient, train_gradients))
-    return scores_with_inverse(query, train, inverse, count=len(train_gradients))[0]
+    solution = conjugate_gradient_inverse(hessian, damping, query_gradient.flatten(), tolerance=1e-13)
+    return train_gradients @ solution.vectors / len(train_gradients)
 
 
 class FromJacobians(torch.nn.Module):
@@ -286,10 +286,10 @@ def library_kfac(bias):
 def library_kfac_score(query_gradient, train_gradients, a, b, damping):
     curvature = Curvature({"all": eigenbasis(KroneckerFactors(a, b))})
     layer = curvature.layers["all"]
-    query, train = ({"all": layer.to_eigenbasis(g)} for g in (query_gradient.unsqueeze(0), train_gradients))
-    return di.scores_from_gradients(
-        query, train, curvature, count=len(train_gradients), damping=damping, approximation="kfac"
-    )[0, 0]
+    query, train = (
+        di.GradientSet.of({"all": layer.to_eigenbasis(g)}) for g in (query_gradient.unsqueeze(0), train_gradients)
+    )
+    return di.scores_from_gradients(query, train, curvature, damping=damping, approximation="kfac")[0, 0]
 
 
 def library_corrected(gradients, output_eigenvectors, input_eigenvectors):

@@ -17,7 +17,8 @@ from torch.func import functional_call, jacrev
 from torch.nn.utils import parametrizations
 
 import diffinf_lib as di
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementConfig
+from diffinf_lib.attribution import iterative
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation, MeasurementConfig
 from diffinf_lib.curvature import (
     Curvature,
     curvature_layers,
@@ -30,7 +31,7 @@ from diffinf_lib.curvature import (
 from diffinf_lib.curvature.exact import dense_blocks, dense_ggn, dense_hessian
 from diffinf_lib.diffusion import Denoiser, per_draw_loss
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.gradients import GradientConfig, gradient_shards
+from diffinf_lib.gradients import gradients_of
 
 DRAWS = DrawConfig(4)
 MEASUREMENT = MeasurementConfig(draws=DrawConfig(6))
@@ -173,7 +174,7 @@ def test_dense_matrices_and_operators_are_over_the_trainable_parameters(make, si
     assert list(dense_blocks(model, batch)) == list(layer_shapes(model))
 
 
-def test_iterative_influence_solves_with_the_ggn_of_what_the_curvature_covers():
+def test_solving_is_with_the_ggn_of_what_the_curvature_covers():
     """Fitted to the adapters; a base that is thawed afterwards does not enter."""
     model, train, queries = lora_unet(), images(2, 4), images(1, 4, seed=1)
     curvature = fit_curvature(model, train, CurvatureConfig(draws=DRAWS))
@@ -182,18 +183,19 @@ def test_iterative_influence_solves_with_the_ggn_of_what_the_curvature_covers():
     ggn = brute_ggn(model, draw_batch(train, DrawConfig(2), stage="ggn"))
     inverse = torch.linalg.inv(ggn + 0.1 * torch.eye(len(ggn), dtype=torch.float64))
     model.requires_grad_(True)
-    scores = di.attribution.iterative_influence(
-        model, curvature, train, queries, measurement=MEASUREMENT, draws=DRAWS, damping=0.1, tolerance=1e-8,
-        max_iterations=60,
-    )  # fmt: skip
+    operator = iterative.training_ggn(model, train, DrawConfig(2), covers=curvature.covers)
+    asked = gradients_of(model, curvature, queries, MEASUREMENT.expectation())
+    solved, _ = iterative.solved_queries(
+        model, curvature, operator, asked, damping=0.1, tolerance=1e-8, max_iterations=60
+    )
+    (scores,) = iterative.solved_scores([solved], gradients_of(model, curvature, train, Expectation(DRAWS)))
     torch.testing.assert_close(scores, measured @ inverse @ losses.T / 2, rtol=1e-6, atol=1e-11)
 
 
 def test_self_influence_of_adapters_is_that_of_their_gradients():
     model, train = lora_unet(), images(3, 4)
     curvature = fit_curvature(model, train, CurvatureConfig(draws=DRAWS))
-    shards = gradient_shards(model, curvature, train, GradientConfig(DRAWS))
-    alone = di.self_influence(shards, curvature, count=3, damping=1e-3)
+    alone = di.self_influence(gradients_of(model, curvature, train, Expectation(DRAWS)), curvature, damping=1e-3)
     losses = brute_gradients(model, train, DRAWS, "train-gradients")
     dense = torch.block_diag(*(layer.block("ekfac") for layer in curvature.layers.values()))
     inverse = torch.linalg.inv(dense + 1e-3 * torch.eye(len(dense), dtype=torch.float64))
@@ -418,5 +420,5 @@ def test_a_layer_that_does_not_reach_the_output_has_no_part_in_scores():
     torch.manual_seed(0)
     model, train = Denoiser(WithUnusedHead()).double(), images(3, 4)
     curvature = fit_curvature(model, train, CurvatureConfig(draws=DRAWS))
-    (shard,) = gradient_shards(model, curvature, train, GradientConfig(DrawConfig(12)))
-    assert not bool(shard[1]["unused"].any()) and bool(shard[1]["used"].any())
+    gradients = gradients_of(model, curvature, train, Expectation(DrawConfig(12))).whole()
+    assert not bool(gradients["unused"].any()) and bool(gradients["used"].any())

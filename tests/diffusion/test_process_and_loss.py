@@ -14,12 +14,12 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from diffinf_lib.configuration import DrawConfig, MeasurementConfig, Process
+from diffinf_lib.configuration import MEASUREMENT_STAGE, DrawConfig, MeasurementConfig, Process
 from diffinf_lib.configuration.process import PREDICTION_TYPES
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, example_draws, per_draw_loss
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.measurements import MEASUREMENT_STAGE, measure
+from diffinf_lib.measurements import measure
 
 
 class Scaled(torch.nn.Module):

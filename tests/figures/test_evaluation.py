@@ -46,3 +46,17 @@ def test_power_is_drawn_in_points_with_a_tick_for_each_number_of_subsets():
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["16", "64"]
     with pytest.raises(ConfigurationError, match="at least one pair"):
         figures.power_curves({}, [16])
+
+
+def test_dots_of_a_query_lie_around_its_mean_and_add_up():
+    values = np.random.default_rng(0).normal(size=(5, 3, 4)) + np.array([3.0, 1.0, 4.0, 2.0])
+    above, below = figures.nested_dots({"loss": values}, query=2).axes
+    np.testing.assert_allclose(np.sort(above.lines[0].get_xdata()), np.sort(values.mean((0, 1))))
+    own = values[:, :, 0]  # the third of the queries in ascending order of their means
+    dots = [line for line in below.lines if line.get_marker() == "o"]
+    subsets, seeds, rest = (line.get_xdata() for line in dots)
+    np.testing.assert_allclose(subsets, own.mean(1))
+    np.testing.assert_allclose(seeds, own.mean(0))
+    np.testing.assert_allclose(rest.reshape(5, 3) + subsets[:, None] + seeds - 2 * own.mean(), own)
+    with pytest.raises(ConfigurationError, match="at least one"):
+        figures.nested_dots({})

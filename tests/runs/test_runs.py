@@ -89,6 +89,6 @@ def test_commands_find_what_studies_kept(tmp_path, capsys):
     run = di.open_run(PRESET, tmp_path / "run", progress=False)
     assert isinstance(run, Run) and len(list(run.path("scores").glob("*/scores.npz"))) == 1
     di.influence_scores(run, run.data.queries)
-    di.runs.query_gradients(run, run.data.queries)
-    assert [path.name.split("-")[0] for path in sorted(run.path("gradients").glob("[!.]*"))] == ["queries", "train"]
+    di.runs.query_gradients(run, run.data.queries).whole()
+    assert [path.name.split("-")[0] for path in sorted(run.path("gradients").glob("[!.]*"))] == ["measurement", "train"]
     assert len(list(run.path("scores").glob("*/scores.npz"))) == 1

@@ -44,12 +44,13 @@ def test_packed_training_gradients_score_as_influence_does_with_the_format(study
 
 @pytest.mark.parametrize("label", ["int4", "svd, rank 2"])
 def test_packed_queries_are_preconditioned_ones(study, label):
-    form, train = study.form(label), study.train
-    compression, packed = (Compression(study.curvature, form, preconditioned=flag) for flag in (False, True))
-    queries = packed.decode(packed.encode(next(preconditioned(study.query_gradients, study.curvature, study.inverses))))
+    form, train, asked = study.form(label), study.train, study.query_gradients.whole()
+    packed = Compression(study.curvature, form, preconditioned=True)
+    queries = packed.decode(packed.encode(next(preconditioned(asked, study.curvature, study.inverses))))
     found = study.scores(form)
-    for use, gradients in (("queries", train), ("both", compression.decode(compression.encode(train)))):
-        expected = sum(torch.einsum("qoi,noi->qn", queries[name], gradients[name]).double() for name in train) / 24
+    for use, gradients in (("queries", train), ("both", train.packed_as(study.curvature, form))):
+        given = gradients.whole()
+        expected = sum(torch.einsum("qoi,noi->qn", queries[name], given[name]).double() for name in given) / 24
         scores = torch.cat([found[use][name] for name in study.truths])
         torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
         assert not torch.allclose(scores, torch.cat(list(study.exact.values())), rtol=0.01)
