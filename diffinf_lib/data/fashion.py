@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
@@ -102,7 +103,8 @@ def shipped_parts() -> tuple[Part, Part]:
 
 def write_shipped(path: Path = SHIPPED) -> None:
     """Choose the images of `SHIPPED_CONFIG` from the original files and write them, without anything of the rest."""
-    config, arrays = SHIPPED_CONFIG, {}
+    config = SHIPPED_CONFIG
+    arrays: dict[str, np.ndarray] = {}
     numbers = [CLASSES.index(str(name)) for name in config.classes or ()]
     for part, size, what in zip(original_parts(), (config.train_size, config.query_size), _SIZES, strict=True):
         chosen = torch.isin(part.ids, _chosen(part, numbers, size, what, config).ids)
