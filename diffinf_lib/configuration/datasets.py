@@ -7,7 +7,7 @@ from pathlib import Path
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.options import Options, PositiveInt
 
-DATASETS = ("digits", "cifar2", "cifar10", "cifar2deq", "cifar10deq", "artbench10", "folder:PATH")
+DATASETS = ("digits", "cifar2", "cifar10", "cifar2deq", "cifar10deq", "fashion", "artbench10", "folder:PATH")
 """The names there are; PATH stands for that of any folder of images."""
 
 
@@ -16,7 +16,7 @@ class DatasetConfig(Options):
     """Which images, and how many of them.
 
     Attributes:
-        name: `digits`, `cifar2`, `cifar10`, `cifar2deq`, `cifar10deq`, `artbench10`, or `folder:PATH`, kept with the
+        name: `digits`, `cifar2`, `cifar10`, `cifar2deq`, `cifar10deq`, `fashion`, `artbench10`, or `folder:PATH`, kept with the
             folder's full path, so that it is the same however PATH was written.
         classes: keep these classes only, by name or, for digits, by number.
         image_size: side in pixels to which a folder's images are brought.

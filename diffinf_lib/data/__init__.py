@@ -6,6 +6,7 @@ from diffinf_lib.configuration import DATASETS, DatasetConfig
 from diffinf_lib.data.artbench import artbench_dataset
 from diffinf_lib.data.cifar import cifar_dataset
 from diffinf_lib.data.digits import digits_dataset
+from diffinf_lib.data.fashion import fashion_dataset
 from diffinf_lib.data.folder import FolderImages, image_folder, read_image_folder
 from diffinf_lib.data.images import Dataset, ImageSet, to_unit_range
 from diffinf_lib.data.trajectories import Trajectories
@@ -18,6 +19,7 @@ _LOADERS = {
     "cifar10": cifar_dataset,
     "cifar2deq": cifar_dataset,
     "cifar10deq": cifar_dataset,
+    "fashion": fashion_dataset,
     "artbench10": artbench_dataset,
     "folder": image_folder,
 }

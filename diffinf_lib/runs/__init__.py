@@ -26,11 +26,9 @@ from diffinf_lib.runs.ground_truth import (
     ground_truth_shard,
     retrained_measurements,
     retrained_model,
-    shard_of,
-    subset_mask,
-    subset_masks,
 )
 from diffinf_lib.runs.kept import Kept
+from diffinf_lib.runs.known import KnownMeasurements, known_measurements
 from diffinf_lib.runs.model import (
     QUERY_SETS,
     as_queries,
@@ -42,11 +40,13 @@ from diffinf_lib.runs.model import (
     query_sets,
 )
 from diffinf_lib.runs.run import Run, open_run
+from diffinf_lib.runs.subsets import shard_of, subset_mask, subset_masks
 from diffinf_lib.runs.tasks import checkpoint, task_of_run
 
 __all__ = [
     "QUERY_SETS",
     "Kept",
+    "KnownMeasurements",
     "Run",
     "as_queries",
     "baseline_scores",
@@ -60,6 +60,7 @@ __all__ = [
     "ground_truth_bundle",
     "ground_truth_shard",
     "influence_scores",
+    "known_measurements",
     "lds_of_run",
     "measured_queries",
     "open_run",

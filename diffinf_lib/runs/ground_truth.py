@@ -1,12 +1,12 @@
 """Stages of the ground truth: models retrained on random subsets, and what they measure of every query."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.artifacts import read_json, write_bundle
@@ -15,49 +15,12 @@ from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError, require
 from diffinf_lib.measurements import measure_all
-from diffinf_lib.options import check_shard
-from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.runs.kept import Kept
+from diffinf_lib.runs.known import KnownMeasurements
 from diffinf_lib.runs.model import measured_queries
 from diffinf_lib.runs.run import Run
-from diffinf_lib.shapes import Masks
+from diffinf_lib.runs.subsets import model_name, shard_of, subset_mask, subset_masks
 from diffinf_lib.training import TrainingResult
-
-
-def subset_mask(count: int, fraction: float, index: int, *, seed: int = 0) -> Bool[Tensor, "{count}"]:
-    """Which training images subset `index` keeps, `[N]`, True = kept; exactly round(fraction · N) of them.
-
-    A subset depends on its own index only, so a ground truth can be extended.
-    """
-    kept = round(fraction * count)
-    require(0 < kept < count, f"subsets.fraction={fraction}: keeps {kept} of {count} images; give another share")
-    mask = torch.zeros(count, dtype=torch.bool)
-    mask[torch.randperm(count, generator=keyed_generator("subset", seed, index))[:kept]] = True
-    return mask
-
-
-def subset_masks(run: Run, subsets: int) -> Masks:
-    """The masks of the first `subsets` subsets, `[M, N]`."""
-    total, fraction = len(run.data.train), run.preset.subsets.fraction
-    return torch.stack([subset_mask(total, fraction, index, seed=run.seed) for index in range(subsets)])
-
-
-def shard_of(subsets: int, seeds: int, shard: int, shards: int) -> list[tuple[int, int]]:
-    """The (subset, seed) pairs of one shard, seeds outermost: whole subsets of pairs come early.
-
-    Raises:
-        ConfigurationError: there is no such shard.
-    """
-    require(subsets > 0, f"subsets={subsets}: give a positive number")
-    require(seeds > 0, f"seeds={seeds}: give a positive number")
-    check_shard(shard, shards)
-    pairs = [(subset, seed) for seed in range(seeds) for subset in range(subsets)]
-    return pairs[shard::shards]
-
-
-def model_name(subset: int, seed: int) -> str:
-    """The name of one retrained model, in files."""
-    return f"k{subset:03d}-r{seed}"
 
 
 def retrained_model(run: Run, subset: int, seed: int) -> Denoiser:
@@ -71,26 +34,33 @@ def _retraining(run: Run, subset: int, seed: int) -> tuple[Kept, Callable[[], Tr
     return run.training("retrained", model_name(subset, seed), images, run.preset.retraining(), seed)
 
 
-def retrained_measurements(run: Run, subset: int, seed: int) -> dict[str, Float[Tensor, "_Q"]]:
-    """The measurements of one retrained model: `[Q]` for each `<query set>/<measurement>`."""
-    found = _measured(run, subset, seed).arrays(lambda: measured_by(run, retrained_model(run, subset, seed)))
+def retrained_measurements(
+    run: Run, subset: int, seed: int, known: KnownMeasurements | None = None
+) -> dict[str, Float[Tensor, "_Q"]]:
+    """The measurements of one retrained model: `[Q]` for each `<query set>/<measurement>`; those that are known are read."""
+    if known and known.holds(subset, seed):
+        return known.of(subset, seed)
+    queries = known.queries if known else measured_queries(run)
+    found = _measured(run, subset, seed, queries).arrays(
+        lambda: measured_by(run, retrained_model(run, subset, seed), queries)
+    )
     return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
-def _measured(run: Run, subset: int, seed: int) -> Kept:
+def _measured(run: Run, subset: int, seed: int, queries: Mapping[str, ImageSet]) -> Kept:
     """Other measurements lie elsewhere: a ground truth can be measured anew without retraining."""
     preset = run.preset
     return run.kept(
         "measurements", model_name(subset, seed), measurements=preset.measurements, subset=subset, seed_of_subset=seed,
         fraction=preset.subsets.fraction, retraining=preset.retraining(), unet=preset.unet,
-        queries={name: images.digest for name, images in measured_queries(run).items()},
+        queries={name: images.digest for name, images in queries.items()},
     )  # fmt: skip
 
 
-def measured_by(run: Run, model: Denoiser) -> dict[str, Float[np.ndarray, "_Q"]]:
-    """Everything that the preset measures of the run's queries, by one model; see `retrained_measurements`."""
+def measured_by(run: Run, model: Denoiser, queries: Mapping[str, ImageSet]) -> dict[str, Float[np.ndarray, "_Q"]]:
+    """Everything that the preset measures of some queries, by one model; see `retrained_measurements`."""
     found: dict[str, np.ndarray] = {}
-    for name, images in measured_queries(run).items():
+    for name, images in queries.items():
         configs = [config for config in run.preset.measurements if _applies(config, images)]
         values = measure_all(model, images, configs, seed=run.seed)
         found |= {f"{name}/{config.label}": row.numpy() for config, row in zip(configs, values, strict=True)}
@@ -102,30 +72,44 @@ def _applies(config: MeasurementConfig, images: ImageSet) -> bool:
 
 
 def ground_truth_shard(
-    run: Run, *, subsets: int | None = None, seeds: int | None = None, shard: int = 0, shards: int = 1
+    run: Run,
+    *,
+    subsets: int | None = None,
+    seeds: int | None = None,
+    shard: int = 0,
+    shards: int = 1,
+    known: KnownMeasurements | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """Retrain and measure every model of one shard, yielding each (subset, seed) when it is done."""
+    """Retrain and measure every model of one shard, yielding each (subset, seed) when it is done; not those that are known."""
     config = run.preset.subsets
     pairs = shard_of(
         config.count if subsets is None else subsets, config.seeds if seeds is None else seeds, shard, shards
     )
     for subset, seed in pairs:
-        retrained_measurements(run, subset, seed)
+        retrained_measurements(run, subset, seed, known)
         yield subset, seed
 
 
-def collected_measurements(run: Run, subsets: int, seeds: int) -> dict[str, Float[Tensor, "{subsets} {seeds} _Q"]]:
+def collected_measurements(
+    run: Run, subsets: int, seeds: int, known: KnownMeasurements | None = None
+) -> dict[str, Float[Tensor, "{subsets} {seeds} _Q"]]:
     """The measurements of a finished ground truth: `[M, K, Q]` for each `<query set>/<measurement>`.
 
     Raises:
         ArtifactError: some are not there yet; the message counts them.
     """
     pairs = shard_of(subsets, seeds, 0, 1)
-    missing = [model_name(*one) for one in pairs if not _measured(run, *one).finished]
+    missing = [model_name(*one) for one, kept in _own(run, pairs, known).items() if not kept.finished]
     require(not missing, f"{run.folder}: {len(missing)} of {len(pairs)} retrained models are missing, "
             f"first {missing[:1]}; run the ground truth to its end", ArtifactError)  # fmt: skip
-    values = [[retrained_measurements(run, subset, seed) for seed in range(seeds)] for subset in range(subsets)]
+    values = [[retrained_measurements(run, subset, seed, known) for seed in range(seeds)] for subset in range(subsets)]
     return {name: torch.stack([torch.stack([cell[name] for cell in row]) for row in values]) for name in values[0][0]}
+
+
+def _own(run: Run, pairs: Sequence[tuple[int, int]], known: KnownMeasurements | None) -> dict[tuple[int, int], Kept]:
+    """Where the measurements of the models lie that the run is to retrain itself."""
+    queries = known.queries if known else measured_queries(run)
+    return {pair: _measured(run, *pair, queries) for pair in pairs if not (known and known.holds(*pair))}
 
 
 def ground_truth_bundle(
@@ -135,6 +119,7 @@ def ground_truth_bundle(
     subsets: int | None = None,
     seeds: int | None = None,
     root: Path | str | None = None,
+    known: KnownMeasurements | None = None,
 ) -> Path:
     """Collect a finished ground truth into a bundle and return its folder.
 
@@ -145,41 +130,46 @@ def ground_truth_bundle(
     Args:
         name: of the bundle; default `<preset>-ground-truth`.
         root: folder of bundles; default `book/results/`.
+        known: measurements that are not made anew, with the queries and the full model they belong to.
     """
     config = run.preset.subsets
     subsets = config.count if subsets is None else subsets
     seeds = config.seeds if seeds is None else seeds
-    collected = collected_measurements(run, subsets, seeds)
+    collected = collected_measurements(run, subsets, seeds, known)
+    queries = known.queries if known else measured_queries(run)
     arrays: dict[str, np.ndarray] = {
         "masks": subset_masks(run, subsets).numpy(),
         **run.data.train.identifiers("train_"),
     }
-    for query_set, images in measured_queries(run).items():
+    for query_set, images in queries.items():
         arrays |= images.identifiers(f"{query_set}/")
         arrays[f"{query_set}/images"] = images.images.numpy()
-    for kind, found in (("measured", collected), ("full", measured_by(run, run.model.model))):
+    full = known.full if known else measured_by(run, run.model.model, queries)
+    for kind, found in (("measured", collected), ("full", full)):
         for key, values in found.items():
             query_set, _, label = key.partition("/")
             arrays[f"{query_set}/{kind}/{label}"] = np.asarray(values, dtype=np.float32)
     configuration = {"preset": run.preset, "seed": run.seed, "subsets": subsets, "seeds": list(range(seeds)),
-                     "dataset_digest": run.data.digest, "model": run.model_identity}  # fmt: skip
-    made_in = read_json(run.path("model", "manifest.json"))["environment"]
-    metrics = _ground_truth_metrics(run, subsets, seeds, collected)
+                     "dataset_digest": run.data.digest, "model": known.model if known else run.model_identity}  # fmt: skip
+    made_in = known.made_in if known else read_json(run.path("model", "manifest.json"))["environment"]
+    metrics = _ground_truth_metrics(run, subsets, seeds, collected, known)
     return write_bundle(
         name or f"{run.preset.name}-ground-truth", arrays, metrics, configuration, made_in=made_in, root=root
     )
 
 
 def _ground_truth_metrics(
-    run: Run, subsets: int, seeds: int, collected: dict[str, Float[Tensor, "M K _Q"]]
+    run: Run, subsets: int, seeds: int, collected: dict[str, Float[Tensor, "M K _Q"]], known: KnownMeasurements | None
 ) -> dict[str, Any]:
-    pairs = shard_of(subsets, seeds, 0, 1)
-    kept = [[_retraining(run, *one)[0] for one in pairs], [_measured(run, *one) for one in pairs]]
-    training, measuring = (round(sum(one.seconds for one in part), 1) for part in kept)
+    own = _own(run, pairs := shard_of(subsets, seeds, 0, 1), known)
+    kept = [[_retraining(run, *one)[0] for one in own], list(own.values())]
+    before = known.bundle.metrics if known else {}
+    training, measuring = (sum(one.seconds for one in part) for part in kept)
+    commits = {one.manifest["environment"]["git_commit"] for part in kept for one in part}
     return {
         "retrained_models": len(pairs),
-        "training_seconds": training,
-        "measurement_seconds": measuring,
-        "commits": sorted({one.manifest["environment"]["git_commit"] for part in kept for one in part}),
+        "training_seconds": round(before.get("training_seconds", 0) + training, 1),
+        "measurement_seconds": round(before.get("measurement_seconds", 0) + measuring, 1),
+        "commits": sorted(commits.union(before.get("commits", []))),
         "mean_measurement": {name: float(values.mean()) for name, values in collected.items()},
     }

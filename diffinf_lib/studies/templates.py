@@ -11,7 +11,7 @@ from diffinf_lib.errors import require
 from diffinf_lib.evaluation import GroundTruth, load_ground_truth
 from diffinf_lib.options import with_options
 from diffinf_lib.presets import get_preset
-from diffinf_lib.runs import QUERY_SETS, Run, open_run
+from diffinf_lib.runs import QUERY_SETS, KnownMeasurements, Run, known_measurements, open_run
 from diffinf_lib.studies.study import Study
 
 
@@ -22,6 +22,11 @@ def begin(preset: str, run: str, options: Mapping[str, Any], seed: int, *, threa
         torch.set_num_threads(threads)
     show_versions()
     return open_run(with_options(get_preset(preset), dict(options)), run or None, seed=seed, progress=False)
+
+
+def known(run: Run, bundle: str, results: str) -> KnownMeasurements | None:
+    """What a bundle holds of the run's ground truth; None without a name."""
+    return known_measurements(run, bundle, results or None) if bundle else None
 
 
 def ground_truths(run: Run, bundle: str, labels: Sequence[str] = ()) -> dict[str, GroundTruth]:

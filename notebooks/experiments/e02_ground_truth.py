@@ -22,8 +22,10 @@ options = {}  # preset options to replace
 seed = 0  # of the full model, the subsets and the measurement's draws
 subsets = 0  # number of subsets M; 0: the preset's
 seeds = 0  # trainings of each subset, K; 0: the preset's
+known = ""  # a bundle of this ground truth whose models are not retrained; empty: all are
 shard = 0  # this shard …
 shards = 1  # … of so many
+results = ""  # the folder of bundles; empty: book/results
 threads = 1  # CPU threads
 
 # %%
@@ -38,6 +40,11 @@ opened.preset.subsets
 # %%
 started = time.monotonic()
 for subset, training_seed in di.runs.ground_truth_shard(
-    opened, subsets=subsets or None, seeds=seeds or None, shard=shard, shards=shards
+    opened,
+    subsets=subsets or None,
+    seeds=seeds or None,
+    shard=shard,
+    shards=shards,
+    known=templates.known(opened, known, results),
 ):
     print(f"{time.monotonic() - started:7.0f} s  subset {subset}, seed {training_seed}", flush=True)

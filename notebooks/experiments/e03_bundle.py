@@ -21,6 +21,7 @@ options = {}  # preset options to replace
 seed = 0  # of the full model, the subsets and the measurement's draws
 subsets = 0  # number of subsets M; 0: the preset's
 seeds = 0  # trainings of each subset, K; 0: the preset's
+known = ""  # a bundle of this ground truth whose models are not retrained; empty: all are
 bundle = ""  # the bundle's name; empty: <preset>-ground-truth
 results = ""  # the folder of bundles; empty: book/results
 
@@ -30,7 +31,12 @@ from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed)
 folder = di.runs.ground_truth_bundle(
-    opened, bundle or None, subsets=subsets or None, seeds=seeds or None, root=results or None
+    opened,
+    bundle or None,
+    subsets=subsets or None,
+    seeds=seeds or None,
+    root=results or None,
+    known=templates.known(opened, known, results),
 )
 made = di.load_bundle(folder.name, root=folder.parent)
 print(made.provenance)

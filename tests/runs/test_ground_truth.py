@@ -8,8 +8,17 @@ from cases import assert_equal_but_for_rounding
 import diffinf_lib as di
 from diffinf_lib import training
 from diffinf_lib.artifacts import read_json, stage
+from diffinf_lib.configuration import SamplingConfig
 from diffinf_lib.errors import ArtifactError, ConfigurationError
-from diffinf_lib.runs import QUERY_SETS, retrained_measurements, shard_of, subset_mask
+from diffinf_lib.options import with_options
+from diffinf_lib.runs import (
+    QUERY_SETS,
+    known as known_module,
+    retrained_measurements,
+    shard_of,
+    subset_mask,
+    subset_masks,
+)
 
 PRESET = di.get_preset("smoke")
 
@@ -112,3 +121,93 @@ def test_a_refused_network_is_not_written(tmp_path):
     assert network(image, torch.zeros(1, dtype=torch.int64)).shape == image.shape
     with pytest.raises(ConfigurationError, match=r"images of \(1, 8, 8\): UNet2DModel does not take them"):
         di.build_model(five)(image, torch.zeros(1, dtype=torch.int64))
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    """A folder with the bundle of a ground truth of three subsets and one seed; its run folder is of no more use."""
+    root = tmp_path_factory.mktemp("bundles")
+    run = di.open_run(PRESET, root / "run", progress=False)
+    list(di.runs.ground_truth_shard(run, subsets=3, seeds=1))
+    di.runs.ground_truth_bundle(run, "begun-ground-truth", subsets=3, seeds=1, root=root)
+    return root
+
+
+def test_a_ground_truth_goes_on_from_its_bundle(bundles, tmp_path, monkeypatch):
+    """With another full model, as rounding makes it on another machine: queries and what they measured are the bundle's."""
+    run, begun = (
+        di.open_run(PRESET, tmp_path / "second", progress=False),
+        di.load_bundle("begun-ground-truth", root=bundles),
+    )
+    with torch.no_grad():
+        next(run.model.model.network.parameters()).mul_(1.01)
+    known = di.runs.known_measurements(run, "begun-ground-truth", bundles)
+    trained, advance = [], training._Trainer.advance
+    monkeypatch.setattr(training._Trainer, "advance", lambda self: (trained.append(self.step), advance(self))[1])
+    with pytest.raises(ArtifactError, match="5 of 8 retrained models are missing"):
+        di.runs.ground_truth_bundle(run, "whole", root=tmp_path, known=known)
+    assert not trained
+    assert len(list(di.runs.ground_truth_shard(run, known=known))) == 8
+    assert trained.count(0) == 5
+    whole = di.load_bundle(di.runs.ground_truth_bundle(run, "whole", root=tmp_path, known=known).name, root=tmp_path)
+    for name in QUERY_SETS:
+        for same in (f"{name}/images", f"{name}/ids", f"{name}/full/loss"):
+            np.testing.assert_array_equal(whole.arrays[same], begun.arrays[same])
+        measured = whole.arrays[f"{name}/measured/loss"]
+        np.testing.assert_array_equal(measured[:3, :1], begun.arrays[f"{name}/measured/loss"])
+        assert measured.shape[:2] == (4, 2)
+        by_hand = di.measure(di.runs.retrained_model(run, 3, 1), known.queries[name], PRESET.measurement)
+        assert_equal_but_for_rounding(torch.from_numpy(measured[3, 1]), by_hand)
+    configuration = whole.manifest["configuration"]
+    assert (configuration["subsets"], configuration["seeds"]) == (4, [0, 1])
+    assert configuration["model"] == begun.manifest["configuration"]["model"] != run.model_identity
+    assert (
+        whole.metrics["retrained_models"] == 8 and whole.metrics["training_seconds"] > begun.metrics["training_seconds"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "seed", "message"),
+    [
+        ({"subsets.steps": "9"}, 0, "preset.subsets.steps is 8 there, 9 asked"),
+        ({"training.learning_rate": "0.002"}, 0, "preset.training.learning_rate is 0.001 there, 0.002 asked"),
+        ({"dataset.seed": "1"}, 0, "dataset_digest is"),
+        ({}, 1, "seed is 0 there, 1 asked"),
+    ],
+)
+def test_a_bundle_of_another_ground_truth_is_refused(bundles, tmp_path, options, seed, message):
+    run = di.open_run(with_options(PRESET, options), tmp_path / "other", seed=seed, progress=False)
+    with pytest.raises(ArtifactError, match=message):
+        di.runs.known_measurements(run, "begun-ground-truth", bundles)
+
+
+def test_a_bundle_that_does_not_say_enough_is_refused(tmp_path):
+    """The shipped one of an early form records no process."""
+    run = di.open_run(di.get_preset("digits-pair"), tmp_path / "run", progress=False)
+    with pytest.raises(
+        ArtifactError, match=r"digits-pair-ground-truth: made by another configuration: preset\.process"
+    ):
+        di.runs.known_measurements(run, "digits-pair-ground-truth")
+
+
+def test_a_bundle_goes_on_whatever_else_the_preset_says(bundles, tmp_path):
+    options = {"damping": "0.5", "curvature.draws.count": "2", "subsets.count": "9"}
+    run = di.open_run(with_options(PRESET, options), tmp_path / "other", progress=False)
+    known = di.runs.known_measurements(run, "begun-ground-truth", bundles)
+    assert known.holds(2, 0) and not known.holds(3, 0) and not known.holds(2, 1)
+
+
+def test_a_bundle_of_other_subsets_is_refused(bundles, tmp_path, monkeypatch):
+    run = di.open_run(PRESET, tmp_path / "other", progress=False)
+    masks = subset_masks(run, 3).flip(0)
+    monkeypatch.setattr(known_module, "subset_masks", lambda *_: masks)
+    with pytest.raises(ArtifactError, match="its subsets are not those drawn here"):
+        di.runs.known_measurements(run, "begun-ground-truth", bundles)
+
+
+def test_measurements_along_trajectories_cannot_go_on(bundles, tmp_path):
+    sampling = SamplingConfig(count=3, steps=PRESET.process.timesteps)
+    along = replace(PRESET, sampling=sampling, further_measurements=(di.MeasurementConfig("trajectory_log_prob"),))
+    run = di.open_run(along, tmp_path / "along", progress=False)
+    with pytest.raises(ArtifactError, match="along trajectories, which a bundle does not keep; leave known out"):
+        di.runs.known_measurements(run, "begun-ground-truth", bundles)
