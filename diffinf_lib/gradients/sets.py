@@ -83,7 +83,7 @@ class GradientSet:
 
     @property
     def projected(self) -> bool:
-        """Whether only random projections are left, `{"projection": [n, k]}`: influence alone can read these."""
+        """Whether only random projections `[n, k]` are left, which influence alone can read."""
         return self.compression is not None and self.compression.form.kind == "projection"
 
     @property

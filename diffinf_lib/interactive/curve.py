@@ -6,6 +6,8 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Real
+from torch import Tensor
 
 from diffinf_lib.errors import require
 from diffinf_lib.figures.style import BLUE, GREEN, VERMILION, subplots
@@ -33,7 +35,7 @@ class Curve(Figure):
         x_form, y_form, slope_form: how numbers are written, without a plus.
     """
 
-    x: Sequence[float]
+    x: Sequence[float] | Real[np.ndarray, "n"] | Real[Tensor, "n"]
     y: Any
     slopes: Any
     x_label: str
