@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from diffinf_lib.artifacts import json_digest, plain, tensor_digest
@@ -151,7 +151,7 @@ class GradientSet:
         yield _together(held)
 
 
-def _together(held: list[tuple[slice, Tensors]]) -> tuple[slice, Tensors]:
+def _together(held: list[tuple[slice, dict[str, Shaped[Tensor, "_n ..."]]]]) -> tuple[slice, Tensors]:
     rows, first = slice(held[0][0].start, held[-1][0].stop), held[0][1]
     return rows, first if len(held) == 1 else {name: torch.cat([part[name] for _, part in held]) for name in first}
 

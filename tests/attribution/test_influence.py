@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from annotations import unchecked
 from cases import (
     assert_equal_but_for_rounding,
     by_definition,
@@ -145,7 +146,7 @@ def test_one_pass_serves_every_damping_and_both_approximations():
 
 @pytest.mark.parametrize("damping", [-1.0, float("nan"), float("inf"), [1e-8, -1e-9], []])
 def test_bad_dampings_are_refused_before_any_work(damping):
-    with pytest.raises(ConfigurationError, match="damping"):
+    with unchecked(), pytest.raises(ConfigurationError, match="damping"):
         di.influence(None, None, None, None, damping=damping)
 
 
@@ -160,7 +161,7 @@ def test_bad_choices_are_refused_before_any_work(monkeypatch):
         ({"approximation": "ekfac"}, "fitted as 'kfac'"),
         ({"measurement": "lose", "approximation": "kfac"}, "measurement='lose'"),
     ]:
-        with pytest.raises(ConfigurationError, match=message):
+        with unchecked(), pytest.raises(ConfigurationError, match=message):
             di.influence(model, curvature, train, train, **options)
 
 
@@ -241,7 +242,7 @@ def test_input_of_the_wrong_kind_is_refused_in_one_line():
         ({"train": images(0, 4)}, "train: there are no images"),
     ]:
         arguments = {"train": train, "queries": train, "measurement": MEASUREMENT} | options
-        with pytest.raises(ConfigurationError, match=message):
+        with unchecked(), pytest.raises(ConfigurationError, match=message):
             di.influence(model, curvature, **arguments)
     with pytest.raises(ConfigurationError, match="draws=4: give a DrawConfig"):
         CurvatureConfig(draws=4)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from annotations import unchecked
 from cases import by_definition, conv_denoiser, draw_batch, images, linear_denoiser, tiny_unet
 
 from diffinf_lib.attribution import influence, scores_from_gradients
@@ -186,7 +187,7 @@ def test_bad_input_is_refused():
         ({"damping": [-1.0]}, "damping=-1.0"),
         ({"method": "neumann", "scale": 1e6, "max_iterations": 50}, "the Neumann series diverges"),
     ]:
-        with pytest.raises(ConfigurationError, match=message):
+        with unchecked(), pytest.raises(ConfigurationError, match=message):
             score(setup, **{"damping": [1e-2], **options})
     model, curvature, train, queries = setup
     solved = gradients_of(model, curvature, queries, MEASUREMENT.expectation())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from annotations import unchecked
 from cases import by_definition, images, in_shards, linear_denoiser, out_of_eigenbasis, tiny_unet
 
 import diffinf_lib as di
@@ -114,7 +115,7 @@ def test_bad_input_is_refused_in_one_line(linear):
         (torch.full((7,), -1.0), "norms: some are negative"),
         (torch.full((7,), nan), "norms: some are negative or not finite"),
     ]:
-        with pytest.raises(ConfigurationError, match=message):
+        with unchecked(), pytest.raises(ConfigurationError, match=message):
             renormalised_scores(scores, norms)
     with pytest.raises(ConfigurationError, match="scores: some are not finite"):
         renormalised_scores(scores * nan, torch.ones(7))
@@ -126,5 +127,5 @@ def test_bad_input_is_refused_in_one_line(linear):
         (other, {}, "train: layer other: gradients of shape"),
         (stored, {}, "a projection has forgotten its blocks"),
     ]:
-        with pytest.raises(ConfigurationError, match=message):
+        with unchecked(), pytest.raises(ConfigurationError, match=message):
             training_norms(gradients, curvature, **options)
