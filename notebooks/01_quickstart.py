@@ -109,21 +109,17 @@ di.figures.top_influence(data.train, truth.queries, scores, query=1)
 # without. Choose a digit; point at an image, or reach it with Tab and the arrow keys, to read its rank.
 
 # %% tags=["hide-input"]
-shown = range(12)
-one, many = (int(scores[:12].amax(1).div(scores[:12].abs().sum(1)).sort().indices[place]) for place in (-1, 0))
+first, second = scores[:12].topk(2).values.T
+leads, close = int((first / second).argmax()), int((first / second).argmin())
 di.interactive.Explorer(
     data.train,
     truth.queries,
     scores,
-    shown=shown,
-    start={"Query": one},
+    shown=range(12),
+    start={"Query": leads},
     presets=[
-        di.interactive.Preset(
-            "one image stands out", {"Query": one}, "The first bar is the longest share of them all."
-        ),
-        di.interactive.Preset(
-            "many share the credit", {"Query": many}, "Bars of nearly one length: no single image matters much."
-        ),
+        di.interactive.Preset("one image leads", {"Query": leads}, "Here the first is furthest ahead of the second."),
+        di.interactive.Preset("a close race", {"Query": close}, "Here the first two are nearest to each other."),
     ],
     caption="Twelve generated digits and the training images with the highest, the lowest and the smallest scores.",
 )

@@ -135,7 +135,7 @@ def ellipses() -> Lines:
     return Lines(rows, "w", "b", equal=True, handle=Handle(distance, places, 0.3 * places))
 
 
-def curve(anchor=6) -> Curve:
+def curve(anchor=5) -> Curve:
     x = np.linspace(-0.1, 0.1, 13)
     rates = np.array(DAMPING.values) * 1e4 + 2.0
     y = np.exp(rates[:, None] * 5 * x)

@@ -330,6 +330,12 @@ def test_the_explorer_shows_the_images_of_the_ranks(shown):
             labels = rows.nth(row).locator("button").evaluate_all("all => all.map(e => e.getAttribute('aria-label'))")
             for label, n in zip(labels, expected[:8], strict=True):
                 assert label.startswith(f"training image {n}: score {text(raw[n], '+.1e')}")
+            bars = (
+                rows.nth(row)
+                .locator(".diffinf-bar")
+                .evaluate_all("all => all.map(e => +e.style.getPropertyValue('--_length'))")
+            )
+            np.testing.assert_allclose(bars, np.abs(raw[expected[:8]]) / np.abs(raw).max(), rtol=1e-9)
             shown_first = pixels(rows.nth(row).locator("canvas").first)
             assert np.abs(shown_first[..., 0] - grey(figure.train.images[expected[0]])).max() <= 1
         assert (
