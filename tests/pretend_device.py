@@ -68,17 +68,23 @@ class Elsewhere(torch.Tensor):
         return memo[id(self)]
 
 
-class _Generators:
-    """Generators of DEVICE; their numbers are the CPU's, and their addresses tell them from others."""
+class _Making(type):
+    """Calling the class makes a generator of torch, and such are its instances, as annotations ask."""
 
-    made: ClassVar[dict[int, torch.Generator]] = {}
-
-    @classmethod
-    def make(cls, device="cpu"):
+    def __call__(cls, device="cpu"):
         made = GENERATOR()
         if torch.device(device).type == DEVICE.type:
             cls.made[made._cdata] = made
         return made
+
+    def __instancecheck__(cls, value):
+        return isinstance(value, GENERATOR)
+
+
+class _Generators(metaclass=_Making):
+    """Generators of DEVICE; their numbers are the CPU's, and their addresses tell them from others."""
+
+    made: ClassVar[dict[int, torch.Generator]] = {}
 
 
 class _Operations(TorchDispatchMode):
@@ -118,7 +124,7 @@ def pretended():
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch("torch.autocast", cast))
         for module in ("torch", "curvlinops.kfac", "curvlinops.ekfac"):
-            stack.enter_context(mock.patch(f"{module}.Generator", _Generators.make))
+            stack.enter_context(mock.patch(f"{module}.Generator", _Generators))
         stack.enter_context(_Makers())
         stack.enter_context(_Operations())
         # Module.to() puts new parameters in place of the old ones, whose `held` it would not know to change

@@ -11,7 +11,8 @@ from test_settings import SETTINGS
 
 import diffinf_lib as di
 from diffinf_lib import likelihood
-from diffinf_lib.diffusion import draws, elbo, process, reverse
+from diffinf_lib.configuration import process
+from diffinf_lib.diffusion import draws, elbo, reverse
 from diffinf_lib.sampling import sample_trajectories
 
 SCHEDULE = di.Process(timesteps=16, beta_end=0.3, target="v")
