@@ -448,6 +448,7 @@ def _(s):
     sizes = plan.Sizes(fit_batch=4, batch=4, keep=True, pack_queries=False, sketch=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "JobPlan", lambda *given: SimpleNamespace(sizes=lambda folder: sizes))
+        patch.setattr(job._Job, "_sizes", lambda *given: sizes)
         options = {
             "draws": 2,
             "curvature": di.CurvatureConfig(draws=FEW),

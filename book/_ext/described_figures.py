@@ -20,7 +20,7 @@ def _alternative(node: nodes.Node) -> str | None:
 def _describe(app: Any, doctree: nodes.document) -> None:
     for raw in doctree.findall(nodes.raw):
         text = raw.astext()
-        if 'class="diffinf-drawing"' in text and (alt := _alternative(raw)):
+        if 'class="diffinf-figure"' in text and (alt := _alternative(raw)):
             before, _, after = re.split(r'aria-label="([^"]*)"', text, maxsplit=1)
             raw.children = [nodes.Text(f'{before}aria-label="{html.escape(alt)}"{after}')]
 

@@ -16,6 +16,6 @@ def _serve(app: Any, config: Any) -> None:
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("config-inited", _serve)
-    app.add_js_file("diffinf.js", loading_method="defer")
-    app.add_css_file("diffinf-figures.css")
+    app.add_js_file("diffinf-interactive.js", loading_method="defer")
+    app.add_css_file("diffinf-interactive.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -136,7 +136,7 @@ def _matrix(axis: Any, values: np.ndarray, limits: tuple[float, float], decimals
         axis.text(j, i, text, ha="center", va="center", fontsize=7,
                   color="#111111" if bright else "#ffffff", fontweight="bold" if best else "normal")  # fmt: skip
         if best:
-            axis.add_patch(_frame(i, j))
+            axis.add_patch(_frame(int(i), int(j)))
 
 
 def _frame(i: int, j: int) -> Any:

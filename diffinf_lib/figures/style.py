@@ -71,7 +71,7 @@ def _framed(svg: str, alt: str) -> str:
     body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)  # a style would hold for the whole page
     body = re.sub(r'<g id="[^"]*"', "<g", body)  # nothing refers to them, and a page holds many figures
     body = re.sub(r"font-family: [^;\"]*;? ?", "", body)  # the page's
-    return f'<div class="diffinf-drawing">{_page_colours(body)}</div>'
+    return f'<div class="diffinf-figure">{_page_colours(body)}</div>'
 
 
 def _page_colours(svg: str) -> str:

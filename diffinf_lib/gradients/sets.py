@@ -119,7 +119,7 @@ class GradientSet:
         for rows, tensors in self._joined(SHARD_BYTES if up_to is None else up_to):
             yield rows, tensors if self.compression is None else self.compression.decode(tensors)
 
-    def whole(self) -> LayerGradients:
+    def whole(self) -> Tensors:
         """All gradients, in memory."""
         ((_, gradients),) = self.shards(math.inf)
         return gradients

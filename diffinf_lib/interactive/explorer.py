@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.artifacts import Bundle
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import require
 from diffinf_lib.figures import ranked
@@ -41,6 +42,21 @@ class Removal:
     before: Float[np.ndarray, "Q"]
     after: Float[np.ndarray, "Q"]
     images: Float[Tensor, "Q C H W"] | None = None
+
+    @classmethod
+    def of_study(cls, bundle: Bundle, shown: Sequence[int]) -> list["Removal"]:
+        """The outcomes in the bundle of a removal study, such as `digits-removal`, for some of its queries by position."""
+        arrays, places = bundle.arrays, list(shown)
+        return [
+            cls(
+                f"the {condition} {text(share, '.0%')}",
+                [row[row >= 0].tolist() for row in arrays["removed"][s, c, places]],
+                arrays["full"][places].mean(1),
+                arrays["measurements"][s, c, places].mean(1),
+            )
+            for s, share in enumerate(bundle.metrics["shares"])
+            for c, condition in enumerate(bundle.metrics["conditions"])
+        ]
 
     def tell(self, query: int, form: str) -> str:
         """The outcome for one query."""

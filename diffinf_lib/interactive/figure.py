@@ -24,7 +24,7 @@ SITE = "DIFFINF_SITE"
 
 
 def asset(name: str) -> str:
-    """The script `diffinf.js` or the style `diffinf-figures.css`."""
+    """The script `diffinf-interactive.js` or the style `diffinf-interactive.css`."""
     return (files("diffinf_lib.interactive") / "static" / name).read_text(encoding="utf-8")
 
 
@@ -135,7 +135,7 @@ class Figure:
         words = f"{self.told()} {self._note(state)}".strip()
         caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
         found = (
-            f'<figure class="diffinf-figure"><div class="diffinf-fallback">{still}<p>{html.escape(words)}</p></div>'
+            f'<figure class="diffinf-interactive"><div class="diffinf-fallback">{still}<p>{html.escape(words)}</p></div>'
             f'<script type="application/json">{script_json(self.data())}</script>{caption}</figure>'
         )
         size = len(found.encode())
@@ -159,7 +159,8 @@ class Figure:
         """
         if site:
             return self.fragment
-        return f"<style>{asset('diffinf-figures.css')}</style>{self.fragment}<script>{asset('diffinf.js')}</script>"
+        style, script = asset("diffinf-interactive.css"), asset("diffinf-interactive.js")
+        return f"<style>{style}</style>{self.fragment}<script>{script}</script>"
 
     def _repr_html_(self) -> str:
         return self.html(site=os.environ.get(SITE) == "1")

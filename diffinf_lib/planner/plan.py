@@ -20,6 +20,7 @@ KNOWN_SIZES = {
     "cifar2": (10_000, 2_000),
     "cifar2deq": (10_000, 2_000),
     "artbench10": (50_000, 10_000),
+    "fashion": (60_000, 10_000),
 }
 """Training images and held-out images of datasets that are too large to be loaded for a plan."""
 

@@ -96,11 +96,11 @@ def test_interactive_figures_are_small_and_leave_the_script_to_the_site():
     figures = 0
     for path in PAGES:
         page = path.read_text()
-        assert len(re.findall(r'<script[^>]* src="[^"]*_static/diffinf\.js', page)) == 1, path.name
-        for fragment in re.findall(r'<figure class="diffinf-figure">.*?</figure>', page, re.DOTALL):
+        assert len(re.findall(r'<script[^>]* src="[^"]*_static/diffinf-interactive\.js', page)) == 1, path.name
+        for fragment in re.findall(r'<figure class="diffinf-interactive">.*?</figure>', page, re.DOTALL):
             assert len(fragment.encode()) <= 150_000 and fragment.count("<script") == 1, path.name
             figures += 1
-    assert figures >= 2
+    assert figures >= 3
 
 
 @pytest.mark.browser
@@ -114,7 +114,7 @@ def test_a_page_renders_offline(opened, path):
         "Array.from(document.images).filter(i => i.complete && !i.naturalWidth && i.offsetParent).map(i => i.src.slice(0, 80))"
     )
     assert not broken
-    assert page.locator(".diffinf-figure").count() == page.locator(".diffinf-live").count()
+    assert page.locator(".diffinf-interactive").count() == page.locator(".diffinf-live").count()
 
 
 @pytest.mark.browser
@@ -166,7 +166,7 @@ def test_figures_can_be_read_in_the_dark(opened):
     page.evaluate("document.documentElement.dataset.theme = 'dark'")
     words, lines, below = page.evaluate(
         """() => {
-            const figure = document.querySelector('.diffinf-drawing'), style = element => getComputedStyle(element);
+            const figure = document.querySelector('.diffinf-figure'), style = element => getComputedStyle(element);
             const colours = (query, what) => [...new Set(Array.from(figure.querySelectorAll(query)).map(e => style(e)[what]))];
             let box = figure;
             while (style(box).backgroundColor === 'rgba(0, 0, 0, 0)') box = box.parentElement;
@@ -181,7 +181,7 @@ def test_figures_can_be_read_in_the_dark(opened):
 
 @pytest.mark.browser
 def test_interactive_figures_answer_the_keyboard(opened):
-    box = opened(HTML / "notebooks" / "02_ddpm.html").locator(".diffinf-figure").first
+    box = opened(HTML / "notebooks" / "02_ddpm.html").locator(".diffinf-interactive").first
     before = box.locator(".diffinf-status").inner_text()
     box.locator("input[type=range]").press("ArrowRight")
     assert box.locator(".diffinf-status").inner_text() != before
@@ -192,4 +192,8 @@ def test_interactive_figures_answer_the_keyboard(opened):
 def test_text_is_readable_in_the_light_and_in_the_dark(opened, scheme):
     """The theme takes the system's choice; figures and the text around them follow it."""
     article = opened(HTML / "notebooks" / "01_quickstart.html", scheme=scheme).locator(".bd-article")
+    mat = article.locator(".text_html:has(.diffinf-interactive)").first.evaluate(
+        "e => getComputedStyle(e).backgroundColor"
+    )
+    assert mat == "rgba(0, 0, 0, 0)"  # the theme puts other HTML on a light mat in the dark
     assert unreadable(article, ["p", ".diffinf-status", ".diffinf-label", ".diffinf-score", "figcaption"]) == []

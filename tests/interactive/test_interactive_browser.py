@@ -21,9 +21,9 @@ made = cache(lambda kind: MADE[kind]())
 
 def page_of(*figures, site=True, theme=""):
     """A page as the book has it, the script a file's worth at its end; or fragments that bring the script along."""
-    head = f"<style>{asset('diffinf-figures.css')}</style>" if site else ""
+    head = f"<style>{asset('diffinf-interactive.css')}</style>" if site else ""
     body = "<p>Some text.</p>".join(figure.html(site=site) for figure in figures)
-    tail = f"<script>{asset('diffinf.js')}</script>" if site else ""
+    tail = f"<script>{asset('diffinf-interactive.js')}</script>" if site else ""
     return (
         f'<!DOCTYPE html><html lang="en"{theme}><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<style>body {{ margin: 8px; font-family: sans-serif }}</style>{head}</head><body>{body}{tail}</body></html>"
@@ -81,7 +81,7 @@ def test_every_control_moves_by_keyboard_alone(shown, kind, count):
     """In a page of its own, and as the second of two figures; the first one stays as it is."""
     figure = made(kind)
     tab = shown(*[made(kind) for _ in range(count)])
-    box, state = tab.locator(".diffinf-figure").nth(count - 1), dict(figure.state())
+    box, state = tab.locator(".diffinf-interactive").nth(count - 1), dict(figure.state())
     assert status(box) == figure.told()
     for control in choosable(figure):
         focus_by_tab(tab, box, control)
@@ -91,7 +91,7 @@ def test_every_control_moves_by_keyboard_alone(shown, kind, count):
             state[control.name] = place
             assert status(box) == told(figure, state), (control.name, key)
     if count == 2:
-        assert status(tab.locator(".diffinf-figure").first) == figure.told()
+        assert status(tab.locator(".diffinf-interactive").first) == figure.told()
 
 
 @KINDS
@@ -169,7 +169,7 @@ def every(shown):
 
     def show(**options):
         tab = shown(*map(made, MADE), **options)
-        return tab, {kind: tab.locator(".diffinf-figure").nth(place) for place, kind in enumerate(MADE)}
+        return tab, {kind: tab.locator(".diffinf-interactive").nth(place) for place, kind in enumerate(MADE)}
 
     return show
 
@@ -249,7 +249,9 @@ def test_drawings_are_described(every):
 def test_fragments_that_bring_their_script_work_beside_each_other(shown):
     figures = [made("readouts"), made("scrubber")]
     tab = shown(*figures, site=False)
-    assert [status(tab.locator(".diffinf-figure").nth(i)) for i in range(2)] == [figure.told() for figure in figures]
+    assert [status(tab.locator(".diffinf-interactive").nth(i)) for i in range(2)] == [
+        figure.told() for figure in figures
+    ]
     assert tab.locator(".diffinf-live").count() == 2
 
 
@@ -273,7 +275,7 @@ def test_a_cell_can_be_run_again(shown):
             figure.html(),
         )
         assert tab.locator("#output .diffinf-live").count() == 1 and status(tab.locator("#output")) == figure.told()
-    assert status(tab.locator(".diffinf-figure").first) == made("curve").told()
+    assert status(tab.locator(".diffinf-interactive").first) == made("curve").told()
 
 
 def test_a_page_saved_while_live_comes_to_life_again(shown, opened, tmp_path):
@@ -450,7 +452,7 @@ def test_the_budget_reads_every_line_off(shown):
     for budget in (3, 32, 0.5):
         state = figure.state(Budget=budget)
         put(tab, state)
-        rows = tab.locator(".diffinf-table tbody tr").all()
+        rows = tab.locator(".diffinf-readings tbody tr").all()
         for row, line, found in zip(rows, figure.lines, figure.readings(state).values(), strict=True):
             cells = row.locator("td").all_text_contents()
             assert cells[0] == text(found.x, ".3g") and cells[1].startswith(text(found.y, ".1f"))

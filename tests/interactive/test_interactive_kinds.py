@@ -14,6 +14,7 @@ from cases import images
 from made_figures import DAMPING, HOSTILE, MADE, METHOD, explorer, ground_truth, matrices, points, removals
 from PIL import Image
 
+from diffinf_lib.artifacts import load_bundle
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.evaluation.resampling import Resamples, resample_spearman
 from diffinf_lib.interactive import (
@@ -82,10 +83,12 @@ def test_the_script_comes_along_unless_the_site_has_it(monkeypatch):
 def test_script_and_style_ask_for_nothing_from_elsewhere():
     from diffinf_lib.interactive.figure import asset
 
-    for name in ("diffinf.js", "diffinf-figures.css"):
+    for name in ("diffinf-interactive.js", "diffinf-interactive.css"):
         found = [url for url in re.findall(r"https?://[^\s\"']+", asset(name)) if "www.w3.org/2000/svg" not in url]
         assert not found and "</script" not in asset(name) and "</style" not in asset(name)
-    assert not re.search(r"\b(fetch|XMLHttpRequest|WebSocket|import\(|eval|sendBeacon)\b", asset("diffinf.js"))
+    assert not re.search(
+        r"\b(fetch|XMLHttpRequest|WebSocket|import\(|eval|sendBeacon)\b", asset("diffinf-interactive.js")
+    )
 
 
 def test_names_cannot_end_the_script():
@@ -291,3 +294,14 @@ def test_file_names_stand_for_images():
     names = tuple(f"{n}{HOSTILE}.png" for n in range(40))
     figure = Explorer(replace(TRAIN, names=names), QUERIES, torch.arange(200.0).reshape(5, 40))
     assert f"training image {names[39]}" in figure.told() and METHOD.look == "radio"
+
+
+def test_outcomes_of_the_shipped_removal_study():
+    bundle = load_bundle("digits-removal")
+    found = Removal.of_study(bundle, [7, 2])
+    assert [removal.name for removal in found] == ["the top 2 %", "the bottom 2 %", "the top 10 %", "the bottom 10 %"]
+    assert [len(removal.removed[0]) for removal in found] == [6, 6, 30, 30]
+    scores = bundle.arrays["scores"]
+    assert set(found[2].removed[1]) == set(np.argsort(-scores[2], kind="stable")[:30].tolist())
+    assert found[2].after[0] == bundle.arrays["measurements"][1, 0, 7].mean()
+    assert found[2].before[1] == bundle.arrays["full"][2].mean()

@@ -666,7 +666,7 @@
     const drag = dragged(chart, data, figure), costs = data.costs.map((cost) => cost.values.map(unpack));
     legend(chart, names, dense ? "dashes" : "markers");
     chart.zone.setAttribute("aria-label", data.alternative + "; arrow keys go through the points");
-    const table = data.reading && (names.length > 1 || costs.length > 0) && make("table", { class: "diffinf-table" }), wide = make("div", { class: "diffinf-wide" });
+    const table = data.reading && (names.length > 1 || costs.length > 0) && make("table", { class: "diffinf-readings" }), wide = make("div", { class: "diffinf-wide" });
     if (table) { wide.append(table); host.append(wide); }
     const every = (keys) => extent(series.flatMap((one) => keys.map((key) => one[key]).filter(Boolean).map((array) => array.values))
       .concat(keys.includes("y") ? [data.references.map((one) => one.value)] : []));
@@ -909,7 +909,7 @@
   }
 
   function startAll() {
-    document.querySelectorAll(".diffinf-figure").forEach((root) => {
+    document.querySelectorAll(".diffinf-interactive").forEach((root) => {
       try { start(root); } catch (error) {
         root.classList.remove("diffinf-is-live"); // what was there before the script stays
         root.querySelectorAll(":scope > .diffinf-live").forEach((part) => part.remove());
