@@ -1,5 +1,3 @@
-from functools import partial
-
 """What a practitioner may do wrong, or oddly, with one command: it is done right and said, or refused in one line."""
 
 import os
@@ -8,6 +6,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
