@@ -63,13 +63,17 @@ def opened(browser):
 
 
 COLOURS = """(root, selectors) => selectors.flatMap(selector => [...root.querySelectorAll(selector)].map(element => {
-    let parent = element, background = 'rgba(0, 0, 0, 0)';
-    while (parent && background === 'rgba(0, 0, 0, 0)') {
-        background = getComputedStyle(parent).backgroundColor; parent = parent.parentElement;
+    const ground = [255, 255, 255], layers = [];
+    for (let parent = element; parent; parent = parent.parentElement) {
+        const [r, g, b, a = 1] = getComputedStyle(parent).backgroundColor.match(/[0-9.]+/g).map(Number);
+        layers.unshift([[r, g, b], a]);
+        if (a === 1) break;
     }
+    for (const [colour, share] of layers) colour.forEach((value, i) => ground[i] += share * (value - ground[i]));
     const style = getComputedStyle(element), text = element.namespaceURI.endsWith('svg') ? style.fill : style.color;
-    return [selector, text, background];
+    return [selector, text, `rgb(${ground.map(Math.round)})`];
 }))"""
+"""Of each element its text's colour, and the colour behind it, tints that let others through included."""
 
 
 def unreadable(locator, selectors, least=4.5):
