@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import torch
@@ -171,7 +171,7 @@ class Explorer(Figure):
     def _used(self) -> np.ndarray:
         return np.unique(self.ends[0].values)
 
-    def label(self, position: int) -> str:
+    def label(self, position: SupportsIndex) -> str:
         """A training image as the figure calls it."""
         return f"training image {int(self.train.ids[position]) if self.train.names is None else self.train.names[position]}"
 
