@@ -270,9 +270,10 @@ def _presets(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     import diffinf_lib as di
-    from diffinf_lib.devices import usable_device
 
     preset = _preset(options)
+    from diffinf_lib.devices import usable_device  # it loads torch
+
     plan = di.planner.estimate(
         preset, train_count=options.train_count, query_count=options.query_count,
         device=usable_device(options.device), flops_per_second=options.flops,

@@ -77,8 +77,9 @@ def test_a_missing_gpu_is_named(capsys, tmp_path):
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    for device in ("cuda", "cuda:9", "tpu", "meta", "cuda:x"):
-        said = f"device='{device}': there is no such device here; give cpu"
+    for device, why in {"cuda": "there is no such device here; give cpu", "cuda:9": "there is no such device here; give cpu",
+                        "tpu": "give cpu or cuda", "meta": "give cpu or cuda", "cuda:x": "give cpu or cuda"}.items():  # fmt: skip
+        said = f"device='{device}': {why}"
         assert said in refused(capsys, "model", "smoke", "--run", tmp_path, "--device", device)
         assert said in refused(capsys, "plan", "smoke", "--device", device)
 
