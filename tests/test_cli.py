@@ -77,8 +77,8 @@ def test_a_missing_gpu_is_named(capsys, tmp_path):
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    for device, why in {"cuda": "there is no such device here; give cpu", "cuda:9": "there is no such device here; give cpu",
-                        "tpu": "give cpu or cuda", "meta": "give cpu or cuda", "cuda:x": "give cpu or cuda"}.items():  # fmt: skip
+    missing, unknown = "there is no such device here; give cpu", "give cpu or cuda"
+    for device, why in (("cuda", missing), ("cuda:9", missing), ("tpu", unknown), ("meta", unknown), ("cuda:x", unknown)):
         said = f"device='{device}': {why}"
         assert said in refused(capsys, "model", "smoke", "--run", tmp_path, "--device", device)
         assert said in refused(capsys, "plan", "smoke", "--device", device)
