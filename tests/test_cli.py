@@ -78,7 +78,13 @@ def test_a_missing_gpu_is_named(capsys, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     missing, unknown = "there is no such device here; give cpu", "give cpu or cuda"
-    for device, why in (("cuda", missing), ("cuda:9", missing), ("tpu", unknown), ("meta", unknown), ("cuda:x", unknown)):
+    for device, why in (
+        ("cuda", missing),
+        ("cuda:9", missing),
+        ("tpu", unknown),
+        ("meta", unknown),
+        ("cuda:x", unknown),
+    ):
         said = f"device='{device}': {why}"
         assert said in refused(capsys, "model", "smoke", "--run", tmp_path, "--device", device)
         assert said in refused(capsys, "plan", "smoke", "--device", device)
