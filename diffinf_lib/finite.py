@@ -58,7 +58,7 @@ def not_finite_at(
                               "there, or draw other timesteps")  # fmt: skip
 
 
-def check_scores(scores: Float[Tensor, "..."], **axes: Int[Tensor, "_"] | None) -> None:
+def check_scores(scores: Float[Tensor, "..."], **axes: Int[Tensor, "_"] | None) -> None:  # noqa: F821
     """Refuse scores that are not finite.
 
     Args:

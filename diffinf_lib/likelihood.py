@@ -200,31 +200,31 @@ def _known(process: Process) -> PerTimestep:
 
 @lru_cache
 @own_settings
-def angles(process: Process = Process()) -> PerTimestep:
+def angles(process: Process) -> PerTimestep:
     """φ_t with cos φ_t = √ᾱ_t, how far noising has turned the image into noise at every timestep; `[T]`, float64."""
     kept = _known(process)
     return torch.atan2((1 - kept).sqrt(), kept.sqrt())
 
 
-def timesteps_at(angle: Numbers, process: Process = Process()) -> Numbers:
+def timesteps_at(angle: Numbers, process: Process) -> Numbers:
     """The real-valued timestep at which √ᾱ = cos φ, log ᾱ taken as linear between timesteps."""
     known = _known(process).to(angle.device).log()
     return _interpolate(-2 * angle.cos().log(), -known, torch.arange(len(known)).to(known))
 
 
-def network_time_at(angle: Numbers, process: Process = Process()) -> Numbers:
+def network_time_at(angle: Numbers, process: Process) -> Numbers:
     """What the network is given at an angle: the timestep, or T σ of a flow, whose σ = sin φ / (sin φ + cos φ)."""
     if process.is_flow:
         return process.timesteps * angle.sin() / (angle.sin() + angle.cos())
     return timesteps_at(angle, process)
 
 
-def state_length_at(angle: Numbers, process: Process = Process()) -> Numbers:
+def state_length_at(angle: Numbers, process: Process) -> Numbers:
     """r with x_t = r z for the state z of length one: 1, or of a flow 1 / (sin φ + cos φ)."""
     return 1 / (angle.sin() + angle.cos()) if process.is_flow else torch.ones_like(angle)
 
 
-def target_at(angle: Numbers, process: Process = Process()) -> tuple[Numbers, Numbers]:
+def target_at(angle: Numbers, process: Process) -> tuple[Numbers, Numbers]:
     """a and b of the target a x + b ε at an angle."""
     one, nothing = torch.ones_like(angle), torch.zeros_like(angle)
     rows = {"noise": (nothing, one), "image": (one, nothing), "v": (-angle.sin(), angle.cos()), "velocity": (-one, one)}
@@ -238,7 +238,7 @@ def _interpolate(wanted: Numbers, places: PerTimestep, values: PerTimestep) -> N
     return torch.lerp(values[right - 1], values[right], share.clamp(0, 1))
 
 
-def angle_grid(steps: int, process: Process = Process()) -> Float[Tensor, "{steps}+1"]:
+def angle_grid(steps: int, process: Process) -> Float[Tensor, "{steps}+1"]:  # noqa: F821
     """The angles between which the solver steps, from the first timestep's to the last one's, even in log tan φ.
 
     tan φ is the noise's standard deviation beside the image's: fine steps where little noise makes fine structure.

@@ -48,7 +48,7 @@ class TrainingResult:
     """A trained model: `model` holds the averaged (EMA) weights in eval mode; `losses` is one batch loss a step."""
 
     model: Denoiser
-    losses: Float[np.ndarray, "steps"]
+    losses: Float[np.ndarray, "steps"]  # noqa: F821
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:
@@ -61,7 +61,7 @@ def learning_rate_factor(step: int, config: TrainingConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
 
 
-def batch_indices(step: int, count: int, batch_size: int, seed: int) -> Int[Tensor, "{batch_size}"]:
+def batch_indices(step: int, count: int, batch_size: int, seed: int) -> Int[Tensor, "{batch_size}"]:  # noqa: F821
     """The positions of the images of one step, `[B]`: consecutive pieces of one shuffle per epoch."""
     positions = torch.arange(step * batch_size, (step + 1) * batch_size)
     epochs, places = positions // count, positions % count

@@ -20,7 +20,9 @@ CONFIG = MeasurementConfig(draws=DrawConfig(16))
 def test_the_measurement_is_the_mean_loss_over_the_query_s_own_draws():
     model = build_model(PRESET.unet).double()
     queries = type(QUERIES)(QUERIES.images.double(), QUERIES.labels, QUERIES.ids)
-    draws = example_draws(int(queries.ids[2]), queries.shape, CONFIG.draws, seed=3, stage="measurement")
+    draws = example_draws(
+        int(queries.ids[2]), queries.shape, CONFIG.draws, seed=3, stage="measurement", process=Process()
+    )
     image = queries.images[2].expand(16, -1, -1, -1)
     expected = per_draw_loss(model, image, draws.timesteps, draws.noise.double()).mean()
     actual = measure(model, queries, CONFIG, seed=3)
@@ -54,7 +56,9 @@ def test_an_unknown_measurement_is_refused():
 def test_the_loss_at_a_time_takes_every_draw_there():
     model = build_model(PRESET.unet)
     config = MeasurementConfig("loss_at_time", draws=DrawConfig(16), timestep=300)
-    draws = example_draws(int(QUERIES.ids[1]), QUERIES.shape, config.expectation().draws, seed=0, stage="measurement")
+    draws = example_draws(
+        int(QUERIES.ids[1]), QUERIES.shape, config.expectation().draws, seed=0, stage="measurement", process=Process()
+    )
     assert (draws.timesteps == 300).all() and (draws.weights == 1).all()
     with torch.no_grad():
         expected = per_draw_loss(model, QUERIES.images[1].expand(16, -1, -1, -1), draws.timesteps, draws.noise).mean()

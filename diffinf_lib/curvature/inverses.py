@@ -36,7 +36,7 @@ class Solution:
 
     vectors: Float[Tensor, "P *n"]
     iterations: int
-    residuals: Float[Tensor, "columns"]
+    residuals: Float[Tensor, "columns"]  # noqa: F821
     converged: bool
 
 
@@ -197,7 +197,7 @@ def largest_eigenvalue(
 def _system(
     operator: Operator | Float[Tensor, "P P"],
     damping: float,
-    vectors: Float[Tensor, "rows *n"],
+    vectors: Float[Tensor, "rows *n"],  # noqa: F821
     preconditioner: Multiply | None,
     max_iterations: int,
 ) -> tuple[Multiply, Float[Tensor, "P columns"], Multiply]:

@@ -47,7 +47,7 @@ def trace(operator: Operator, method: TraceMethod = "hutch++", samples: int = 30
 @own_settings
 def extreme_eigenvalues(
     operator: Operator, count: int = 1, *, which: Literal["largest", "smallest"] = "largest", tolerance: float = 1e-6
-) -> Float[Tensor, "{count}"]:
+) -> Float[Tensor, "{count}"]:  # noqa: F821
     """The algebraically largest or smallest eigenvalues by implicitly restarted Lanczos (ARPACK), ascending; float64."""
     checked("which", which, Literal["largest", "smallest"])
     require(0 < count < operator.shape[0], f"count={count}: give a positive number below {operator.shape[0]}")
@@ -66,7 +66,7 @@ def eigenvalue_density(
     repeats: int = 1,
     kappa: float = 3.0,
     seed: int = 0,
-) -> tuple[Float[Tensor, "{points}"], Float[Tensor, "{points}"]]:
+) -> tuple[Float[Tensor, "{points}"], Float[Tensor, "{points}"]]:  # noqa: F821
     """The density of the eigenvalues, smoothed, by Lanczos quadrature through curvlinops (Papyan 2020, algorithm 2).
 
     Args:

@@ -84,7 +84,7 @@ def example_draws(
     *,
     seed: int,
     stage: str,
-    process: Process = Process(),
+    process: Process,
 ) -> Draws:
     """The draws of one example.
 
@@ -132,7 +132,7 @@ def _timesteps(
 
 @lru_cache
 @own_settings
-def timestep_probabilities(config: DrawConfig, process: Process = Process()) -> PerTimestep:
+def timestep_probabilities(config: DrawConfig, process: Process) -> PerTimestep:
     """p(t), how often each timestep is drawn: `[T]`, float64, sums to 1.
 
     A proposal is a density that is constant on equal slices of [0, T), and p(t) its integral from t to t + 1: a timestep
@@ -152,7 +152,7 @@ def timestep_probabilities(config: DrawConfig, process: Process = Process()) -> 
     return torch.lerp(cumulative[below], cumulative[below + 1], edges - below).diff()
 
 
-def elbo_weights(process: Process = Process()) -> PerTimestep:
+def elbo_weights(process: Process) -> PerTimestep:
     """w_t, the weight that the ELBO gives the squared error of the target at t with σ_t² = β_t (Ho et al. 2020, eq. 12).
 
     For noise it is β_t / (2 α_t (1 − ᾱ_t)). `[T]`, float64.
@@ -171,7 +171,7 @@ def iterate_draws(
     *,
     seed: int,
     stage: str,
-    process: Process = Process(),
+    process: Process,
     batch_size: int = 512,
     conditions: Mapping[str, Shaped[Tensor, "N ..."]] | None = None,
     no_class: int | None = None,

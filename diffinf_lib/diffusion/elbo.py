@@ -24,7 +24,7 @@ def elbo_terms(
     images: ImageBatch,
     timesteps: Timesteps,
     target: ImageBatch,
-    process: Process = Process(),
+    process: Process,
     levels: int | None = 256,
 ) -> PerDraw:
     """What one draw says about the ELBO: its mean over uniform t and ε is the ELBO without the prior's term; `[B]`, nats.
@@ -58,7 +58,7 @@ def elbo_terms(
 
 @lru_cache
 @own_settings
-def kl_weights(process: Process = Process()) -> PerTimestep:
+def kl_weights(process: Process) -> PerTimestep:
     """½ (SNR_{t−1} − SNR_t) n_t² / D_t², the weight of ‖y − y_θ‖² in KL_t, with SNR = s² / n²; `[T]`, float64.
 
     An error of the target is n/D times as large in the image, and KL_t is half the loss of signal-to-noise ratio times the
@@ -118,7 +118,7 @@ def nearest_levels(images: Float[Tensor, "*shape"], levels: int) -> Float[Tensor
     return ((images.clamp(-1, 1) + 1) / (2 * half)).round() * (2 * half) - 1
 
 
-def prior_kl(images: Images, process: Process = Process()) -> PerExample:
+def prior_kl(images: Images, process: Process) -> PerExample:
     """KL(q(x_T | x_0) ‖ N(0, I)), what is left of an image after all noising; `[N]`, in nats. No model changes it."""
     signal, noise = (float(values[-1]) for values in process.coefficients[:2])
     per_pixel = 0.5 * ((signal * images).square() + (noise**2 - 1) - 2 * math.log(noise))

@@ -18,9 +18,9 @@ from diffinf_lib.shapes import ImageBatch, PerDraw, PerTimestep
 
 
 def objective_of_prediction(
-    prediction: ImageBatch, batch: DrawBatch, objective: Objective = Objective(), process: Process = Process()
+    prediction: ImageBatch, batch: DrawBatch, objective: Objective, process: Process
 ) -> PerDraw:
-    """The objective, by default the loss, at each draw, `[B]`, differentiable in the network's output `prediction`."""
+    """The objective at each draw, `[B]`, differentiable in the network's output `prediction`."""
     if objective.name in ("loss", "journey_loss", "weighted_loss", "simplified_elbo"):
         losses = (batch.target - prediction).square().flatten(1).mean(1)
         weights = _timestep_weights(objective, process)

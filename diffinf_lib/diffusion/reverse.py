@@ -27,7 +27,7 @@ def _before(process: Process) -> tuple[PerTimestep, PerTimestep]:
 
 @lru_cache
 @own_settings
-def added_variances(process: Process = Process()) -> PerTimestep:
+def added_variances(process: Process) -> PerTimestep:
     """n_t² − (s_t / s_{t−1})² n_{t−1}², the variance that the forward process adds at t, β_t in DDPM; `[T]`, float64."""
     (signal, noise), (signal_before, noise_before) = process.coefficients[:2], _before(process)
     return noise.square() - (signal / signal_before * noise_before).square()
@@ -35,7 +35,7 @@ def added_variances(process: Process = Process()) -> PerTimestep:
 
 @lru_cache
 @own_settings
-def posterior_variance(process: Process = Process()) -> PerTimestep:
+def posterior_variance(process: Process) -> PerTimestep:
     """β̃_t = β_t n_{t−1}² / n_t², the variance of x_{t−1} given x_t and the image; `[T]`, float64.
 
     Ho et al. 2020, equation 7; diffusers calls it `fixed_small`. At t = 0 it is 0, for the image has no variance given
@@ -50,7 +50,7 @@ def posterior_variance(process: Process = Process()) -> PerTimestep:
     return variance
 
 
-def posterior_mean(x0: ImageBatch, x_t: ImageBatch, timesteps: Timesteps, process: Process = Process()) -> ImageBatch:
+def posterior_mean(x0: ImageBatch, x_t: ImageBatch, timesteps: Timesteps, process: Process) -> ImageBatch:
     """μ̃_t(x_t, x_0), the mean of x_{t−1} given x_t and the image x_0 (Ho et al. 2020, equation 7); `[B, C, H, W]`."""
     (signal, noise), (signal_before, noise_before) = process.coefficients[:2], _before(process)
     of_image = at_timesteps(signal_before * added_variances(process) / noise.square(), timesteps, x0)
@@ -59,7 +59,7 @@ def posterior_mean(x0: ImageBatch, x_t: ImageBatch, timesteps: Timesteps, proces
 
 
 def reverse_mean(
-    noisy: ImageBatch, prediction: ImageBatch, timesteps: Timesteps, process: Process = Process(), *, clip: bool = False
+    noisy: ImageBatch, prediction: ImageBatch, timesteps: Timesteps, process: Process, *, clip: bool = False
 ) -> ImageBatch:
     """μ_θ(x_t, t), the mean of the model's step from x_t (Ho et al. 2020, equation 11); `[B, C, H, W]`.
 
@@ -76,7 +76,7 @@ def reverse_step_log_prob(
     noisy: ImageBatch,
     following: ImageBatch,
     timesteps: Timesteps,
-    process: Process = Process(),
+    process: Process,
     clip: bool = True,
 ) -> PerDraw:
     """log N(x_{t−1}; μ_θ(x_t, t), σ_t² I), how likely the model makes one step of a trajectory; `[B]`, in nats.

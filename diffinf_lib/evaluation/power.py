@@ -149,7 +149,7 @@ def _components(predicted: Float[np.ndarray, "2 Q M"], measured: Float[np.ndarra
     return variance_components(pseudo_values(difference[0], difference[1:]))
 
 
-def _line(found: dict[int, Float[np.ndarray, "components"]], column: int) -> tuple[float, float]:
+def _line(found: dict[int, Float[np.ndarray, "components"]], column: int) -> tuple[float, float]:  # noqa: F821
     """Intercept and slope over 1/k of one component, neither below 0."""
     inverse, values = np.array([1 / count for count in found]), np.array([row[column] for row in found.values()])
     slope, intercept = np.polyfit(inverse, values, 1)

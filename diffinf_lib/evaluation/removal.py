@@ -119,7 +119,7 @@ def _checked(name: str, given: OfRemovals, queries: int | None) -> Float[np.ndar
 
 def _resampled(
     arrays: Mapping[str, Float[np.ndarray, "Q _R _K"]], repeats: int, seed: int
-) -> dict[str, Float[np.ndarray, "{repeats}"]]:
+) -> dict[str, Float[np.ndarray, "{repeats}"]]:  # noqa: F821
     """The mean of each array in every resample; axes of equal length share their draws, kind by kind."""
     generator = np.random.default_rng(seed)
     draws: dict[tuple[str, int], np.ndarray] = {}

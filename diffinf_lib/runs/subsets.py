@@ -11,7 +11,7 @@ from diffinf_lib.runs.run import Run
 from diffinf_lib.shapes import Masks
 
 
-def subset_mask(count: int, fraction: float, index: int, *, seed: int = 0) -> Bool[Tensor, "{count}"]:
+def subset_mask(count: int, fraction: float, index: int, *, seed: int = 0) -> Bool[Tensor, "{count}"]:  # noqa: F821
     """Which training images subset `index` keeps, `[N]`, True = kept; exactly round(fraction · N) of them.
 
     A subset depends on its own index only, so a ground truth can be extended.

@@ -48,7 +48,7 @@ def timestep_shares(
     *,
     bins: int = 10,
     seed: int = 0,
-    process: Process = Process(),
+    process: Process,
 ) -> Float[Tensor, "B Q"]:
     """The share of each query's draws that falls into each equal range of t, by weight: `[B, Q]`, float64.
 

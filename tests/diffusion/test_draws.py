@@ -1,13 +1,18 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from diffinf_lib.configuration import DrawConfig, Process
-from diffinf_lib.diffusion import example_draws, iterate_draws, timestep_probabilities
+from diffinf_lib.diffusion import draws as rules
 from diffinf_lib.errors import ConfigurationError
 
 SHAPE = (1, 4, 4)
+example_draws, iterate_draws, timestep_probabilities = (
+    partial(function, process=Process())
+    for function in (rules.example_draws, rules.iterate_draws, rules.timestep_probabilities)
+)
 PROPOSAL = (8.0, 4.0, 2.0, 1.0, 1.0)
 TIMESTEPS = [7, 7, 14, 14, 21, 21, 25, 25, 33, 33, 43, 43]
 NOISE = [-0.4434370, 0.0289107, 0.7885806, -0.4648830]
@@ -84,7 +89,7 @@ def test_timesteps_and_noise_of_the_shipped_ground_truth_never_change():
 @pytest.mark.parametrize("total", [10, 1000])
 def test_timestep_probabilities_are_the_integral_of_the_density(slices, total):
     heights = torch.linspace(1, 3, slices, dtype=torch.float64).tolist()
-    found = timestep_probabilities(
+    found = rules.timestep_probabilities(
         DrawConfig(timesteps="importance", proposal=tuple(heights)), Process(timesteps=total)
     )
     # Midpoint rule on a grid that both the slices and the timesteps divide
@@ -135,7 +140,7 @@ def test_importance_has_less_variance_than_stratified_for_its_integrand():
 @pytest.mark.parametrize("total", [10, 1000])
 def test_signal_draws_timesteps_where_something_is_left_of_the_image(total):
     process, config = Process(timesteps=total), DrawConfig(timesteps="signal")
-    found = timestep_probabilities(config, process)
+    found = timestep_probabilities(config, process=process)
     left = process.alphas_cumprod.double()
     torch.testing.assert_close(found, 0.9 * left / left.sum() + 0.1 / total)
     draws = [example_draws(i, (1, 1, 1), config, seed=0, stage="a", process=process) for i in range(100)]
@@ -211,4 +216,4 @@ def test_bad_configurations_are_refused(arguments, said):
 
 def test_the_elbo_s_weights_of_noise_that_says_nothing_are_refused():
     with pytest.raises(ConfigurationError, match="such a model is trained with target='v'"):
-        timestep_probabilities(DrawConfig(timesteps="elbo"), Process(zero_terminal_snr=True))
+        timestep_probabilities(DrawConfig(timesteps="elbo"), process=Process(zero_terminal_snr=True))

@@ -1,6 +1,7 @@
 """The reverse process and the ELBO, against diffusers, torch.distributions and scipy."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,26 +10,23 @@ from scipy import stats
 from torch.distributions import Independent, Normal, kl_divergence
 
 from diffinf_lib.configuration import Process
-from diffinf_lib.diffusion import Denoiser
+from diffinf_lib.diffusion import Denoiser, elbo, reverse
 from diffinf_lib.diffusion.elbo import (
-    elbo_terms,
-    kl_weights,
     last_step_log_prob,
     nats_to_bits_per_dimension,
     nearest_levels,
-    prior_kl,
-)
-from diffinf_lib.diffusion.reverse import (
-    added_variances,
-    posterior_mean,
-    posterior_variance,
-    reverse_mean,
-    reverse_step_log_prob,
 )
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.sampling import sample_states
 
 TIMES = torch.tensor([0, 1, 2, 40, 500, 998, 999])
+elbo_terms, kl_weights, prior_kl, added_variances, posterior_mean, posterior_variance, reverse_mean, reverse_step_log_prob = (
+    partial(function, process=Process())
+    for function in (
+        elbo.elbo_terms, elbo.kl_weights, elbo.prior_kl, reverse.added_variances, reverse.posterior_mean,
+        reverse.posterior_variance, reverse.reverse_mean, reverse.reverse_step_log_prob,
+    )
+)  # fmt: skip
 
 
 def batch(timesteps=TIMES, seed=0, levels=17):
@@ -65,21 +63,23 @@ def test_a_step_is_that_of_diffusers(clip, process):
     _, _, prediction, noisy = batch(timesteps)
     scheduler = process.scheduler()
     scheduler.register_to_config(clip_sample=clip)
-    mean = reverse_mean(noisy, prediction, timesteps, process, clip=clip)
+    mean = reverse_mean(noisy, prediction, timesteps, process=process, clip=clip)
     for t in timesteps[:: process.timesteps // 25].tolist():
         # Generators that make no noise visible: the same seed on both sides, whatever the variance
         made, drawn = (torch.Generator().manual_seed(t) for _ in range(2))
         step = scheduler.step(prediction[t : t + 1], t, noisy[t : t + 1], generator=made)
         noise = torch.randn(1, 2, 3, 3, generator=drawn, dtype=torch.float64)
-        expected = mean[t : t + 1] + (noise * posterior_variance(process)[t].sqrt() if t else 0)
+        expected = mean[t : t + 1] + (noise * posterior_variance(process=process)[t].sqrt() if t else 0)
         # diffusers' coefficients are float32: 1 − ᾱ_t keeps three digits near t = 0
         torch.testing.assert_close(step.prev_sample, expected, rtol=2e-4, atol=2e-4)
         image = process.solved(noisy, prediction, timesteps)[0][t]
         expected_image = step.pred_original_sample[0]
         torch.testing.assert_close(image.clamp(-1, 1) if clip else image, expected_image, rtol=1e-4, atol=1e-4)
         if t:
-            assert float(scheduler._get_variance(t)) == pytest.approx(float(posterior_variance(process)[t]), rel=2e-3)
-    assert posterior_variance(process)[0] == posterior_variance(process)[1]
+            assert float(scheduler._get_variance(t)) == pytest.approx(
+                float(posterior_variance(process=process)[t]), rel=2e-3
+            )
+    assert posterior_variance(process=process)[0] == posterior_variance(process=process)[1]
 
 
 def test_the_mean_without_clipping_is_equation_11():
@@ -120,25 +120,25 @@ def test_a_sampled_trajectory_has_standard_normal_residuals():
         timesteps = torch.full((40,), t)
         prediction = model(states[:, done], timesteps).detach()
         args = (prediction, states[:, done], states[:, done + 1], timesteps, process)
-        constant = 0.5 * dimensions * float((2 * math.pi * posterior_variance(process)[t]).log())
+        constant = 0.5 * dimensions * float((2 * math.pi * posterior_variance(process=process)[t]).log())
         # Of a standard normal residual, what is left of −log p is half a chi-squared variable
-        residuals = -2 * (reverse_step_log_prob(*args) + constant)
+        residuals = -2 * (reverse.reverse_step_log_prob(*args) + constant)
         assert residuals.mean().item() == pytest.approx(dimensions, abs=6 * (2 * dimensions / 40) ** 0.5)
         total += residuals.mean().item() / 49
-        unclipped -= 2 * (reverse_step_log_prob(*args, clip=False) + constant).mean().item() / 49
+        unclipped -= 2 * (reverse.reverse_step_log_prob(*args, clip=False) + constant).mean().item() / 49
     assert total == pytest.approx(dimensions, abs=4 * (2 * dimensions / 40 / 49) ** 0.5)
     assert unclipped > total + 10
-    last = reverse_step_log_prob(
+    last = reverse.reverse_step_log_prob(
         model(states[:, 49], torch.zeros(40, dtype=torch.long)), states[:, 49], states[:, 50],
         torch.zeros(40, dtype=torch.long), process,
     )  # fmt: skip
-    best = -0.5 * dimensions * float((2 * math.pi * posterior_variance(process)[0]).log())
+    best = -0.5 * dimensions * float((2 * math.pi * posterior_variance(process=process)[0]).log())
     torch.testing.assert_close(last, torch.full((40,), best), rtol=1e-4, atol=1e-2)
 
 
 def test_one_timestep_is_refused():
     with pytest.raises(ConfigurationError, match="timesteps=1"):
-        posterior_variance(Process(timesteps=1))
+        posterior_variance(process=Process(timesteps=1))
 
 
 # The ELBO
@@ -156,12 +156,12 @@ def test_terms_are_the_kls_of_the_two_gaussians():
 
 @pytest.mark.parametrize("process", [Process(), Process(0.00085, 0.012, "scaled_linear", 100)])
 def test_the_simplified_weight_is_the_kl_s_with_the_variance_beta(process):
-    beta, kept = added_variances(process), process.alphas_cumprod.double()
+    beta, kept = added_variances(process=process), process.alphas_cumprod.double()
     simplified = beta / (2 * (1 - beta) * (1 - kept))
     # β²/(2σ²α(1−ᾱ)) is the simplified weight at σ² = β; at σ² = β̃ it is larger by β/β̃ = (1−ᾱ_t)/(1−ᾱ_{t−1})
     expected = (simplified[1:] * (1 - kept[1:]) / (1 - kept[:-1])).tolist()
-    assert kl_weights(process)[1:].tolist() == pytest.approx(expected, rel=1e-12)
-    assert kl_weights(process)[0] == 0
+    assert kl_weights(process=process)[1:].tolist() == pytest.approx(expected, rel=1e-12)
+    assert kl_weights(process=process)[0] == 0
 
 
 @pytest.mark.parametrize("levels", [17, 256, None])
