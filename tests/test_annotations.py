@@ -49,7 +49,7 @@ def test_fields_of_dataclasses_and_named_tuples_are_checked():
 
 def test_arguments_of_a_generator_are_checked_at_its_first_step():
     with pytest.raises(TypeCheckError, match="'ids'"):
-        next(iterate_draws(PIXELS, IDS[:2], DrawConfig(2), seed=0, stage="x"))
+        next(iterate_draws(PIXELS, IDS[:2], DrawConfig(2), seed=0, stage="x", process=Process()))
 
 
 def test_a_checked_generator_steps_in_settings_of_its_own():

@@ -114,7 +114,7 @@ def test_costs_grow_as_they_should():
 def test_weighted_draws_cost_what_weighted_draws_cost(rule):
     """Weights forbid the short way to a convolution's factor; whether a rule has any is what its draws say."""
     draws = di.DrawConfig(4, timesteps=rule, proposal=(1.0, 3.0) if rule == "importance" else None)
-    weights = di.diffusion.example_draws(0, (1, 2, 2), draws, seed=0, stage="x").weights
+    weights = di.diffusion.example_draws(0, (1, 2, 2), draws, seed=0, stage="x", process=di.Process()).weights
     assert draws.weighted == bool((weights != 1).any())
     config = di.CurvatureConfig(draws=draws, factor_draws=draws, input_positions=None)
     count = NetworkCount(SMOKE.unet, config)

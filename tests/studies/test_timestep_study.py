@@ -48,7 +48,9 @@ def test_a_range_s_loss_is_the_mean_over_its_draws(draws):
     losses = losses_by_timestep(model, queries, draws, bins=BINS, seed=2, batch_size=7)
     for query in range(3):
         image = queries.images[query].double().expand(draws.count, -1, -1, -1)
-        drawn = di.diffusion.example_draws(int(queries.ids[query]), queries.shape, draws, seed=2, stage="measurement")
+        drawn = di.diffusion.example_draws(
+            int(queries.ids[query]), queries.shape, draws, seed=2, stage="measurement", process=model.process
+        )
         values = di.per_draw_loss(model, image, drawn.timesteps, drawn.noise.double()).detach()
         for place in range(BINS):
             inside = (drawn.timesteps >= 250 * place) & (drawn.timesteps < 250 * (place + 1))
@@ -60,7 +62,7 @@ def test_a_range_s_loss_is_the_mean_over_its_draws(draws):
 @pytest.mark.parametrize("draws", RULES, ids=lambda draws: draws.timesteps)
 def test_the_ranges_add_up_to_the_loss(draws):
     model, queries = conv_denoiser(), images(5, 4)
-    shares = timestep_shares(queries, draws, bins=BINS, seed=1)
+    shares = timestep_shares(queries, draws, bins=BINS, seed=1, process=model.process)
     total = (shares * losses_by_timestep(model, queries, draws, bins=BINS, seed=1)).sum(0)
     torch.testing.assert_close(total, measure(model, queries, di.MeasurementConfig(draws=draws), seed=1))
     if draws.timesteps == "stratified":  # five slices a range: a weighted loss is then the range's own
