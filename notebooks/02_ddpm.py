@@ -13,7 +13,7 @@
 # %% [markdown]
 # # DDPM: learning to remove noise
 #
-# ```{admonition} In this chapter
+# :::{admonition} In this chapter
 # :class: tip
 # - how an image turns into noise, step by step and in one jump, and why the two agree;
 # - the best possible denoiser for a toy, found by hand and by gradient descent;
@@ -21,7 +21,7 @@
 # - which draws an average over noise should use, a choice that attribution lives on.
 #
 # *Two cores: about one minute · builds on {doc}`01_quickstart`*
-# ```
+# :::
 
 # %% tags=["hide-input"]
 import matplotlib.pyplot as plt
@@ -38,10 +38,7 @@ di.show_versions()
 # A denoising diffusion model {cite}`ho2020ddpm` destroys an image in $T$ small steps and learns to undo them. One step
 # shrinks what is there and adds a little Gaussian noise,
 #
-# ```{math}
-# :label: eq-step
-# x_{t} = \sqrt{1 - \beta_t}\; x_{t-1} + \sqrt{\beta_t}\; \varepsilon_t, \qquad \varepsilon_t \sim \mathcal{N}(0, I),
-# ```
+# $$ x_{t} = \sqrt{1 - \beta_t}\; x_{t-1} + \sqrt{\beta_t}\; \varepsilon_t, \qquad \varepsilon_t \sim \mathcal{N}(0, I), $$ (eq-step)
 #
 # with small variances $\beta_t$ that grow along the way. The shrinking keeps the total variance from growing. Follow a
 # single number, $x = 1$, through all thousand steps, twenty thousand times:
@@ -62,23 +59,25 @@ for t, beta in enumerate(betas):
 # Sums of independent Gaussians are Gaussian, so the thousand steps can be taken in one. With $\bar\alpha_t = \prod_{s \le t}
 # (1 - \beta_s)$,
 #
-# ```{math}
-# :label: eq-jump
-# x_t = \sqrt{\bar\alpha_t}\; x + \sqrt{1 - \bar\alpha_t}\; \varepsilon .
-# ```
+# $$ x_t = \sqrt{\bar\alpha_t}\; x + \sqrt{1 - \bar\alpha_t}\; \varepsilon . $$ (eq-jump)
 
 # %%
 kept = torch.cumprod(1 - betas, 0)
-print("   t    mean: steps   jump      std: steps   jump")
+rows = []
 for t, (mean, std) in followed.items():
-    print(f"{t:4}  {mean:12.3f} {kept[t].sqrt():7.3f} {std:14.3f} {(1 - kept[t]).sqrt():7.3f}")
-    assert abs(mean - kept[t].sqrt()) < 0.03 and abs(std - (1 - kept[t]).sqrt()) < 0.03
+    jump, spread = kept[t].sqrt().item(), (1 - kept[t]).sqrt().item()
+    assert abs(mean - jump) < 0.03 and abs(std - spread) < 0.03
+    row = {"t": t, "mean, by steps": mean, "in one jump": jump}
+    rows.append(row | {"spread, by steps": std, "in one jump ": spread})
+di.tables.table(rows, caption="Twenty thousand numbers after $t$ steps.")
 
 # %% [markdown]
 # diffusers computes the same schedule, and the library takes it from there; timesteps are counted from 0.
 
 # %% mystnb={"image": {"alt": "Two curves over the timesteps: the share of the image falls from one to nearly zero while the share of the noise rises to one"}, "figure": {"caption": "How much image and how much noise there is in $x_t$.", "name": "fig-schedule"}}
-torch.testing.assert_close(di.Process().alphas_cumprod, kept, rtol=1e-4, atol=1e-8)
+torch.testing.assert_close(
+    di.Process().alphas_cumprod, kept, rtol=1e-4, atol=1e-8
+)
 di.figures.schedule_curves()
 
 # %% [markdown]
@@ -88,17 +87,29 @@ di.figures.schedule_curves()
 preset = di.get_preset("digits")
 run = di.open_run(preset, progress=False)
 data = run.data
-noise = torch.randn(data.train.shape, generator=torch.Generator().manual_seed(1))
+noise = torch.randn(
+    data.train.shape, generator=torch.Generator().manual_seed(1)
+)
 di.interactive.Scrubber.noising(
     data.train.images[0],
     noise,
     timesteps=range(0, 1000, 37),
     start={"Timestep": 259},
     presets=[
-        di.interactive.Preset("hardly noisy", {"Timestep": 37}, "Almost all of it is still there."),
-        di.interactive.Preset("half and half", {"Timestep": 259}, "Squared, image and noise have about equal shares."),
         di.interactive.Preset(
-            "nothing left", {"Timestep": 999}, "Whatever the image was, this is what its end looks like."
+            "hardly noisy",
+            {"Timestep": 37},
+            "Almost all of it is still there.",
+        ),
+        di.interactive.Preset(
+            "half and half",
+            {"Timestep": 259},
+            "Squared, image and noise have about equal shares.",
+        ),
+        di.interactive.Preset(
+            "nothing left",
+            {"Timestep": 999},
+            "Whatever the image was, this is what its end looks like.",
         ),
     ],
     caption="One training image on its way into noise.",
@@ -112,10 +123,7 @@ di.interactive.Scrubber.noising(
 # guess is a straight line, $\hat\varepsilon = w x_t + b$. Noise and $x_t$ are jointly Gaussian, so the best guess in the
 # mean-square sense *is* a line, the conditional mean
 #
-# ```{math}
-# :label: eq-optimal
-# \mathbb{E}[\varepsilon \mid x_t] = \frac{\sqrt{1 - \bar\alpha_t}\,\bigl(x_t - \sqrt{\bar\alpha_t}\,\mu\bigr)}{\bar\alpha_t v + 1 - \bar\alpha_t}.
-# ```
+# $$ \mathbb{E}[\varepsilon \mid x_t] = \frac{\sqrt{1 - \bar\alpha_t}\,\bigl(x_t - \sqrt{\bar\alpha_t}\,\mu\bigr)}{\bar\alpha_t v + 1 - \bar\alpha_t}. $$ (eq-optimal)
 #
 # Gradient descent on the squared error must find these two weights.
 
@@ -124,7 +132,9 @@ mu, v, t = 0.5, 0.04, 300
 weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)  # w, b
 descent = torch.optim.SGD([weights], lr=0.1)
 for _ in range(2000):
-    x = mu + v**0.5 * torch.randn(512, generator=generator, dtype=torch.float64)
+    x = mu + v**0.5 * torch.randn(
+        512, generator=generator, dtype=torch.float64
+    )
     eps = torch.randn(512, generator=generator, dtype=torch.float64)
     x_t = kept[t].sqrt() * x + (1 - kept[t]).sqrt() * eps
     error = (eps - (weights[0] * x_t + weights[1])).square().mean()
@@ -135,8 +145,12 @@ for _ in range(2000):
 # %%
 w = (1 - kept[t]).sqrt() / (kept[t] * v + 1 - kept[t])
 best = torch.stack([w, -w * kept[t].sqrt() * mu])
-print("found", [round(value, 3) for value in weights.tolist()], " best", [round(value, 3) for value in best.tolist()])
+rows = [
+    {"weight": name, "found": found.item(), "best": wanted.item()}
+    for name, found, wanted in zip("wb", weights, best, strict=True)
+]
 torch.testing.assert_close(weights.detach(), best, rtol=0, atol=0.05)
+di.tables.table(rows)
 
 # %% [markdown]
 # The error does not go to zero: part of the noise cannot be told from the data. For images the same holds, and the loss of
@@ -147,10 +161,7 @@ torch.testing.assert_close(weights.detach(), best, rtol=0, atol=0.05)
 #
 # For an image the guess is a network's, $\varepsilon_\theta(x_t, t)$, and the error is averaged over timesteps and noise:
 #
-# ```{math}
-# :label: eq-loss
-# \ell(\theta, x) = \mathbb{E}_{t, \varepsilon}\; \tfrac{1}{C}\, \lVert \varepsilon - \varepsilon_\theta(\sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \varepsilon,\; t) \rVert^2 .
-# ```
+# $$ \ell(\theta, x) = \mathbb{E}_{t, \varepsilon}\; \tfrac{1}{C}\, \lVert \varepsilon - \varepsilon_\theta(\sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \varepsilon,\; t) \rVert^2 . $$ (eq-loss)
 #
 # $C$ is the number of pixels; dividing by it follows the code of the paper rather than its formula, and it carries over to
 # every gradient and curvature in this book. In four lines, next to the library's:
@@ -165,10 +176,18 @@ def loss_from_scratch(network, x, t, eps):
 
 
 network = di.build_unet(preset.unet, seed=0)
-model = di.Denoiser(network, preset.process)  # the network, and what its output means
+model = di.Denoiser(
+    network, preset.process
+)  # the network, and what its output means
 batch = data.train.images[:8]
-steps, eps = torch.arange(100, 900, 100), torch.randn(batch.shape, generator=generator)
-torch.testing.assert_close(loss_from_scratch(network, batch, steps, eps), di.per_draw_loss(model, batch, steps, eps))
+steps, eps = (
+    torch.arange(100, 900, 100),
+    torch.randn(batch.shape, generator=generator),
+)
+torch.testing.assert_close(
+    loss_from_scratch(network, batch, steps, eps),
+    di.per_draw_loss(model, batch, steps, eps),
+)
 
 # %% [markdown]
 # ## The training loop
@@ -179,37 +198,59 @@ torch.testing.assert_close(loss_from_scratch(network, batch, steps, eps), di.per
 
 # %%
 config = di.with_options(preset, {"training.steps": 30}).training
-optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+optimizer = torch.optim.AdamW(
+    network.parameters(),
+    config.learning_rate,
+    weight_decay=config.weight_decay,
+)
 average = [weight.detach().clone() for weight in network.parameters()]
 losses = []
+
+
+def rows_of(step):
+    images = len(data.train)
+    return di.training.batch_indices(step, images, config.batch_size, seed=0)
+
+
+# %%
 for step in range(config.steps):
-    x = data.train.images[di.training.batch_indices(step, len(data.train), config.batch_size, seed=0)]
+    x = data.train.images[rows_of(step)]
     draw = di.keyed_generator("training", 0, step)
     t = torch.randint(1000, (len(x),), generator=draw)
-    loss = loss_from_scratch(network, x, t, torch.randn(x.shape, generator=draw)).mean()
+    noise = torch.randn(x.shape, generator=draw)
+    loss = loss_from_scratch(network, x, t, noise).mean()
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * di.training.learning_rate_factor(step, config)
+    factor = di.training.learning_rate_factor(step, config)
+    optimizer.param_groups[0]["lr"] = config.learning_rate * factor
     optimizer.step()
     decay = min(config.ema_max_decay, 1 - (1 + step) ** -config.ema_power)
-    for kept_weight, weight in zip(average, network.parameters(), strict=True):
-        kept_weight.lerp_(weight.detach(), 1 - decay)
+    for mean, weight in zip(average, network.parameters(), strict=True):
+        mean.lerp_(weight.detach(), 1 - decay)
     losses.append(loss.item())
 
 # %% [markdown]
-# ```{admonition} Checkpoint
+# :::{admonition} Checkpoint
 # Everything random in step $s$ is keyed by $s$, so the library's training, which adds checkpoints, exact resume and lower
 # precision on a GPU, takes the same thirty steps.
-# ```
+# :::
 
 # %%
-library = di.train(di.build_model(preset.unet, preset.process, seed=0), data.train, config, seed=0, progress=False)
-torch.testing.assert_close(torch.tensor(losses), torch.from_numpy(library.losses), rtol=1e-3, atol=0)
+library = di.train(
+    di.build_model(preset.unet, preset.process, seed=0),
+    data.train,
+    config,
+    seed=0,
+    progress=False,
+)
+torch.testing.assert_close(
+    torch.tensor(losses), torch.from_numpy(library.losses), rtol=1e-3, atol=0
+)
 for ours, theirs in zip(average, library.model.parameters(), strict=True):
     torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=2e-3)
-print(f"loss after {config.steps} steps: {losses[-1]:.4f} from scratch, {library.losses[-1]:.4f} by the library")
+print(f"after {config.steps} steps: loss {losses[-1]:.4f} from scratch,")
+print(f"{library.losses[-1]:.4f} by the library")
 
 # %% [markdown]
 # ## Sampling
@@ -218,16 +259,15 @@ print(f"loss after {config.steps} steps: {losses[-1]:.4f} from scratch, {library
 # $\hat x$, the state one step earlier is Gaussian with a mean between the two and variance $\tilde\beta_t = \beta_t
 # (1 - \bar\alpha_{t-1}) / (1 - \bar\alpha_t)$:
 #
-# ```{math}
-# :label: eq-posterior
-# x_{t-1} = \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1 - \bar\alpha_t}\,\hat x + \frac{\sqrt{1 - \beta_t}\,(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}\, x_t + \sqrt{\tilde\beta_t}\; z, \qquad z \sim \mathcal{N}(0, I).
-# ```
+# $$ x_{t-1} = \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1 - \bar\alpha_t}\,\hat x + \frac{\sqrt{1 - \beta_t}\,(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}\, x_t + \sqrt{\tilde\beta_t}\; z, \qquad z \sim \mathcal{N}(0, I). $$ (eq-posterior)
 
 
 # %%
 def step_back(x_t, t, guess, z):
     before = kept[t - 1] if t > 0 else torch.ones((), dtype=torch.float64)
-    clean = ((x_t - (1 - kept[t]).sqrt() * guess) / kept[t].sqrt()).clamp(-1, 1)
+    clean = ((x_t - (1 - kept[t]).sqrt() * guess) / kept[t].sqrt()).clamp(
+        -1, 1
+    )
     mean = before.sqrt() * betas[t] / (1 - kept[t]) * clean
     mean = mean + (1 - betas[t]).sqrt() * (1 - before) / (1 - kept[t]) * x_t
     variance = betas[t] * (1 - before) / (1 - kept[t])
@@ -241,13 +281,26 @@ def step_back(x_t, t, guess, z):
 # %%
 model = di.runs.full_model(run).model
 draws = [di.keyed_generator("sample", seed) for seed in range(4)]
-x = torch.stack([torch.randn(data.train.shape, generator=draw) for draw in draws])
+x = torch.stack(
+    [torch.randn(data.train.shape, generator=draw) for draw in draws]
+)
 with torch.no_grad():
     for t in reversed(range(1000)):
         guess = model(x, torch.full((4,), t))
-        z = torch.stack([torch.randn(data.train.shape, generator=draw) for draw in draws]) if t > 0 else 0
+        z = (
+            torch.stack(
+                [
+                    torch.randn(data.train.shape, generator=draw)
+                    for draw in draws
+                ]
+            )
+            if t > 0
+            else 0
+        )
         x = step_back(x, t, guess, z).float()
-trajectories = di.sampling.sample_states(model, 4, data.train.shape, keep=[0, 500, 700, 800, 900, 950, 1000])
+trajectories = di.sampling.sample_states(
+    model, 4, data.train.shape, keep=[0, 500, 700, 800, 900, 950, 1000]
+)
 torch.testing.assert_close(x, trajectories[:, -1], rtol=0, atol=0.05)
 
 # %% mystnb={"image": {"alt": "Four rows of seven pictures: pure noise on the left turns into a clean digit on the right"}, "figure": {"caption": "Four samples on their way from noise to digit, after 0, 500, 700, 800, 900, 950 and 1,000 steps.", "name": "fig-trajectories"}} tags=["hide-input"]
@@ -291,27 +344,37 @@ image = data.train.subset(slice(0, 1))
 
 def loss_and_gradient(count, seed, **rule):
     draws = di.DrawConfig(count, **rule)
-    loss = di.measure(model, image, di.MeasurementConfig(draws=draws), seed=seed)
-    matrices = di.gradients.example_gradient(model, image, di.Expectation(draws, seed=seed))
+    loss = di.measure(
+        model, image, di.MeasurementConfig(draws=draws), seed=seed
+    )
+    matrices = di.gradients.example_gradient(
+        model, image, di.Expectation(draws, seed=seed)
+    )
     return loss, torch.cat([matrix.flatten() for matrix in matrices.values()])
 
 
+def stray(found, wanted):
+    return ((found - wanted).norm() / wanted.norm()).item()
+
+
 references = loss_and_gradient(4096, seed=99)
-errors = {}
-print("relative error of                  loss   gradient")
+rows = []
 for name, rule in {
     "uniform": {"timesteps": "uniform", "noise": "independent"},
     "stratified": {"noise": "independent"},
     "stratified, antithetic": {},
     "signal, antithetic": {"timesteps": "signal"},
 }.items():
-    found = [loss_and_gradient(64, seed, **rule) for seed in range(8)]
-    errors[name] = [
-        torch.stack([(one[part] - best).norm() / best.norm() for one in found]).mean().item()
-        for part, best in enumerate(references)
+    tries = [loss_and_gradient(64, seed, **rule) for seed in range(8)]
+    errors = [
+        sum(map(stray, found, [wanted] * 8)) / 8
+        for found, wanted in zip(
+            zip(*tries, strict=True), references, strict=True
+        )
     ]
-    print(f"{name:30} {errors[name][0]:8.3f} {errors[name][1]:10.3f}")
-assert errors["stratified, antithetic"][1] < 0.8 * errors["uniform"][1]
+    rows.append({"draws": name, "loss": errors[0], "gradient": errors[1]})
+assert rows[2]["gradient"] < 0.8 * rows[0]["gradient"]
+di.tables.table(rows, caption="Relative error with 64 draws, mean of eight.")
 
 # %% [markdown]
 # Stratifying helps the loss, whose size depends on the timestep above all. For the gradient at this number of draws the
@@ -334,43 +397,79 @@ assert errors["stratified, antithetic"][1] < 0.8 * errors["uniform"][1]
 # ## Exercises
 
 # %% [markdown]
-# ```{exercise} The same image in fewer steps
+# :::{exercise} Write it yourself · 5 minutes · ★
+# :label: ex-posterior
+# Write `my_posterior_mean(image, state, t, betas)`: the mean in {eq}`eq-posterior`, given the image and the state at $t$. Take
+# care of $t = 0$, before which stands the image itself. Then run `di.checks.posterior_mean(my_posterior_mean)`.
+# :::
+#
+# :::{solution-start} ex-posterior
+# :label: sol-posterior
+# :class: dropdown
+# :::
+
+
+# %%
+def my_posterior_mean(image, state, t, betas):
+    kept = torch.cumprod(1 - betas, 0)
+    before = kept[t - 1] if t > 0 else torch.ones_like(kept[t])
+    of_image = before.sqrt() * betas[t] / (1 - kept[t])
+    of_state = (1 - betas[t]).sqrt() * (1 - before) / (1 - kept[t])
+    return of_image * image + of_state * state
+
+
+di.checks.posterior_mean(my_posterior_mean)
+
+# %% [markdown]
+# :::{solution-end}
+# :::
+#
+# :::{exercise} The same image in fewer steps · 5 minutes · ★
 # :label: ex-ddim
 # DDIM {cite}`song2021ddim` follows a deterministic path and can skip timesteps. Draw the samples with seeds 0 to 3 by
 # `method="ddim"` in 200, 50 and 10 steps. How far do the images move as steps are saved?
-# ```
+# :::
 #
-# ```{solution-start} ex-ddim
+# :::{solution-start} ex-ddim
 # :label: sol-ddim
 # :class: dropdown
-# ```
+# :::
 
 # %%
-by_steps = {count: di.sample(model, 4, data.train.shape, method="ddim", steps=count) for count in (200, 50, 10)}
-for count, images in by_steps.items():
-    print(f"{count:5} steps: mean absolute change {(images - by_steps[200]).abs().mean():.3f}")
+by_steps = {
+    count: di.sample(model, 4, data.train.shape, method="ddim", steps=count)
+    for count in (200, 50, 10)
+}
+di.tables.table([
+    {"steps": count, "mean absolute change": change.abs().mean().item()}
+    for count, images in by_steps.items()
+    for change in [images - by_steps[200]]
+])  # fmt: skip
 
 # %% [markdown]
-# ```{solution-end}
-# ```
+# :::{solution-end}
+# :::
 #
-# ```{exercise} Two choices of variance
+# :::{exercise} Two choices of variance · 5 minutes · ★
 # :label: ex-variance
 # Ho et al. report that $\beta_t$ works as well as $\tilde\beta_t$ in {eq}`eq-posterior`. Compute the ratio of the two at
 # $t = 1, 10, 100, 999$. Where do they differ?
-# ```
+# :::
 #
-# ```{solution-start} ex-variance
+# :::{solution-start} ex-variance
 # :label: sol-variance
 # :class: dropdown
-# ```
+# :::
 
 # %%
-for t in (1, 10, 100, 999):
-    print(f"t = {t:4}: posterior variance / beta = {((1 - kept[t - 1]) / (1 - kept[t])):.4f}")
+ratio = (1 - kept[:-1]) / (1 - kept[1:])
+di.tables.table([
+    {"t": t, "posterior variance / β": ratio[t - 1].item()}
+    for t in (1, 10, 100, 999)
+])  # fmt: skip
 
 # %% [markdown]
 # Only in the last few steps of sampling, where little noise is left.
 #
-# ```{solution-end}
-# ```
+# :::{solution-end}
+# :::
