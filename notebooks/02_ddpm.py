@@ -357,6 +357,7 @@ def stray(found, wanted):
     return ((found - wanted).norm() / wanted.norm()).item()
 
 
+# %%
 references = loss_and_gradient(4096, seed=99)
 rows = []
 for name, rule in {

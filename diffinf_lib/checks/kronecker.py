@@ -16,6 +16,7 @@ from diffinf_lib.options import checked
 
 DampedPart = Literal["product", "factors"]
 Factors = tuple[Tensor, Tensor]
+FactorRule = Callable[[Tensor, Tensor], Factors]
 Rest = Callable[[Tensor], Tensor]
 
 # --- K-FAC's factors
@@ -49,7 +50,7 @@ def _centred(inputs: Tensor, gradients: Tensor) -> Factors:
 def _kfac_mistakes(sharing: Sharing = "expand", bias: bool = False) -> Mistakes:
     rule, other = (_expand, _reduce) if sharing == "expand" else (_reduce, _expand)
 
-    def made(change: Callable[[Factors, Tensor], Factors]) -> Callable[[Tensor, Tensor], Factors]:
+    def made(change: Callable[[Factors, Tensor], Factors]) -> FactorRule:
         """The right factors, changed."""
         return lambda inputs, gradients: change(rule(_with_bias(inputs, bias), gradients), gradients)
 
@@ -79,13 +80,19 @@ def _kfac_mistakes(sharing: Sharing = "expand", bias: bool = False) -> Mistakes:
         ),
         aside: lambda inputs, gradients: other(_with_bias(inputs, bias), gradients),
     }
-    if not bias:
-        return shared | {
-            "a 1 for the bias is among the inputs; here the layer has none": lambda inputs, gradients: rule(
-                _with_bias(inputs, True), gradients
-            )
-        }
-    return shared | {
+    return shared | (_mistakes_with_bias(rule) if bias else _mistakes_without_bias(rule))
+
+
+def _mistakes_without_bias(rule: FactorRule) -> dict[str, Function]:
+    return {
+        "a 1 for the bias is among the inputs; here the layer has none": lambda inputs, gradients: rule(
+            _with_bias(inputs, True), gradients
+        )
+    }
+
+
+def _mistakes_with_bias(rule: FactorRule) -> dict[str, Function]:
+    return {
         "the bias is missing: it is one more input that is always 1": rule,
         "the 1 of the bias stands first; put it last, where the gradient's column is": lambda inputs, gradients: rule(
             _with_bias(inputs, True, first=True), gradients
