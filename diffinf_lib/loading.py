@@ -23,7 +23,7 @@ from diffinf_lib.configuration.process import SCHEDULER_CONFIG
 from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require, room_needed
-from diffinf_lib.hub import repository
+from diffinf_lib.hub import HUB_ID, repository
 from diffinf_lib.settings import own_settings
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -35,7 +35,6 @@ PLACES = ("", *(f"{name}/" for name in NETWORKS))
 AUTOENCODERS = ("vae", "vqvae")
 GIVEN = ("class_labels",)
 """Inputs of a network, besides state and time, that are given from the images' labels."""
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before the names of a network's tensors."""
 

@@ -4,8 +4,9 @@ It knows neither the diffusion model nor its training, so what it finds is liken
 that an attribution method has to beat to say something about the model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from diffinf_lib.artifacts import file_digest, read_json, read_tensor_metadata
 from diffinf_lib.data import ImageSet
-from diffinf_lib.data.download import is_offline
+from diffinf_lib.devices import usable_device
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, require
+from diffinf_lib.hub import HUB_ID, repository
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageBatch
 
@@ -50,7 +52,7 @@ def clip_similarity_scores(
     for name, images in (("train", train), ("queries", queries)):
         _check_images(name, images)
     model, processor = load_clip(source)
-    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = model.to(usable_device(device))
     rows = [clip_embeddings(model, processor, images, batch_size=batch_size) for images in (queries, train)]
     return rows[0] @ rows[1].T
 
@@ -112,25 +114,13 @@ def _model_folder(source: str | Path) -> Path:
     """The folder that holds the model: `source` itself, or where the hub's files are kept."""
     if Path(source).is_dir():
         return Path(source)
-    require(isinstance(source, str), f"{source}: no such folder; give a CLIP model's folder or hub id", ArtifactError)
-    from huggingface_hub import snapshot_download
+    known = isinstance(source, str) and HUB_ID.fullmatch(source)
+    require(bool(known), f"model={source}: no such folder; give a CLIP model's folder or hub id", ArtifactError)
 
-    # files in subfolders are other formats of the same weights
-    options: Any = {"repo_id": source, "allow_patterns": list(FILES), "ignore_patterns": ["*/*"]}
-    try:
-        kept = Path(snapshot_download(local_files_only=True, **options))
-        if is_offline() or _missing(kept) is None:
-            return kept
-    except (OSError, ValueError):
-        pass
-    instead = "give a CLIP model's folder or hub id, or place its files in a folder"
-    require(not is_offline(), f"{source}: no such folder, and DIFFINF_OFFLINE=1 forbids downloads; {instead}",
-            ArtifactError)  # fmt: skip
-    try:
-        return Path(snapshot_download(**options))
-    except Exception as error:  # the hub's client passes on errors of its HTTP library, whichever that is
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise ArtifactError(f"{source}: no such folder, nor to be had from the hub ({reason}); {instead}") from None
+    def needed(names: Sequence[str]) -> list[str]:  # files in subfolders are other formats of the same weights
+        return [name for name in names if any(fnmatch(name, pattern) for pattern in FILES) and "/" not in name]
+
+    return repository(str(source), needed, ["config.json"])
 
 
 def _missing(folder: Path) -> str | None:
