@@ -176,7 +176,7 @@ print(truth.provenance)
 di.figures.predicted_against_measured(scores, truth, query=1)
 
 # %% [markdown]
-# Now all queries, and beside EK-FAC the answers one could have had for less: plain K-FAC, the dot product of
+# Now all queries, and beside EK-FAC the answers one could have had for less. These are plain K-FAC, the dot product of
 # gradients without any curvature, the distance between pixels, and random numbers. We begin with digits that nobody
 # trained on, held out from the data; their retraining ships too.
 #

@@ -163,7 +163,7 @@ di.tables.table(rows)
 #
 # $$ \ell(\theta, x) = \mathbb{E}_{t, \varepsilon}\; \tfrac{1}{C}\, \lVert \varepsilon - \varepsilon_\theta(\sqrt{\bar\alpha_t}\, x + \sqrt{1 - \bar\alpha_t}\, \varepsilon,\; t) \rVert^2 . $$ (eq-loss)
 #
-# $C$ is the number of pixels; dividing by it follows the code of the paper rather than its formula, and it carries over to
+# $C$ is the number of pixels. Dividing by it follows the code of the paper rather than its formula. It carries over to
 # every gradient and curvature in this book. In four lines, next to the library's:
 
 
@@ -379,7 +379,7 @@ di.tables.table(rows, caption="Relative error with 64 draws, mean of eight.")
 
 # %% [markdown]
 # Stratifying helps the loss, whose size depends on the timestep above all. For the gradient at this number of draws the
-# timesteps are not the trouble but the noise: the part of the gradient that is odd in $\varepsilon$ averages to zero, and a
+# noise is the trouble, not the timesteps. The part of the gradient that is odd in $\varepsilon$ averages to zero, and a
 # pair cancels it at once.
 #
 # Every average in the library uses such draws unless told otherwise, keyed by the image's id, so that a number does not
@@ -390,8 +390,8 @@ di.tables.table(rows, caption="Relative error with 64 draws, mean of eight.")
 # ## Pitfalls
 #
 # - **Counting timesteps.** Papers count from 1, diffusers from 0; $\bar\alpha$ before the first step is 1.
-# - **Mean or sum.** Dividing the squared error by $C$ scales gradients by $1/C$ and curvature by $1/C$: a damping chosen
-#   for one convention is wrong by a factor $C$ for the other.
+# - **Mean or sum.** Dividing the squared error by $C$ scales gradients and curvature by $1/C$. A damping chosen for one
+#   convention is wrong by a factor $C$ for the other.
 # - **Raw weights.** Samples, measurements and attribution all use the averaged weights; mixing the two attributes another
 #   model.
 #
