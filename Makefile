@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 THREADS ?= 1
+WORKERS ?= 2
 
 # Threads that wait by spinning slow each other down a hundredfold where other work shares the cores
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -36,7 +37,7 @@ test: lint ## lint, every test, the notebooks through nbval, the built pages
 	rm -rf _build/html
 	$(MAKE) book
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --nbval-lax notebooks/*.ipynb
-	DIFFINF_REQUIRE_BOOK=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests
+	DIFFINF_REQUIRE_BOOK=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) --dist loadfile
 
 reproduce: $(STAMP) ## retrain the digits ground truth and write its bundle; can be killed and called again
 	$(BIN)/diffinf reproduce digits
