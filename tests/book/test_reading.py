@@ -106,9 +106,8 @@ def turns(box, group):
 
 @pytest.mark.browser
 def test_search_finds_the_words_of_the_field(opened):
-    tab = opened(HTML / "search.html")
     for word, wanted in SEARCHED.items():
-        tab.goto(f"{(HTML / 'search.html').as_uri()}?q={word}")
+        tab = opened(HTML / "search.html", query=f"?q={word}")
         found = tab.locator("#search-results li a")
         found.first.wait_for(timeout=20_000)
         tab.wait_for_timeout(300)
