@@ -26,10 +26,11 @@ book: $(STAMP) ## run the digits reproduction and build the book to _build/html/
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/jupyter-book build . -W --keep-going
 	@echo "open _build/html/index.html"
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy, and the words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 # The notebooks run once here, while the book is built; nbval then runs them as tests with a fresh kernel each, on the
 # stages that the build left in runs/, so no model is trained twice.
