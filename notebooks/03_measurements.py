@@ -19,7 +19,7 @@
 # of a loss no model can remove, turn losses into bits of likelihood, and follow a digit through the flow that gives its
 # likelihood exactly. At the end you know which question each measurement answers, and which one to ask.
 #
-# *25 minutes to read · two cores: about MEASURED seconds · builds on {doc}`02_ddpm`*
+# *25 minutes to read · two cores: about a minute · builds on {doc}`02_ddpm`*
 # :::
 
 # %% tags=["hide-input"]
@@ -55,26 +55,26 @@ di.show_versions()
 #
 # ## Two models and one digit
 #
-# The ground truth of {doc}`01_quickstart` comes from models retrained on random halves of the training images. Here are
-# the first two of them, trained on the spot. They give the shipped measurements again.
+# The ground truth of {doc}`01_quickstart` comes from models retrained on random halves of the training images. We take the
+# first two of them, and two held-out digits: the one on which they differ most, and the one on which they differ least.
+
+# %% mystnb={"image": {"alt": "Two handwritten digits of eight by eight pixels"}, "figure": {"caption": "Left, the digit on which the two models differ most; right, the one on which they differ least.", "name": "fig-two-digits"}}
+truth = di.load_ground_truth("digits-ground-truth", "held-out")
+shipped = truth.measurements[:2, 0]  # the first two halves, one seed
+gaps = (shipped[0] - shipped[1]).abs()
+chosen = torch.tensor([int(gaps.argmax()), int(gaps.argmin())])
+asked = truth.queries.subset(chosen)
+di.figures.image_grid(asked.images, columns=2)
+
+# %% [markdown]
+# The models are trained again on the spot, and give the shipped measurements.
 
 # %%
 preset = di.get_preset("digits")
 run = di.open_run(preset, progress=False)
-truth = di.load_ground_truth("digits-ground-truth", "held-out")
-queries = truth.queries
 halves = [di.runs.retrained_model(run, half, 0) for half in (0, 1)]
-again = torch.stack([di.measure(half, queries) for half in halves])
-torch.testing.assert_close(again, truth.measurements[:2, 0], rtol=0.1, atol=0)
-
-# %% [markdown]
-# Take the held-out digit on which they differ most, and the one on which they differ least.
-
-# %% mystnb={"image": {"alt": "Two handwritten digits of eight by eight pixels"}, "figure": {"caption": "Left, the digit on which the two models differ most; right, the one on which they differ least.", "name": "fig-two-digits"}}
-gaps = truth.measurements[0, 0] - truth.measurements[1, 0]
-chosen = [int(gaps.abs().argmax()), int(gaps.abs().argmin())]
-asked = queries.subset(torch.tensor(chosen))
-di.figures.image_grid(asked.images, columns=2)
+again = torch.stack([di.measure(half, asked) for half in halves])
+torch.testing.assert_close(again, shipped[:, chosen], rtol=0.1, atol=0)
 
 # %% [markdown]
 # Which of the two models finds the left digit likelier? Measure its loss with 64 draws, timesteps at random, subtract, and
@@ -151,10 +151,11 @@ for name, r, tries in zip(
 ):
     unequal = a.var() + b.var() - 2 * r * a.std() * b.std()
     equal = (a.var() + b.var()) * (1 - r)
-    row = {"draws": name, "ρ": r.item(), "32 tries": tries.item()}
+    row = {"draws": name, "ρ": r.item(), "in 32 tries": tries.item()}
     row["formula"] = (unequal / 64).sqrt().item()
     rows.append(row | {"taking σ as equal": (equal / 64).sqrt().item()})
-    assert 0.6 < row["32 tries"] / row["formula"] < 1.6
+    assert 0.6 < row["in 32 tries"] / row["formula"] < 1.6
+assert a.std() > b.std()  # the worse model spreads further
 di.tables.table(
     rows, caption="Standard deviation of the difference of two mean losses."
 )
@@ -166,7 +167,7 @@ di.tables.table(
 #
 # The correlation is so high because a hard draw is hard for both models, and most of that is the timestep. So what is left
 # to gain if timesteps are spread evenly, as the library does it? Turn the slider. At each of twenty timesteps both models
-# are asked with 1 to 64 noises.
+# get 1 to 64 draws.
 
 # %% tags=["hide-input"]
 COUNTS, TIMES = (1, 2, 4, 8, 16, 32, 64), torch.arange(25, 1000, 50)
@@ -188,7 +189,7 @@ def after(pool):
 # %% tags=["hide-input"]
 kit = di.interactive
 which = kit.Choice("Digit", ("where they differ", "where they agree"))
-slider = kit.Slider("Noises at each timestep", COUNTS)
+slider = kit.Slider("Draws at each t", COUNTS)
 
 
 def by(values):
@@ -210,31 +211,25 @@ for name, other in {"own draws": own, "the same draws": same}.items():
     )
 
 # %% tags=["hide-input"]
-shown = {"first half": first, "second, own draws": own}
-shown["second, the same draws"] = same
-curves = [
-    kit.Line(name, TIMES, by(after(pool))) for name, pool in shown.items()
-]
-apart, alike = which.options
-limits = (0, 1000), (-0.2, 0.2)
-views = [
-    kit.Lines(curves, "timestep t", "loss", log_y=True),
-    kit.Lines(bands, "timestep t", "first less second", limits=limits),
-    kit.Readouts(numbers, dict.fromkeys(numbers, ".4f")),
-]
+shown = {"second, own draws": own, "second, the same draws": same}
+shown["first half"] = first
+curves = [kit.Line(name, TIMES, by(after(p))) for name, p in shown.items()]
+limits, (apart, alike) = ((0, 1000), (-0.2, 0.2)), which.options
 states = [
     ("two draws", apart, 2, "On the same draws both lines shake together."),
-    ("many", apart, 64, "Own draws still know less than a few shared ones."),
+    ("many", apart, 64, "Both are known better, but one still far better."),
     ("no difference", alike, 64, "Here the bands lie around zero."),
 ]
-
-# %% tags=["hide-input"]
 kit.Together(
-    views,
+    [
+        kit.Lines(curves, "timestep t", "loss", log_y=True),
+        kit.Lines(bands, "timestep t", "first less second", limits=limits),
+        kit.Readouts(numbers, dict.fromkeys(numbers, ".4f")),
+    ],
     start={slider.name: 2},
     presets=[
-        kit.Preset(name, {which.name: digit_of, slider.name: n}, note)
-        for name, digit_of, n, note in states
+        kit.Preset(name, {which.name: of, slider.name: noises}, note)
+        for name, of, noises, note in states
     ],
     caption="Loss of two retrained models on one digit, and their "
     "difference. Bands: one standard deviation to each side.",
@@ -265,8 +260,9 @@ di.tables.table(rows, caption="Standard deviation of the difference.")
 
 # %% [markdown]
 # Look at the last row. In {doc}`02_ddpm` pairs $\pm\varepsilon$ helped a gradient and did nothing for a loss. With draws of
-# their own they do nothing here either. With the same draws they help. For a difference of losses of two models that are
-# close is a gradient, times the step between them. It too has a large part that is odd in $\varepsilon$, and a pair cancels it.
+# their own they do nothing good here either: half as many timesteps are seen. With the same draws they help, for a difference of
+# losses of two models that are close is a gradient, times the step between them. It too has a large part that is odd in
+# $\varepsilon$, and a pair cancels it.
 #
 # `di.measure` keys the draws of a query by the query's id alone. So every model, today or next year, gets the same ones.
 # From scratch:
@@ -406,7 +402,7 @@ di.tables.table(
 # :::
 #
 # By hand: a pixel that is black ($-1$) or white ($1$) has bins of width 2. A model that knows nothing spreads its density,
-# $\tfrac14$, over $[-2, 2]$. Then $\log_2 \tfrac14 + \log_2 2 = -1$, one bit for a coin. The density alone would say two.
+# $\tfrac14$, over $[-2, 2]$. Then $\log_2 \tfrac14 + \log_2 2 = -1$, one bit for a coin. The density alone would say minus two.
 #
 # ## A bound from all timesteps: the ELBO
 #
@@ -428,7 +424,7 @@ di.tables.table(
 # $\mathrm{KL}_t$ is that of $q(x_{t-1} \mid x_t, x)$ from $p(x_{t-1} \mid x_t)$.
 # :::
 #
-# Both of a step's distributions are Gaussians of one variance. So $\mathrm{KL}_t$ is the squared distance of their means
+# Both of a step's distributions are Gaussians of the variance $\tilde\beta_t$. So $\mathrm{KL}_t$ is the squared distance of their means
 # over twice that variance, and with the posterior mean {eq}`eq-posterior` it becomes a *weighted loss*:
 #
 # $$ \mathrm{KL}_t = w_t\, \lVert \varepsilon - \varepsilon_\theta(x_t, t) \rVert^2, \qquad w_t = \frac{\beta_t}{2\,(1 - \beta_t)\,(1 - \bar\alpha_{t-1})}. $$ (eq-weights)
@@ -465,7 +461,7 @@ kl = kl_weights(process) * error.square().flatten(1).sum(1)  # nats; 0 at 0
 # %%
 miss = ((1 - kept[0]) / kept[0]).sqrt() * error[0]  # of the guessed image
 beta = 1 - kept[1] / kept[0]
-scale = (beta * (1 - kept[0]) / (1 - kept[1])).sqrt()  # β̃ of t = 1
+scale = (beta * (1 - kept[0]) / (1 - kept[1])).sqrt()  # that of t = 1
 low, high = ((side - miss) / scale for side in (-1 / 16, 1 / 16))
 normal, pixel = torch.distributions.Normal(0.0, 1.0), digit.images[0]
 below = torch.where(pixel == -1, 0, normal.cdf(low))  # open outwards
@@ -485,7 +481,7 @@ torch.testing.assert_close(
 # %%
 each_t = [
     losses(model, image, torch.arange(1000), fresh(f"elbo {i}", 1000))
-    for i, image in enumerate(queries.images[:8])
+    for i, image in enumerate(truth.queries.images[:8])
 ]
 loss_at = torch.stack(each_t).mean(0)
 cost = kl_weights(process) * loss_at / math.log(2)  # bits per dimension
@@ -538,7 +534,11 @@ di.tables.table(
 # $x_\phi = \cos\phi\; x + \sin\phi\; \varepsilon$ moves at $-\sin\phi\; x + \cos\phi\; \varepsilon$. The fixed velocity is
 # the mean of that over all images and noises that pass through a point, and this is what the network guesses:
 #
-# $$ h(x_\phi, \phi) = \cos\phi\; \hat\varepsilon - \sin\phi\; \hat x, \qquad \log p(x) = \log \mathcal{N}(x_{\text{end}};\, 0, I) + \int \operatorname{tr}\frac{\partial h}{\partial x}\, d\phi . $$ (eq-flow)
+# $$ h(x_\phi, \phi) = \cos\phi\; \hat\varepsilon - \sin\phi\; \hat x, $$ (eq-flow)
+#
+# with $\hat\varepsilon$ the guess of the noise and $\hat x$ the image that goes with it. Along the flow,
+#
+# $$ \log p(x) = \log \mathcal{N}(x_{\text{end}};\, 0, I) + \int \operatorname{tr}\frac{\partial h}{\partial x}\, d\phi . $$ (eq-trace)
 #
 # :::{admonition} Step by step
 # :class: dropdown
@@ -659,7 +659,7 @@ noises = [
     left * spread + 1 - left for left in (before[:, None], kept[:, None])
 ]
 step = 1 - kept / before  # β
-allowed = step * (1 - before) / (1 - kept)  # β̃
+allowed = step * (1 - before) / (1 - kept)  # the posterior's
 allowed[0] = allowed[1]
 ratio = step[:, None] * noises[0] / noises[1] / allowed[:, None]
 predicted = (ratio - 1 - ratio.log()).sum(0).mean() / 2 / math.log(2)
@@ -710,7 +710,7 @@ print(f"one estimate strays by {tries.std(0).mean():.3f} bits per dimension")
 # levels. What will come out if you leave the library at its default of 256, or ask for the bare density?
 
 # %%
-eight = queries.subset(slice(0, 8))
+eight = truth.queries.subset(slice(0, 8))
 solver = LikelihoodConfig(steps=6, draws=2)
 rows = [{"": "every level alike", "bits per dimension": -math.log2(17)}]
 draws = di.DrawConfig(256, timesteps="elbo")
@@ -742,7 +742,7 @@ di.tables.table(rows, caption="Held-out digits, mean of eight.")
 # %%
 options = {
     "loss": {},
-    "elbo": {"levels": 17, "draws": di.DrawConfig(512, timesteps="elbo")},
+    "elbo": {"levels": 17, "draws": di.DrawConfig(256, timesteps="elbo")},
     "log_likelihood": {"levels": 17, "likelihood": LikelihoodConfig(steps=6)},
 }
 rows = []
@@ -763,12 +763,12 @@ di.tables.table(rows, caption="The same two models, asked in three ways.")
 
 # %% tags=["hide-input"]
 questions = {
-    "loss": "how well is the noise guessed, all timesteps alike?",
-    "loss_at_time": "the same at one t: shape (large t) or detail?",
-    "weighted_loss": "the same with weights of your own",
-    "simplified_elbo": "the same with the ELBO's, steps of variance β",
+    "loss": "is the noise guessed well, at all t alike?",
+    "loss_at_time": "the same at one t: shape, or detail?",
+    "weighted_loss": "the same, with weights of your own",
+    "simplified_elbo": "the same, with the ELBO's weights",
     "elbo": "how likely is the picture, at least?",
-    "square_norm": "how large is the guess? (D-TRAK's function)",
+    "square_norm": "how large is the guess? (D-TRAK)",
     "trajectory_log_prob": "how likely were the steps that drew it?",
     "log_likelihood": "how likely is the picture?",
 }
@@ -780,9 +780,8 @@ known["weighted_loss"] = halved
 rows = []
 for name, question in questions.items():
     config = known[name]
-    row = {"measurement": f"`{name}`", "its question": question}
+    row = {"measurement": name, "its question": question}
     row["higher means"] = config.direction
-    row["gradient"] = "yes" if config.attributable else "no"
     row["passes"] = di.measurements.forward_passes([config])
     if config is not halved:
         retrained = di.load_ground_truth(
@@ -802,12 +801,15 @@ height = {
     for row in rows
     if "ceiling, %" in row
 }
-assert max(height, key=height.get) == "`loss`"
-assert min(height, key=height.get) == "`log_likelihood`"
+assert max(height, key=height.get) == "loss"
+assert min(height, key=height.get) == "log_likelihood"
+without = [name for name in questions if not known[name].attributable]
+assert without == ["log_likelihood"]  # no gradient for influence
 
 # %% [markdown]
 # The order is nearly the reverse of what one would like. The log-likelihood means most and is known least: what the
-# training images change in it is less than what the seed of a training changes. The loss means least and is known best.
+# training images change in it is less than what the seed of a training changes. It is also the only one without a gradient
+# that influence could use. The loss means least and is known best.
 #
 # Is that a dilemma? Not quite. Apart from the noise of retraining, loss, ELBO and log-likelihood rank the halves of the data much
 # alike. So scores of the loss can stand for the others, with the sign turned. They even predict the ELBO better than scores of
@@ -822,10 +824,10 @@ assert min(height, key=height.get) == "`log_likelihood`"
 #
 # - **Signs.** A loss goes up when a query becomes less likely, a likelihood goes down. Scores of a loss are turned before
 #   they stand for a likelihood's.
-# - **Draws of its own for each model.** The noise of the draws then hides what retraining changed, and more images or
-#   seeds do not help.
-# - **Weights applied twice.** Draws in proportion to $w_t$ bring weights that undo this. Multiply by $w_t$ once, for the
-#   ELBO; forget the undoing, or do both by drawing alone, and heavy timesteps count squared or not at all.
+# - **Draws of its own for each model.** Their noise hides what retraining changed. Averaging it away takes more retrained
+#   models; sharing takes none.
+# - **Weights applied twice.** Timesteps drawn in proportion to $w_t$ favour the heavy ones already. Each draw needs a weight
+#   that undoes this, or $w_t$ counts twice: by the drawing, and by multiplying. `DrawConfig` brings that weight along.
 # - **Means and sums.** The ELBO is a sum over timesteps and pixels, the loss a mean over both. Between them lie the
 #   factors $T$ and $C$.
 # - **Levels.** A density is no probability, and bits per dimension for 17 levels and for 256 answer different questions.
