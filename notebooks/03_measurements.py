@@ -82,7 +82,7 @@ torch.testing.assert_close(again, shipped[:, chosen], rtol=0.1, atol=0)
 # **Before you run the cell:** how often will the six differences agree in sign?
 
 # %%
-plain = di.DrawConfig(64, timesteps="uniform", noise="independent")
+plain = di.DrawConfig(64, timestep_rule="uniform", noise_rule="independent")
 digit = asked.subset(slice(0, 1))
 
 
@@ -243,7 +243,7 @@ kit.Together(
 # %%
 rules = {
     "random t": plain,
-    "stratified t": di.DrawConfig(64, noise="independent"),
+    "stratified t": di.DrawConfig(64, noise_rule="independent"),
     "stratified t, pairs ±ε": di.DrawConfig(64),
 }
 rows = []
@@ -275,7 +275,8 @@ def measure_from_scratch(model, images, config, seed=0):
         with torch.no_grad():
             guess = model(batch.state, batch.timesteps)
         error = (batch.target - guess).square().flatten(1).mean(1)  # over C
-        total.index_add_(0, batch.example, (batch.weights * error).double())
+        weighted = (batch.draw_weights * error).double()
+        total.index_add_(0, batch.example, weighted)
     return total / config.draws.count
 
 
@@ -450,7 +451,7 @@ di.tables.table(
 # The last step counts by the probability of the pixel's bin, so levels enter here as well. All terms, one draw a timestep:
 
 # %%
-every_t = di.DrawConfig(1000, timesteps="grid", noise="independent")
+every_t = di.DrawConfig(1000, timestep_rule="grid", noise_rule="independent")
 elbo = di.MeasurementConfig("elbo", draws=every_t, levels=17)
 (batch,) = elbo.expectation().batches(model, digit, 1000)
 with torch.no_grad():
@@ -505,12 +506,12 @@ figure
 # A handful. Two things follow. Training draws all timesteps alike, so it hardly ever sees the ones on which the ELBO depends;
 # the ELBO of a small model can be poor while its samples are good. And an ELBO from a few draws at random timesteps is
 # almost all luck. Draw the heavy timesteps more often instead, and divide by how often. This is **importance sampling**, and
-# `DrawConfig(timesteps="elbo")` does it, its weights included.
+# `DrawConfig(timestep_rule="elbo")` does it, its weights included.
 
 # %%
 rows = []
 for rule in ("uniform", "stratified", "elbo"):
-    draws = di.DrawConfig(64, timesteps=rule)
+    draws = di.DrawConfig(64, timestep_rule=rule)
     config = di.MeasurementConfig("elbo", draws=draws, levels=17)
     tries = [di.measure(model, digit, config, seed=s) for s in range(16)]
     tries = torch.cat(tries)
@@ -638,7 +639,7 @@ for method, steps in (("midpoint", 8), ("midpoint", 32), ("rk4", 8)):
     name = f"{method}, {steps} steps"
     row = {"by": name, "mean error": off.mean().item()}
     rows.append(row | {"largest": off.abs().max().item()})
-draws = di.DrawConfig(4096, timesteps="elbo")
+draws = di.DrawConfig(4096, timestep_rule="elbo")
 bound = di.measure(best, blocks, di.MeasurementConfig("elbo", draws=draws))
 loose = (bound - wanted).mean()
 rows.append({"by": "ELBO", "mean error": loose.item()})
@@ -713,7 +714,7 @@ print(f"one estimate strays by {tries.std(0).mean():.3f} bits per dimension")
 eight = truth.queries.subset(slice(0, 8))
 solver = LikelihoodConfig(steps=6, draws=2)
 rows = [{"": "every level alike", "bits per dimension": -math.log2(17)}]
-draws = di.DrawConfig(256, timesteps="elbo")
+draws = di.DrawConfig(256, timestep_rule="elbo")
 config = di.MeasurementConfig("elbo", draws=draws, levels=17)
 bound = di.measure(model, eight, config).mean().item()
 rows.append({"": "ELBO, 17 levels", "bits per dimension": bound})
@@ -742,7 +743,7 @@ di.tables.table(rows, caption="Held-out digits, mean of eight.")
 # %%
 options = {
     "loss": {},
-    "elbo": {"levels": 17, "draws": di.DrawConfig(256, timesteps="elbo")},
+    "elbo": {"levels": 17, "draws": di.DrawConfig(256, timestep_rule="elbo")},
     "log_likelihood": {"levels": 17, "likelihood": LikelihoodConfig(steps=6)},
 }
 rows = []
@@ -773,7 +774,7 @@ questions = {
     "log_likelihood": "how likely is the picture?",
 }
 known = {config.name: config for config in preset.measurements}
-halved = di.MeasurementConfig("weighted_loss", weights=(1.0, 0.0))
+halved = di.MeasurementConfig("weighted_loss", loss_weights=(1.0, 0.0))
 known["weighted_loss"] = halved
 
 # %% tags=["hide-input"]
