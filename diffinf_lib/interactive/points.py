@@ -24,7 +24,7 @@ class Points(Figure):
     Attributes:
         x, y: `[n]` each, or with leading axes for controls; NaN leaves a point out, where states differ in how many there are.
         labels: of the points; default "point 1" and so on.
-        marked: points that stand out, by position.
+        marked: points that stand out and lie on top, by position.
         slope: draw and tell the least-squares line of y on x.
         identity: draw the line y = x.
         handle: a point that is dragged to move a control.
@@ -112,7 +112,9 @@ class Points(Figure):
         """The points of one state."""
         which, x, y = self.there(state)
         figure, axes = subplots(figsize=(4.6, 3.2))
-        axes.scatter(x, y, c=np.where(np.isin(which, self.marked), VERMILION, BLUE).tolist(), s=16)
+        stands_out = np.isin(which, self.marked)
+        for some, colour in ((~stands_out, BLUE), (stands_out, VERMILION)):
+            axes.scatter(x[some], y[some], color=colour, s=16)
         if self.slope and np.isfinite(self.fit(state)[0]):
             axes.axline((float(x.mean()), float(y.mean())), slope=self.fit(state)[0], color=VERMILION)
         axes.set(xlabel=self.x_label, ylabel=self.y_label)

@@ -452,9 +452,11 @@ def test_a_state_may_have_fewer_points(shown):
     put(tab, {"Share": 1})
     which, x, y = figure.there(figure.state(Share=1))
     assert which.tolist() == list(range(9)) and "over 9 points" in status(tab)
+    order = np.argsort(np.isin(which, figure.marked), kind="stable")  # those that stand out are drawn on top
     found = centres(tab, ".diffinf-dot")
-    assert_drawn_to_scale(found[:, 0], x)
-    assert_drawn_to_scale(-found[:, 1], y)
+    assert_drawn_to_scale(found[:, 0], x[order])
+    assert_drawn_to_scale(-found[:, 1], y[order])
+    assert "diffinf-series-1" in tab.locator(".diffinf-dot").last.get_attribute("class")
     tab.locator(".diffinf-zone").focus()
     tab.keyboard.press("End")
     last = int(which[np.argsort(x, kind="stable")[-1]])

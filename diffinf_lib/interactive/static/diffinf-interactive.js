@@ -639,11 +639,9 @@
       const layer = chart.frame(data, xs, ys);
       if (data.identity) chart.ray(0, 0, 1, layer, { class: "diffinf-reference" });
       if (data.slope) chart.ray(mean(across), start + slope * mean(across), slope, layer, { class: "diffinf-line diffinf-series-1" });
-      const items = across.map((value, i) => {
-        const marked = data.marked.includes(there[i]);
-        chart.dot(value, up[i], layer, marked ? 3 : 0, { class: "diffinf-dot diffinf-series-" + (marked ? 1 : 0) });
-        return { x: chart.x(value), y: chart.y(up[i]), text: `${data.labels[there[i]]}: ${text(value, data.xForm)}, ${text(up[i], data.yForm)}` };
-      }).sort((a, b) => a.x - b.x);
+      const dot = (i, marked) => chart.dot(across[i], up[i], layer, marked ? 3 : 0, { class: "diffinf-dot diffinf-series-" + (marked ? 1 : 0) });
+      for (const marked of [false, true]) there.forEach((which, i) => { if (data.marked.includes(which) === marked) dot(i, marked); }); // those that stand out on top
+      const items = across.map((value, i) => ({ x: chart.x(value), y: chart.y(up[i]), text: `${data.labels[there[i]]}: ${text(value, data.xForm)}, ${text(up[i], data.yForm)}` })).sort((a, b) => a.x - b.x);
       point.show(items, "");
       drag(state);
       return `Spearman ${text(spearman(across, up), ".3f")}` + (data.slope ? `, slope ${text(slope, ".3g")}` : "") + ` over ${across.length} points.`;
