@@ -134,9 +134,8 @@ class Figure:
         still = "".join(view.still(state) for view in self.views)
         words = f"{self.told()} {self._note(state)}".strip()
         caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
-        found = (  # the last attribute: keys pressed inside it are the figure's own, not shortcuts of JupyterLab
-            '<figure class="diffinf-interactive" data-lm-suppress-shortcuts="true">'
-            f'<div class="diffinf-fallback">{still}<p>{html.escape(words)}</p></div>'
+        found = (
+            f'<figure class="diffinf-interactive"><div class="diffinf-fallback">{still}<p>{html.escape(words)}</p></div>'
             f'<script type="application/json">{script_json(self.data())}</script>{caption}</figure>'
         )
         size = len(found.encode())
