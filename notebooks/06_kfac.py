@@ -76,10 +76,10 @@ di.tables.table([
 #
 # ## One draw
 #
-# Start with a layer so small that you can check everything by hand: two inputs $a$, two outputs $Wa$, four weights $W$. Send
-# one **draw** through the network, that is one image at one timestep with one noise. On the way back a gradient $g$ arrives at
-# the output $Wa$, and the chain rule gives the gradient in the weights, $G = g a^\top$. Write its four entries in a row. Their
-# outer product with themselves is this draw's share of the curvature.
+# Start with a layer so small that you can check everything by hand: two inputs $a$, two outputs $Wa$, four weights $W$.
+# Send one **draw** through the network, that is one image at one timestep with one noise. On the way back a gradient
+# $g$ arrives at the output $Wa$, and the chain rule gives the gradient in the weights, $G = g a^\top$. Write its four
+# entries in a row. Their outer product with themselves is this draw's share of the curvature.
 #
 # **Before you run the cell:** the share has sixteen entries. How many numbers do you need to know to fill them in?
 
@@ -104,14 +104,15 @@ share
 # that stack columns write $aa^\top \otimes gg^\top$ for the same matrix.
 # :::
 #
-# *Which* gradient is $g$? The GGN does not look at the loss of a draw, only at the network's outputs. So $g$ runs over all $C$
-# of them:
+# *Which* gradient is $g$? The GGN does not look at the loss of a draw, only at the network's outputs. So $g$ runs over
+# all $C$ of them:
 #
-# $$ F = \mathbb{E}\bigl[\operatorname{vec}(G)\operatorname{vec}(G)^\top\bigr], \qquad G = g\,a^\top, \qquad g = \sqrt2\; \frac{\partial\, \varepsilon_\theta(x_t, t)_c}{\partial (Wa)} . $$ (eq-block)
+# $$ F = \mathbb{E}\bigl[\operatorname{vec}(G)\operatorname{vec}(G)^\top\bigr], \quad G = g\,a^\top, \quad g = \sqrt2\; \frac{\partial\, \varepsilon_{\theta,c}}{\partial (Wa)} . $$ (eq-block)
 #
-# Here and below $\mathbb{E}$ is the mean over training images, their draws, and the outputs $c$. The mean over $c$ turns the
-# square of $\sqrt2$ into $2/C$, so this is $\tfrac2C\,\mathbb{E}[J^\top J]$ for the weights of the layer. All outputs of one
-# draw share its $a$. So a single draw's curvature is still exactly a product, $\mathbb{E}_c[gg^\top] \otimes aa^\top$.
+# Here $\varepsilon_{\theta,c}$ is output $c$ of the network, and $\operatorname{vec}$ writes a matrix in a row.
+# $\mathbb{E}$ is the mean over training images, their draws, and the outputs $c$. The mean over $c$ turns the square of
+# $\sqrt2$ into $2/C$, so this is $\tfrac2C\,\mathbb{E}[J^\top J]$ for the weights of the layer. All outputs of one draw
+# share its $a$. So a single draw's curvature is still exactly a product, $\mathbb{E}_c[gg^\top] \otimes aa^\top$.
 #
 # ## Two draws
 #
@@ -120,8 +121,9 @@ share
 #
 # $$ F = \mathbb{E}\bigl[gg^\top \otimes aa^\top\bigr] \;\approx\; \underbrace{\mathbb{E}\bigl[gg^\top\bigr]}_{B} \otimes \underbrace{\mathbb{E}\bigl[aa^\top\bigr]}_{A} $$ (eq-kfac)
 #
-# $A$ and $B$ are the **Kronecker factors** of the layer, of its inputs and of its output gradients. **Guess:** $B \otimes A$ is
-# no longer the curvature of our two draws. But it is exactly the curvature of another data set, of four draws. Which?
+# $A$ and $B$ are the **Kronecker factors** of the layer, of its inputs and of its output gradients. **Guess:** $B
+# \otimes A$ is no longer the curvature of our two draws. But it is exactly the curvature of another data set, of four
+# draws. Which?
 
 # %%
 a = torch.tensor([[3.0, 1.0], [1.0, -1.0]])
@@ -145,7 +147,10 @@ print(f"two draws: {100 * error:.0f}% off; all four pairs: exact")
 # inputs and gradients have been shuffled against each other. If they know nothing of each other, nothing is lost. The
 # entries of {eq}`eq-kfac` say it exactly,
 #
-# $$ F_{ij,\,i'j'} - (B \otimes A)_{ij,\,i'j'} = \mathbb{E}[g_i g_{i'}\, a_j a_{j'}] - \mathbb{E}[g_i g_{i'}]\,\mathbb{E}[a_j a_{j'}] = \operatorname{Cov}(g_i g_{i'},\; a_j a_{j'}), $$ (eq-error)
+# $$ \begin{aligned}
+# \bigl(F - B \otimes A\bigr)_{ij,\,i'j'} &= \mathbb{E}[g_i g_{i'}\, a_j a_{j'}] - \mathbb{E}[g_i g_{i'}]\,\mathbb{E}[a_j a_{j'}] \\
+# &= \operatorname{Cov}(g_i g_{i'},\; a_j a_{j'}) ,
+# \end{aligned} $$ (eq-error)
 #
 # so *K-FAC's error is a covariance*, between products of gradients and products of inputs.
 #
@@ -205,7 +210,6 @@ def inputs_at(layer, x):
     return patches.transpose(1, 2)
 
 
-# %% tags=["hide-input"]
 def gradients_at(layer, back):
     """Output gradients [draws, C, P, d_out], from one tensor an output."""
     g = torch.stack(back, dim=1)
@@ -215,7 +219,9 @@ def gradients_at(layer, back):
 
 
 # %% [markdown]
-# From these, K-FAC and the exact block are a line or two each. The block adds up $G$ over the $P$ places before it squares.
+# From these, K-FAC and the exact block are a line or two each. The block adds up $G$ over the $P$ places before it
+# squares. The *relative error* is the Frobenius norm of the difference, the root of its summed squares, over that of
+# the exact block.
 
 
 # %%
@@ -281,8 +287,8 @@ def percents(values, names=("first", "middle", "last")):
 
 
 # %% [markdown]
-# **Before you turn the dial:** which of the three layers is exact, and at which slopes? Does the error of the others grow all
-# the way from slope 1 to slope 0?
+# **Before you turn the dial:** which of the three layers is exact, and at which slopes? Does the error of the others
+# grow all the way from slope 1 to slope 0?
 
 # %% tags=["hide-input"]
 LAYER = di.interactive.Choice("Layer", ("first", "middle", "last"))
@@ -347,16 +353,17 @@ di.tables.table(
 )
 
 # %% [markdown]
-# Why does a bend do that? A unit that is off passes nothing back, so the gradients of a draw depend on which units are on.
-# Which are on depends on the inputs. So products of inputs and products of gradients move together, and the covariance in
-# {eq}`eq-error` is not zero. The last layer has no unit after it. Which of the other two is further off is no law: with
-# other random weights it can be the first. And the error need not grow all along the dial, as you see at its end.
+# Why does a bend do that? A unit that is off passes nothing back, so the gradients of a draw depend on which units are
+# on. Which are on depends on the inputs. So products of inputs and products of gradients move together, and the
+# covariance in {eq}`eq-error` is not zero. The last layer has no unit after it. Which of the other two is further off
+# is no law: with other random weights it can be the first. And the error need not grow all along the dial, as the
+# middle layer shows at its end.
 #
 # ## A layer at many positions
 #
 # A convolution uses one weight matrix at every pixel, an attention layer at every token. Call these places the
-# **positions** of the layer, $P$ of them. At each, it is a plain linear layer: $a_p$ is the patch of pixels under the kernel,
-# and $Wa_p$ the output there.
+# **positions** of the layer, $P$ of them. At each, it is a plain linear layer: $a_p$ is the patch of pixels under the
+# kernel, and $Wa_p$ the output there.
 
 # %%
 convolution = nn.Conv2d(2, 3, 3, padding=1, bias=False)
@@ -366,8 +373,8 @@ outputs = patches @ convolution.weight.flatten(1).T
 same(outputs, convolution(image).flatten(2).transpose(1, 2))
 
 # %% [markdown]
-# All positions share the weights, so their gradients add up: $G = \sum_p g_p a_p^\top$. Put that into {eq}`eq-block`. Now even
-# *one* draw is no Kronecker product but a sum of $P^2$ of them,
+# All positions share the weights, so their gradients add up: $G = \sum_p g_p a_p^\top$. Put that into {eq}`eq-block`.
+# Now even *one* draw is no Kronecker product but a sum of $P^2$ of them,
 #
 # $$ F = \mathbb{E}\Bigl[ \sum_p \sum_{p'} g_p g_{p'}^\top \otimes a_p a_{p'}^\top \Bigr]. $$ (eq-positions)
 #
@@ -445,7 +452,7 @@ stacks = {
     "3×3, mean over pixels": stack_errors(3, pool=True),
 }
 di.tables.table([
-    {"stack": name, "sharing": sharing} | percents(values)
+    {"stack": name, "K-FAC": sharing} | percents(values)
     for name, pair in stacks.items()
     for sharing, values in zip(("expand", "reduce"), pair, strict=True)
 ], caption="Relative error of K-FAC in linear convolutions.")  # fmt: skip
@@ -462,10 +469,11 @@ assert threes[0, 2] < 1e-12 and threes[0, :2].min() > 0.4
 assert pooled[1].max() < 1e-12 and pooled[0].min() > 0.5
 
 # %% [markdown]
-# What decides is how many positions each output sees.
+# Did you expect every linear stack to be exact, as on the dial? That holds for one position only. With several, what
+# decides is how many of them each output sees.
 #
 # - **1×1 kernels:** an output pixel sees its own position only. For each output $c$ just one $g_p$ is not zero, so the terms
-#   with $p \ne p'$ were zero anyway. Expand is exact.
+#   with $p \ne p'$ were zero anyway. And that one is the same wherever the pixel lies. Expand is exact.
 # - **3×3 kernels:** an output pixel sees a neighbourhood in every layer but the last. Its gradients come back to several
 #   positions at once, and expand drops what these have to do with each other. *Nothing here is nonlinear, and K-FAC is off
 #   all the same.* In the last layer each output has one position again, so there expand is exact.
@@ -503,7 +511,7 @@ di.interactive.Lines(
         Preset("everywhere alike", {"Share": 0.0},
                "All tokens get the same gradient: reduce is exact."),
         Preset("half and half", {"Share": 0.5},
-               "Real attention lies somewhere here: neither is exact."),
+               "Between the two ends, neither is exact."),
         Preset("only itself", {"Share": 1.0},
                "Each output sees one token: expand is exact."),
     ],
@@ -515,14 +523,16 @@ di.interactive.Lines(
 )  # fmt: skip
 
 # %% [markdown]
-# In a real network the attention depends on the draw as well, and so does $g$. Then both are off at both ends.
+# In a real network the attention depends on the draw as well, and so does $g$. The layers for queries and keys come before
+# the softmax, a bend. There neither is exact in general. The layer at the output of attention works on each token alone,
+# as a 1×1 convolution does.
 #
 # ## The bias
 #
 # A bias $b$ is added to $Wa$ at every position. It is one more weight, whose input is always 1. So append a 1 to $a$ and a
 # column to $G$; nothing else changes. The last row of $A$ then holds the mean input, and its corner is
 # $\mathbb{E}[1 \cdot 1] = 1$. Some libraries give the bias a block of its own instead, which takes the curvature *between*
-# weights and bias for zero. That is `bias="separate"` here; {ref}`conv-bias` compares the libraries.
+# weights and bias for zero. That is `bias="separate"` here; {ref}`the conventions <conv-bias>` compare the libraries.
 
 
 # %%
@@ -533,8 +543,8 @@ def with_bias(a):
 # %% [markdown]
 # ## The digit network
 #
-# Now the network that chapter 01 trained, in float64, on 64 draws: 32 images, two draws each. We look into five of its 35
-# layers at once.
+# Now the network that {doc}`01_quickstart` trained, in float64, on 64 draws: 32 images, two draws each. We look into
+# five of its 35 layers at once.
 
 # %%
 model = copy.deepcopy(di.runs.full_model(run).model).double()
@@ -578,8 +588,8 @@ dense = di.curvature.dense_ggn(model, batch, covers=last)
 same(blocks["conv_out"], dense)
 
 # %% [markdown]
-# By default the library is thriftier: one sampled output vector in place of all $C$, and four positions of each draw for
-# $A$. {doc}`../book/savings` says what that costs.
+# By default the library is thriftier: one random combination of the outputs in place of all $C$, and four positions of
+# each draw for $A$. {doc}`../book/savings` says what that costs.
 #
 # **Before you run the cell:** one of these five layers is exact. Which, and with expand or with reduce? And for which layer
 # can it not matter which of the two you take?
@@ -598,7 +608,7 @@ assert found["conv_out"][0] < 1e-12 and found[linear].diff().abs() < 1e-12
 assert found[up][1] < 0.6 < 1 < found[up][0]
 
 # %% [markdown]
-# The last convolution, with expand: it is case 3 again, in a real network with all its bends, to the last digit. For the
+# The last convolution, with expand: it is case 3 again, in a real network with all its bends, to twelve digits. For the
 # layer that reads the timestep, $P = 1$, and the two are one.
 #
 # The other entries are sobering. K-FAC's block is off by most of its own size, and in one layer by *more* than all of it:
@@ -606,8 +616,9 @@ assert found[up][1] < 0.6 < 1 < found[up][0]
 #
 # ## What the error does to scores
 #
-# A score needs $F^{-1}$, not $F$. So compare what we are after: this layer's share of every score, with each of the
-# matrices in the place of $F$. Look at the shortcut going up, where reduce is *nearer* to the exact block. **Which of the
+# A score needs $F^{-1}$, not $F$. With $F$ cut into blocks, it is a sum with a share for each layer. So compare what we
+# are after: a layer's share of every score, with each of the matrices in the place of its block. The gradients are
+# those that chapter 01 kept. Look at the shortcut going up, where reduce is *nearer* to the exact block. **Which of the
 # two has the scores that are nearer to the exact ones?**
 
 # %%
@@ -645,33 +656,34 @@ def compared(name):
     for kind, of in (("expand", of_expand), ("reduce", of_reduce)):
         A, B = of[name]
         ranks, error = agreement(name, torch.kron(B, A))
-        row |= {f"ranks, {kind}": ranks, f"error, {kind}": round(error, 3)}
+        row |= {kind: ranks, f"error, {kind}": round(error, 3)}
     nothing = torch.eye(len(blocks[name]))
-    return row | {"ranks, no curvature": agreement(name, nothing)[0]}
+    return row | {"none": agreement(name, nothing)[0]}
 
 
 # %%
 results = {name: compared(name) for name in NAMES}
 di.tables.table(
     list(results.values()),
-    caption="One layer's share of the scores, by K-FAC's block and by the "
-    "exact one: mean rank correlation, and relative error.",
+    caption="Scores by one layer beside those by its exact block: mean "
+    "rank correlation (*none*: without a curvature), and relative error.",
 )
 
 # %%
-assert results[up]["ranks, expand"] > results[up]["ranks, reduce"] + 0.1
+assert results[up]["expand"] > results[up]["reduce"] + 0.1
 assert results[up]["error, expand"] < 10
-assert results["conv_out"]["ranks, expand"] > 1 - 1e-9
+assert results["conv_out"]["expand"] > 1 - 1e-9
 for name, row in results.items():
-    assert row["ranks, expand"] > row["ranks, no curvature"] + 0.1
+    assert row["expand"] > row["none"] + 0.1
     assert len(pairs[name][0][0]) == 1 or row["error, reduce"] > 100
 assert sum(e - r > 1e-9 for e, r in found.values()) == 3
 
 # %% [markdown]
-# Expand, by far. With more than one position, the error of reduce is hundreds to millions of times the scores themselves,
-# although in three of these layers its block is the nearer one. If you went by the table before, you took the wrong
-# yardstick. The relative error of a block is ruled by its few largest eigenvalues, and the inverse by its smallest. Where an
-# approximation makes an eigenvalue nearly zero and the curvature does not, its inverse is huge. How many are there?
+# Expand, by far. With more than one position, the error of reduce is hundreds to millions of times the scores
+# themselves, although in three of these layers its block is the nearer one. If you went by the table before, you took
+# the wrong yardstick. The relative error of a block is ruled by its few largest eigenvalues, and the inverse by its
+# smallest. Where an approximation makes an eigenvalue nearly zero and the curvature does not, its inverse is huge. How
+# many are there?
 
 
 # %%
@@ -705,8 +717,9 @@ assert 28 <= len(batch.timesteps.unique()) <= 32  # pairs share one
 
 # %% [markdown]
 # Reduce has many. In the last convolution it averages each image's patches first, and what tells the nine places of the
-# kernel apart is mostly gone. In the shortcut going up it adds up the gradients of all pixels, and the normalisation that
-# comes next lets half of these sums vanish. The layer of the timestep is another matter: 64 draws with some 30 timesteps leave
+# kernel apart is mostly gone. In the shortcut going up it adds up the gradients of all pixels. The next step, a
+# normalisation, subtracts the mean of every two channels, so what all their pixels share has no gradient. Half of the sums
+# vanish. The layer of the timestep is another matter: 64 draws with some 30 timesteps leave
 # most of its directions empty, in the exact block as well.
 #
 # And on the whole network, judged by retraining? This is the **LDS** of chapter 01, the rank correlation between predicted
@@ -736,14 +749,15 @@ di.tables.table([
 #
 # ## Dividing by it
 #
-# K-FAC saves time as well as memory, because the inverse of a Kronecker product is one too:
-# $(B \otimes A)^{-1}$ turns $G$ into $B^{-1} G A^{-1}$. Two small inverses do the work of a large one. But a score has
-# damping too, $(B \otimes A + \lambda I)^{-1}$, and the sum with $\lambda I$ is no Kronecker product. Eigenvectors solve it. With
-# $A = Q_A \operatorname{diag}(e_A)\, Q_A^\top$ and $B$ alike,
+# K-FAC saves time as well as memory, because the inverse of a Kronecker product is one too: $(B \otimes A)^{-1}$ turns
+# $G$ into $B^{-1} G A^{-1}$. Two small inverses do the work of a large one. But a score has damping too, $(B \otimes A
+# + \lambda I)^{-1}$, and the sum with $\lambda I$ is no Kronecker product. Eigenvectors solve it. With $A = Q_A
+# \operatorname{diag}(e_A)\, Q_A^\top$ and $B$ alike,
 #
 # $$ (B \otimes A + \lambda I)^{-1}:\quad G \;\mapsto\; Q_B \Bigl[ \bigl(Q_B^\top G\, Q_A\bigr) \,/\, \bigl(e_B e_A^\top + \lambda\bigr) \Bigr] Q_A^\top , $$ (eq-inverse)
 #
-# where the division goes element by element. Its cost is that of two small eigendecompositions, once, for every $\lambda$.
+# where $\lambda$ is added to every entry and the division goes element by element. The cost is that of two small
+# eigendecompositions, once, however many $\lambda$ you try.
 #
 # :::{admonition} Step by step
 # :class: dropdown
@@ -763,15 +777,17 @@ same(
 )
 
 # %% [markdown]
-# Many codes do something else. They damp each factor, $(B + \sqrt\lambda\, I) \otimes (A + \sqrt\lambda\, I)$, which keeps the
-# product and needs no eigenvectors. It is called **factored damping**, and it is another matrix. Multiply out an eigenvalue:
+# Many codes do something else. They damp each factor, $(B + \sqrt\lambda\, I) \otimes (A + \sqrt\lambda\, I)$, which
+# keeps the product and needs no eigenvectors. It is called **factored damping**, and it is another matrix. Multiply out
+# an eigenvalue:
 #
 # $$ (e_B + \sqrt\lambda)(e_A + \sqrt\lambda) = e_B e_A + \lambda + \sqrt\lambda\,(e_A + e_B) . $$ (eq-factored)
 #
-# The last term is the trouble. Where $e_B$ is small and $e_A$ large, it is far larger than $\lambda$. It also depends on how a
-# scale is split between the factors, which the product does not know: double $A$, halve $B$, and factored damping is
-# another one. {cite:t}`martens2015kfac` therefore balance the two first. Try all three on the digit network. The library
-# keeps the products $e_B e_A$ only, but the 1 in the corner of $A$ tells how to split them.
+# The last term is the trouble. Where $e_B$ is small and $e_A$ large, it is far larger than $\lambda$. It also depends
+# on how a scale is split between the factors, which the product does not know: double $A$, halve $B$, and factored
+# damping gives another matrix. {cite:t}`martens2015kfac` therefore balance the two first. Try all three on the digit
+# network. **Guess first:** at $\lambda = 10^{-8}$, $\sqrt\lambda$ is ten thousand times larger. What does that do to
+# the LDS? The library keeps the products $e_B e_A$ only, but the 1 in the corner of $A$ tells how to split them.
 
 
 # %%
@@ -839,24 +855,33 @@ def row_of(damping):
 of_damping = [row_of(damping) for damping in (1e-8, 1e-6, 1e-4)]
 small, middling, _ = (row["factored, points"] for row in of_damping)
 assert small.value > -0.5 and middling.interval[1] < -0.5
+assert 40 < of_damping[1]["e_B below √λ, %"].value < 50
 di.tables.table(of_damping, caption="K-FAC on held-out digits.")
 
 # %% [markdown]
-# The column "factored" is the paired difference to the LDS before it. At the default $\lambda = 10^{-8}$ the two kinds of
-# damping hardly differ. At $10^{-6}$ factored damping costs points that damping the product does not, and balancing does
-# not win them back. The last column says why: $\sqrt\lambda$ is added to eigenvalues of $B$, and nearly half of these are
-# smaller. What is meant as a little damping outweighs them. So a $\lambda$ from a code with factored damping cannot be carried over.
+# The column "factored" is the paired difference to the LDS before it. At the default $\lambda = 10^{-8}$ the two kinds
+# of damping hardly differ. At $10^{-6}$ factored damping costs points that damping the product does not, and balancing
+# does not win them back. The last column points at the cause: $\sqrt\lambda$ is added to eigenvalues of $B$, and nearly
+# half of these are smaller. What is meant as a little damping outweighs them. So a $\lambda$ from a code with factored
+# damping cannot be carried over.
 #
 # ## Pitfalls
 #
-# - **The order.** For gradients flattened row by row the block is $B \otimes A$. With square layers the wrong order runs
-#   without complaint. Try one layer that is not square.
+# - **The order.** For gradients flattened row by row the block is $B \otimes A$. The other order has the same
+#   shape and runs without complaint. Written as $B^{-1} G A^{-1}$ it does not, for a layer that is not square.
 # - **1/P twice, or not at all.** One factor is a mean over positions, the other a sum. kronfluence takes the mean in both, so
-#   its K-FAC is $P$ times smaller than the block. {ref}`conv-factors` asserts this with kronfluence itself.
+#   its K-FAC is $P$ times smaller than the block. {ref}`The conventions <conv-factors>` assert this with kronfluence itself.
 # - **Covariances.** The factors are called covariances in many codes, and they are not: no mean is subtracted.
 # - **Averaging too early.** $\mathbb{E}[aa^\top]$ is not $\mathbb{E}[a]\,\mathbb{E}[a]^\top$. A draw is a datum of its own; take the
 #   outer product before the mean over draws.
 # - **The distance to the exact block.** It tells little about scores, as you saw. Compare inverses, or ranks.
+#
+# ## What comes next
+#
+# K-FAC gives two things: directions, the eigenvectors of $A$ and $B$, and a size for each direction, $e_B e_A$. Our
+# tables of errors do not say which of the two is to blame. But the sizes are cheap to repair. The next chapter keeps
+# the directions and measures the sizes anew. That is **EK-FAC**, and you will see that a nearer matrix need not mean
+# better scores.
 #
 # ## Exercises
 
@@ -873,10 +898,10 @@ di.tables.table(of_damping, caption="K-FAC on held-out digits.")
 # :class: dropdown
 # :::
 #
-# Its block is $\tfrac1P B \otimes A$. From $(\tfrac1P B \otimes A + \lambda' I)^{-1} = P\,(B \otimes A + P\lambda' I)^{-1}$ follows
-# $\lambda' = \lambda / P$, and the scores of the layer are $P$ times ours (and without the $1/N$). A network has layers with different
-# $P$: in ours 64, 16 and 1, among others. Each would need its own $\lambda'$, and the layers' scores are added with different
-# weights. Its EK-FAC measures the eigenvalues anew and is free of this.
+# Its block is $\tfrac1P B \otimes A$. From $(\tfrac1P B \otimes A + \lambda' I)^{-1} = P\,(B \otimes A + P\lambda'
+# I)^{-1}$ follows $\lambda' = \lambda / P$, and the scores of the layer are $P$ times ours (and without the $1/N$). A
+# network has layers with different $P$: in ours 64, 16 and 1, among others. Each would need its own $\lambda'$, and the
+# layers' scores are added with different weights. Its EK-FAC measures the eigenvalues anew and is free of this.
 
 # %%
 A, B = of_expand["conv_in"]
@@ -984,15 +1009,8 @@ assert reduce[2] < 1e-12 and reduce[:2].min() > 0.1
 di.tables.table([percents(reduce)], caption="Error of reduce.")
 
 # %% [markdown]
-# Only the last. Its output is averaged at once, so every position counts alike, border or not. Below it, a position at the
-# border is seen by fewer kernels of the next layer than one inside. Its gradient is smaller, and the $g_p$ no longer agree.
+# Only the last. Its output is averaged at once, so every position counts alike, border or not. In the two layers before
+# it, a position at the border is seen by fewer places of the next kernel than one inside. So the $g_p$ no longer agree.
 #
 # :::{solution-end}
 # :::
-#
-# ## What comes next
-#
-# K-FAC gives two things at once: directions, the eigenvectors of $A$ and $B$, and a size for each direction, $e_B e_A$. The
-# first of the two tables of errors does not say which of them is to blame. But one of them is cheap to repair. The next
-# chapter keeps the directions and measures the sizes anew. That is **EK-FAC**, and you will see that a nearer
-# matrix need not mean better scores.
