@@ -97,7 +97,7 @@ def test_interactive_figures_are_small_and_leave_the_script_to_the_site():
     for path in PAGES:
         page = path.read_text()
         assert len(re.findall(r'<script[^>]* src="[^"]*_static/diffinf-interactive\.js', page)) == 1, path.name
-        for fragment in re.findall(r'<figure class="diffinf-interactive">.*?</figure>', page, re.DOTALL):
+        for fragment in re.findall(r'<figure class="diffinf-interactive"[^>]*>.*?</figure>', page, re.DOTALL):
             assert len(fragment.encode()) <= 150_000 and fragment.count("<script") == 1, path.name
             figures += 1
     assert figures >= 3
@@ -194,14 +194,6 @@ def test_figures_can_be_read_in_the_dark(opened):
     assert words and lines
     assert all(contrast(colour, below) >= 4.5 for colour in words), (words, below)
     assert all(contrast(colour, below) >= 3 for colour in lines), (lines, below)
-
-
-@pytest.mark.browser
-def test_interactive_figures_answer_the_keyboard(opened):
-    box = opened(HTML / "notebooks" / "02_ddpm.html").locator(".diffinf-interactive").first
-    before = box.locator(".diffinf-status").inner_text()
-    box.locator("input[type=range]").press("ArrowRight")
-    assert box.locator(".diffinf-status").inner_text() != before
 
 
 @pytest.mark.browser

@@ -17,7 +17,11 @@
 
   // --- elements
 
+  const FOCUSED = ["button", "input", "select"];
+
   function attributes(made, given) {
+    // In JupyterLab a key belongs to what has the focus, and is no shortcut, where this is said
+    if (FOCUSED.includes(made.localName) || "tabindex" in (given || {})) made.setAttribute("data-lm-suppress-shortcuts", "true");
     for (const [name, value] of Object.entries(given || {})) {
       if (name === "text") made.textContent = value;
       else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
