@@ -435,7 +435,7 @@ di.tables.table(
 # The means are {eq}`eq-posterior` with the image $x$, and with the guess $\hat x$. They differ by
 # $\frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1-\bar\alpha_t}(x - \hat x)$. Solve $x_t = \sqrt{\bar\alpha_t}\,\hat x +
 # \sqrt{1-\bar\alpha_t}\,\varepsilon_\theta$ for the guess: $x - \hat x = -\sqrt{(1-\bar\alpha_t)/\bar\alpha_t}\,(\varepsilon -
-# \varepsilon_\theta)$. Two Gaussians of variance $\tilde\beta_t$ have $a $\mathrm{KL}$ of the
+# \varepsilon_\theta)$. Two Gaussians of variance $\tilde\beta_t$ have a $\mathrm{KL}$ of the
 # squared distance of their means over $2\tilde\beta_t$. Put together,
 #
 # $$ w_t = \frac{\bar\alpha_{t-1}\beta_t^2}{(1-\bar\alpha_t)^2} \cdot \frac{1-\bar\alpha_t}{\bar\alpha_t} \cdot \frac{1-\bar\alpha_t}{2\,\beta_t\,(1-\bar\alpha_{t-1})}, $$
