@@ -549,7 +549,7 @@ def network(theta, states, timesteps):
 def draws_of(images, each):
     """The same draws in every training: 4×4 pixels, float64."""
     small = nn.functional.avg_pool2d(images.images, 2).double()
-    keys = {"seed": 0, "stage": "one-less", "process": di.Process()}
+    keys = {"seed": 0, "purpose": "one-less", "process": di.Process()}
     count = di.DrawConfig(each)
     return next(di.diffusion.iterate_draws(
         small, images.ids, count, batch_size=len(images) * each, **keys
