@@ -4,6 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 THREADS ?= 1
 WORKERS ?= 2
+FOLDER ?= notebooks
 
 # Threads that wait by spinning slow each other down a hundredfold where other work shares the cores
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -26,10 +27,11 @@ book: $(STAMP) ## run the digits reproduction and build the book to _build/html/
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/jupyter-book build . -W --keep-going
 	@echo "open _build/html/index.html"
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy, and the words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 # The notebooks run once here, while the book is built; nbval then runs them as tests with a fresh kernel each, on the
 # stages that the build left in runs/, so no model is trained twice.
@@ -50,11 +52,14 @@ bench: $(STAMP) ## measure the engine beside curvlinops and kronfluence: about a
 	for name in "fit --case digits" "fit --case cifar-small" gradients "gradients --grouping" covariance end_to_end growth \
 	  quality projection planner; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.$$name || exit 1; done
 
-lab: $(STAMP) ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+lab: $(STAMP) ## JupyterLab on the notebooks; it asks nothing of the network
+	JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter" $(BIN)/jupyter lab $(FOLDER) $(LAB)
 
+# JupyterLab writes the kernel's language into a notebook that lacks it, and then asks whether to save
+LANGUAGE = import json; from ipykernel.ipkernel import IPythonKernel as k; print(json.dumps({"language_info": k.language_info}))
 sync: $(STAMP) ## derive every .ipynb from its .py, without outputs
-	for file in $(NOTEBOOKS) $(TEMPLATES); do $(BIN)/jupytext --quiet --to ipynb $$file || exit 1; done
+	language=$$($(BIN)/python -c '$(LANGUAGE)') && for file in $(NOTEBOOKS) $(TEMPLATES); do \
+	  $(BIN)/jupytext --quiet --update --to ipynb --update-metadata "$$language" $$file || exit 1; done
 
 clean: ## delete the built book and the installation; runs/ and data/ stay
 	rm -rf _build .venv

@@ -11,7 +11,7 @@ Three engines, with two choices of draws (kronfluence has no place for the weigh
 The engines:
 
 - *ours*: `fit_curvature`, `gradients_of` and the products of `scores_from_gradients`, at their defaults.
-- *curvlinops*: its EK-FAC operator, both stages over the curvature's draws; each image's gradient by autograd over the
+- *curvlinops*: its EK-FAC operator, both passes over the curvature's draws; each image's gradient by autograd over the
   batch of its draws; query gradients multiplied by its damped inverse, all at once; dot products. This is the pipeline
   of the authors' code without its compression, whose 8 bits give NaN on this model.
 - *kronfluence*: its factors, then its own pairwise scores. It knows no average over draws, so a query is a data point
@@ -37,7 +37,7 @@ from torch import Tensor
 import diffinf_lib as di
 from benchmarks import harness, kronfluence_peer, peers
 from diffinf_lib.attribution.scoring import KeptQueries
-from diffinf_lib.configuration import QUERY_STAGE, TRAIN_STAGE
+from diffinf_lib.configuration import QUERY_PURPOSE, TRAIN_PURPOSE
 from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.curvature.layers import curvature_layers, layer_parameters
 
@@ -47,12 +47,12 @@ FIT_BATCH = 100
 
 @dataclass(frozen=True)
 class Setting:
-    """Draws of one example: for each stage of the curvature, for a training gradient, for a query gradient."""
+    """Draws of one example: for each pass of the curvature, for a training gradient, for a query gradient."""
 
     curvature: di.CurvatureConfig
     train: di.DrawConfig
     query: di.DrawConfig
-    query_stage: str
+    query_purpose: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def ours(problem: Problem, setting: Setting, stages: Stages) -> Tensor:
     with stages("fit"):
         curvature = di.fit_curvature(model, problem.train, setting.curvature, seed=seed)
     with stages("gradients"):
-        expectation = di.Expectation(setting.query, setting.query_stage, seed)
+        expectation = di.Expectation(setting.query, setting.query_purpose, seed)
         queries = di.gradients_of(model, curvature, problem.queries, expectation).held()
     train = di.gradients_of(model, curvature, problem.train, di.Expectation(setting.train, seed=seed))
     kept, shards, columns = KeptQueries(queries, train, curvature, Inverses([problem.damping])), train.shards(), []
@@ -117,9 +117,9 @@ def through_curvlinops(problem: Problem, setting: Setting, stages: Stages) -> Te
         inverse = peers.damped_inverse(operator, problem.damping)
     with stages("gradients"):
         queries = torch.stack(list(peers.averaged_gradients(
-            model, problem.queries, setting.query, stage=setting.query_stage, seed=seed)))  # fmt: skip
+            model, problem.queries, setting.query, purpose=setting.query_purpose, seed=seed)))  # fmt: skip
         train = torch.stack(list(peers.averaged_gradients(
-            model, problem.train, setting.train, stage=TRAIN_STAGE, seed=seed)))  # fmt: skip
+            model, problem.train, setting.train, purpose=TRAIN_PURPOSE, seed=seed)))  # fmt: skip
     with stages("scores"):
         return (inverse @ queries.T).T @ train.T / len(problem.train)
 
@@ -132,10 +132,10 @@ def through_kronfluence(problem: Problem, setting: Setting, stages: Stages) -> T
             kronfluence_peer.fit_factors(analyzer, _curvature_batches(problem, setting), has_shared_parameters=True)
         with stages("scores"):
             query_batches = peers.draw_batches(
-                model, problem.queries, setting.query, batch_size=256, seed=seed, stage=setting.query_stage
+                model, problem.queries, setting.query, batch_size=256, seed=seed, purpose=setting.query_purpose
             )
             train_batches = peers.draw_batches(
-                model, problem.train, setting.train, batch_size=256, seed=seed, stage=TRAIN_STAGE
+                model, problem.train, setting.train, batch_size=256, seed=seed, purpose=TRAIN_PURPOSE
             )
             per_draw = kronfluence_peer.kronfluence_scores(
                 analyzer, kronfluence_peer.DrawPoints.one_image_each(query_batches, setting.query.count),
@@ -145,14 +145,14 @@ def through_kronfluence(problem: Problem, setting: Setting, stages: Stages) -> T
 
 
 def _curvature_batches(problem: Problem, setting: Setting) -> list[Any]:
-    """The peers' draws for the curvature, the same in both stages, in batches of `FIT_BATCH`."""
+    """The peers' draws for the curvature, the same in both passes, in batches of `FIT_BATCH`."""
     return peers.draw_batches(
         problem.model,
         problem.train,
         setting.curvature.draws,
         batch_size=FIT_BATCH,
         seed=problem.seed,
-        stage="corrections",
+        purpose="corrections",
     )
 
 
@@ -168,8 +168,8 @@ def settings(preset: di.presets.Preset) -> dict[str, Setting]:
     few = replace(preset.curvature, draws=di.DrawConfig(16))
     train, query = di.DrawConfig(32, "signal", shared=True), di.DrawConfig(128, "signal")
     return {
-        "recommended": Setting(few, train, query, QUERY_STAGE),
-        "paper": Setting(as_paper, uniform, uniform, QUERY_STAGE),
+        "recommended": Setting(few, train, query, QUERY_PURPOSE),
+        "paper": Setting(as_paper, uniform, uniform, QUERY_PURPOSE),
     }
 
 

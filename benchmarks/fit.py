@@ -1,4 +1,4 @@
-"""Fit: EK-FAC in both stages as a multiple of plain forward and backward over the same draws.
+"""Fit: EK-FAC in both passes as a multiple of plain forward and backward over the same draws.
 
     python -m benchmarks.fit --case digits
 

@@ -141,7 +141,7 @@ def training(bench: Bench, name: str) -> dict[str, Any]:
 
     few = images.subset(slice(0, size))
     plain = di.build_model(preset.unet, preset.process).to(bench.device)
-    batches = peers.draw_batches(plain, few, di.DrawConfig(1, noise="independent"), batch_size=size) * steps
+    batches = peers.draw_batches(plain, few, di.DrawConfig(1, noise_rule="independent"), batch_size=size) * steps
     works = {"plain forward + backward": lambda: peers.plain_forward_backward(plain, batches)}
     works |= {f"trained, {precision}": trained(replace(base, precision=precision)) for precision in PRECISIONS}
     works["trained, bfloat16, channels last"] = trained(replace(base, precision="bfloat16"), last=True)

@@ -48,7 +48,7 @@ def grouping(images: di.ImageSet, count: int) -> dict[str, Callable[[], Any]]:
     """Per-example gradients of few draws, each example in a batch of its own, or 256 draws of several in one."""
     model = di.build_model(di.get_preset("digits").unet)
     blocks = di.curvature.curvature_blocks(model)
-    expectation = di.Expectation(di.DrawConfig(count, noise="independent"))
+    expectation = di.Expectation(di.DrawConfig(count, noise_rule="independent"))
     return {
         f"{count} draws, one example a batch": lambda: compute.separate_gradients(model, images, expectation, blocks),
         f"{count} draws, examples share batches": lambda: grouped_gradients(model, images, expectation, blocks),

@@ -121,7 +121,7 @@ def factor_arguments(**changes: Any) -> FactorArguments:
 
 
 def fit_with_kronfluence(model: Denoiser, batches: Sequence[DrawBatch]) -> dict[str, dict[str, Tensor]]:
-    """EK-FAC in both stages by kronfluence; its eigenvectors and Lambda matrices by name of factor and module."""
+    """EK-FAC in both passes by kronfluence; its eigenvectors and Lambda matrices by name of factor and module."""
     with kronfluence_analyzer(model) as analyzer:
         fit_factors(analyzer, batches)
         return analyzer.load_all_factors("ekfac")

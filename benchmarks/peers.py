@@ -3,7 +3,7 @@
 curvlinops and kronfluence (`benchmarks.kronfluence_peer`) fit the same matrix as this library's default, GGN^model =
 (2/C) E[JᵀJ] with one sampled label a draw, over the same Conv2d and Linear layers, biases joined to their weights, weights
 shared over positions as in K-FAC-expand. A data point of either is one draw (image, t, ε): the whole predicted noise is one
-output vector, hence one loss term. Both run both stages over the draws: the factors, then the eigenvalues in their eigenbasis.
+output vector, hence one loss term. Both make two passes over the draws: the factors, then the eigenvalues in their eigenbasis.
 
 They are given what makes them fast: draws made beforehand, batches cut beforehand, no progress bars, no profiling, no
 checks of determinism, no counting passes over the data.
@@ -26,10 +26,10 @@ Inverse = Any
 
 
 def draw_batches(
-    model: Denoiser, images: ImageSet, draws: DrawConfig, *, batch_size: int, seed: int = 0, stage: str = "factors"
+    model: Denoiser, images: ImageSet, draws: DrawConfig, *, batch_size: int, seed: int = 0, purpose: str = "factors"
 ) -> list[DrawBatch]:
     """All draws of all images on the model's device, cut into batches."""
-    return list(Expectation(draws, stage, seed).batches(model, images, batch_size))
+    return list(Expectation(draws, purpose, seed).batches(model, images, batch_size))
 
 
 def plain_forward_backward(model: Denoiser, batches: Sequence[DrawBatch]) -> None:
@@ -54,7 +54,7 @@ class _FlatPrediction(nn.Module):
 def fit_with_curvlinops(
     model: Denoiser, batches: Sequence[DrawBatch], *, fisher_type: str = "mc"
 ) -> curvlinops.EKFACLinearOperator:
-    """EK-FAC in both stages by curvlinops.
+    """EK-FAC in both passes by curvlinops.
 
     Its mean-squared error with reduction "mean" has the Hessian (2/C) I in the output, so its operator has the scale of
     this library's curvature: one damping means the same for both.
@@ -81,7 +81,7 @@ def averaged_gradients(
     images: ImageSet,
     draws: DrawConfig,
     *,
-    stage: str,
+    purpose: str,
     seed: int = 0,
     batch_size: int = 256,
 ) -> Iterator[Tensor]:
@@ -90,8 +90,8 @@ def averaged_gradients(
     for position in range(len(images)):
         total = None
         one = images.subset(slice(position, position + 1))
-        for batch in draw_batches(model, one, draws, batch_size=batch_size, seed=seed, stage=stage):
-            losses = objective_values(model, batch) * batch.weights
+        for batch in draw_batches(model, one, draws, batch_size=batch_size, seed=seed, purpose=purpose):
+            losses = objective_values(model, batch) * batch.draw_weights
             gradients = torch.autograd.grad(losses.sum() / draws.count, parameters)
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             total = flat if total is None else total + flat

@@ -29,8 +29,8 @@ from diffinf_lib.shapes import PerDraw
 PILOT_DRAWS = DrawConfig(64)
 """Draws of each pilot image."""
 
-PILOT_STAGE = "timestep-proposal"
-"""The stage under which the draws of the pilot are keyed."""
+PILOT_PURPOSE = "timestep-proposal"
+"""The purpose under which the draws of the pilot are keyed."""
 
 FLOOR = 0.05
 """Least share of the mean proposal that a slice gets: it bounds the weights where the pilot saw next to nothing."""
@@ -62,7 +62,7 @@ def timestep_proposal(
         batch_size: draws a pass; the result depends on it by rounding only.
 
     Returns:
-        `slices` positive numbers, for `DrawConfig(timesteps="importance", proposal=...)`.
+        `slices` positive numbers, for `DrawConfig(timestep_rule="importance", proposal=...)`.
 
     Raises:
         ConfigurationError: fewer than two images, draws that do not fill the slices evenly, a damping that is not
@@ -70,7 +70,7 @@ def timestep_proposal(
     """
     distinct = draws.count // _draws_a_unit(draws)
     require(len(images) > 1, f"{len(images)} images: a spread over images needs two or more")
-    require(slices > 0 and draws.timesteps == "stratified" and distinct % slices == 0,
+    require(slices > 0 and draws.timestep_rule == "stratified" and distinct % slices == 0,
             f"draws={draws}, slices={slices}: give stratified draws, as many in each slice")  # fmt: skip
     require(0 < damping < math.inf, f"damping={damping}: whitening divides by its root; give a number > 0")
     layers = curvature_layers(model, None if curvature is None else curvature.covers)
@@ -90,7 +90,7 @@ def timestep_proposal(
 
 def _draws_a_unit(draws: DrawConfig) -> int:
     """Draws that are averaged before their spread is taken: an antithetic pair is never split."""
-    return 2 if draws.noise == "antithetic" else 1
+    return 2 if draws.noise_rule == "antithetic" else 1
 
 
 def _pilot_units(
@@ -98,8 +98,8 @@ def _pilot_units(
 ) -> Iterator[tuple[DrawBatch, PerDraw]]:
     """The first unit (draw or pair) of every image and their weights u, then the second of every image, and so on."""
     size = _draws_a_unit(draws)
-    everything = next(Expectation(draws, PILOT_STAGE, seed).batches(model, images, len(images) * draws.count))
-    generator = keyed_generator(PILOT_STAGE, "signs", seed)
+    everything = next(Expectation(draws, PILOT_PURPOSE, seed).batches(model, images, len(images) * draws.count))
+    generator = keyed_generator(PILOT_PURPOSE, "signs", seed)
     for rows in torch.arange(len(everything.images)).view(len(images), -1, size).unbind(1):
         signs = torch.randint(2, (len(images),), generator=generator) * 2.0 - 1
         weights = ((signs - signs.mean()) / size).repeat_interleave(size)

@@ -100,19 +100,19 @@ class _Probes:
     def __init__(self, ids: Int[Tensor, "B"], draw: int, shape: ImageShape, config: LikelihoodConfig, seed: int):
         self.ids, self.shape, self.count = ids, shape, config.probes
         self.generators = [keyed_generator("probes", seed, int(example_id), draw) for example_id in ids]
-        self.fixed: Float[Tensor, "P B C H W"] | None = None
+        self.fixed: Float[Tensor, "V B C H W"] | None = None
         if config.divergence == "exact":
             self.fixed = torch.eye(math.prod(shape)).view(-1, 1, *shape).expand(-1, len(ids), *shape)
         elif config.method == "dopri5":
             self.fixed = self.draw()
 
-    def draw(self) -> Float[Tensor, "P B C H W"]:
+    def draw(self) -> Float[Tensor, "V B C H W"]:
         """Random signs, and their number divided out."""
         size = (self.count, *self.shape)
         signs = [torch.randint(2, size, generator=generator) for generator in self.generators]
         return (2 * torch.stack(signs, dim=1) - 1) / self.count**0.5
 
-    def __call__(self) -> Float[Tensor, "P B C H W"]:
+    def __call__(self) -> Float[Tensor, "V B C H W"]:
         return self.draw() if self.fixed is None else self.fixed
 
 
@@ -215,7 +215,7 @@ def timesteps_at(angle: Numbers, process: Process) -> Numbers:
 def network_time_at(angle: Numbers, process: Process) -> Numbers:
     """What the network is given at an angle: the timestep, or T σ of a flow, whose σ = sin φ / (sin φ + cos φ)."""
     if process.is_flow:
-        return process.timesteps * angle.sin() / (angle.sin() + angle.cos())
+        return process.num_train_timesteps * angle.sin() / (angle.sin() + angle.cos())
     return timesteps_at(angle, process)
 
 

@@ -102,7 +102,7 @@ def _means(
             prediction = model.predict(batch)
         for total, expectation in zip(totals, expectations, strict=True):
             values = objective_of_prediction(prediction, batch, expectation.objective, model.process)
-            shares = batch.weights.double() * values.double()
+            shares = batch.draw_weights.double() * values.double()
             check_draws_finite(shares, model, batch, images.ids)
             total.index_add_(0, batch.example, shares.cpu())
     return totals / expectations[0].draws.count

@@ -94,7 +94,7 @@ class Preset(Options):
     @property
     def has_trajectories(self) -> bool:
         """Whether its samples come by every step of the reverse process, each with a density."""
-        return self.sampling.method == "ddpm" and self.sampling.steps == self.process.timesteps
+        return self.sampling.method == "ddpm" and self.sampling.steps == self.process.num_train_timesteps
 
     @property
     def measures_trajectories(self) -> bool:
@@ -109,13 +109,13 @@ class Preset(Options):
 
 def _all_measurements(draws: int, levels: int | None) -> tuple[MeasurementConfig, ...]:
     """Every measurement but the loss; those that weigh timesteps unevenly draw them unevenly."""
-    uneven = DrawConfig(draws, timesteps="elbo")
+    uneven = DrawConfig(draws, timestep_rule="elbo")
     return (
         MeasurementConfig("loss_at_time", draws=DrawConfig(draws // 4), timestep=100),
         MeasurementConfig("simplified_elbo", draws=uneven),
         MeasurementConfig("elbo", draws=uneven, levels=levels),
         MeasurementConfig("square_norm", draws=DrawConfig(draws)),
-        MeasurementConfig("trajectory_log_prob", draws=DrawConfig(draws, noise="independent")),
+        MeasurementConfig("trajectory_log_prob", draws=DrawConfig(draws, noise_rule="independent")),
         MeasurementConfig("log_likelihood", levels=levels, likelihood=LikelihoodConfig(steps=6, draws=2)),
     )
 
@@ -139,7 +139,7 @@ _DIGITS = Preset(
     subsets=SubsetConfig(count=64, seeds=3, steps=500),
     further_measurements=_all_measurements(256, levels=17),
     curvature=CurvatureConfig(draws=DrawConfig(30)),
-    gradient_draws=DrawConfig(64, timesteps="signal", shared=True),
+    gradient_draws=DrawConfig(64, timestep_rule="signal", shared=True),
 )
 
 _SMOKE = replace(
@@ -153,11 +153,11 @@ _SMOKE = replace(
     sampling=SamplingConfig(count=3, steps=5, method="ddim"),
     measurement=MeasurementConfig(draws=DrawConfig(16)),
     further_measurements=(
-        MeasurementConfig("elbo", draws=DrawConfig(16, timesteps="elbo"), levels=17),
+        MeasurementConfig("elbo", draws=DrawConfig(16, timestep_rule="elbo"), levels=17),
         MeasurementConfig("log_likelihood", levels=17, likelihood=LikelihoodConfig(steps=4, draws=2)),
     ),
     curvature=CurvatureConfig(draws=DrawConfig(4)),
-    gradient_draws=DrawConfig(8, timesteps="signal", shared=True),
+    gradient_draws=DrawConfig(8, timestep_rule="signal", shared=True),
 )
 
 _DIGITS_PAIR = replace(
@@ -195,7 +195,7 @@ _CIFAR_UNET = UNetConfig(
     resnet_time_scale_shift="scale_shift",
 )
 
-# The paper's protocol of section 4: 250 uniform draws a gradient, 125 passes for each of the two stages of EK-FAC, 5,000
+# The paper's protocol of section 4: 250 uniform draws a gradient, 125 draws for each of the two passes of EK-FAC, 5,000
 # draws a measurement, 1,000 queries; the ELBO is measured beside the loss. `as-written` keeps the numbers of draws and takes
 # them stratified and antithetic. Gradients are kept in 8 bits: a thousand queries in full do not fit into a GPU.
 _CIFAR2 = Preset(
@@ -207,8 +207,8 @@ _CIFAR2 = Preset(
     subsets=SubsetConfig(),
     sampling=SamplingConfig(count=1_000),
     measurement=MeasurementConfig(draws=DrawConfig(5_000)),
-    further_measurements=(MeasurementConfig("elbo", draws=DrawConfig(1_000, timesteps="elbo"), levels=256),),
-    curvature=CurvatureConfig(draws=DrawConfig(125, noise="independent")),
+    further_measurements=(MeasurementConfig("elbo", draws=DrawConfig(1_000, timestep_rule="elbo"), levels=256),),
+    curvature=CurvatureConfig(draws=DrawConfig(125, noise_rule="independent")),
     gradient_draws=DrawConfig(250),
     store_format=StoreFormat("int8"),
     query_format=StoreFormat("int8"),
@@ -245,7 +245,7 @@ _CIFAR2_SMALL = replace(
     sampling=SamplingConfig(count=64, method="ddim", steps=100),
     measurement=MeasurementConfig(draws=DrawConfig(256)),
     curvature=CurvatureConfig(draws=DrawConfig(4)),
-    gradient_draws=DrawConfig(64, timesteps="signal", shared=True),
+    gradient_draws=DrawConfig(64, timestep_rule="signal", shared=True),
 )
 
 _CIFAR2_TINY = replace(
@@ -316,15 +316,15 @@ _ARTBENCH10 = replace(
     ),
     subsets=SubsetConfig(count=50, seeds=5, steps=60_000),
     process=Process(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=None),
-    further_measurements=(MeasurementConfig("elbo", draws=DrawConfig(1_000, timesteps="elbo")),),
-    curvature=CurvatureConfig(draws=DrawConfig(63, noise="independent")),
-    gradient_draws=DrawConfig(125, noise="independent"),
+    further_measurements=(MeasurementConfig("elbo", draws=DrawConfig(1_000, timestep_rule="elbo")),),
+    curvature=CurvatureConfig(draws=DrawConfig(63, noise_rule="independent")),
+    gradient_draws=DrawConfig(125, noise_rule="independent"),
 )
 
 
 def _as_run(preset: Preset) -> Preset:
     """The flavour that made the published numbers: the released code's values where they differ from the text."""
-    uniform: dict[str, Any] = {"timesteps": "uniform", "noise": "independent"}
+    uniform: dict[str, Any] = {"timestep_rule": "uniform", "noise_rule": "independent"}
     ema: dict[str, Any] = {} if preset.name == "artbench10" else {"ema_max_decay": 0.999}
     dataset = replace(preset.dataset, stratified=False) if preset.name.startswith("cifar2") else preset.dataset
     return replace(
@@ -353,7 +353,7 @@ _PAPER = [
         summary="CIFAR-2, dequantised, for log-probabilities",
         dataset=replace(_CIFAR2.dataset, name="cifar2deq"),
         further_measurements=(
-            MeasurementConfig("elbo", draws=DrawConfig(1_000, timesteps="elbo")),
+            MeasurementConfig("elbo", draws=DrawConfig(1_000, timestep_rule="elbo")),
             MeasurementConfig("log_likelihood", levels=256, dequantised=True),
         ),
     ),

@@ -48,7 +48,7 @@ def sample(
     Returns:
         Images `[N, C, H, W]` in about [−1, 1], on the CPU.
     """
-    steps = require_denoiser(model).process.timesteps if steps is None else steps
+    steps = require_denoiser(model).process.num_train_timesteps if steps is None else steps
     return sample_states(
         model, seeds, shape, method=method, steps=steps, labels=labels, batch_size=batch_size, progress=progress,
         keep=(steps,),
@@ -77,7 +77,7 @@ def sample_states(
     Returns:
         States `[N, len(keep), C, H, W]`, on the CPU, in the order of the steps.
     """
-    steps = require_denoiser(model).process.timesteps if steps is None else steps
+    steps = require_denoiser(model).process.num_train_timesteps if steps is None else steps
     kept = set(range(steps + 1)) if keep is None else set(keep)
     return _sampled(model, seeds, shape, method, steps, kept, labels, batch_size, progress)[0]
 
@@ -97,7 +97,7 @@ def sample_trajectories(
 
     Their images are those of `sample` with the same seeds; ids count from `GENERATED_IDS`, labels are those given, or −1.
     """
-    steps = require_denoiser(model).process.timesteps
+    steps = require_denoiser(model).process.num_train_timesteps
     states, guesses = _sampled(
         model, seeds, shape, "ddpm", steps, set(range(steps + 1)), labels, batch_size, progress
     )  # fmt: skip
@@ -135,7 +135,7 @@ def _sampled(
 
 def _conditions(model: Denoiser, count: int, labels: Labels) -> dict[str, Condition]:
     """The class of each sample, where the network wants one."""
-    if not model.needs:
+    if not model.condition_names:
         require(labels is None, "labels: this network is not told classes; leave them out")
         return {}
     require(labels is not None, f"labels: this network is told one of {model.classes} classes; give one a sample")

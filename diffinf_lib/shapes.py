@@ -2,7 +2,8 @@
 
 N training images, or images of any set, Q queries, S draws of one example, B draws in a batch, M subsets, K seeds, T timesteps,
 D dampings or other options, R resamples; C H W of an image; O I of a layer's gradient matrix or a block of it, P all covered
-parameters, or the positions that share a layer's weights; T1, D1 one more than T, D.
+parameters, L the positions that share a layer's weights, V vectors that are pulled back through the network; T1, D1 one more
+than T, D.
 An axis that differs from one entry of a mapping or list to the next begins with `_`: it is told, not held to one size.
 
 In the tests all annotations are held against what is given and returned (`tests/conftest.py`).

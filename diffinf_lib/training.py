@@ -101,7 +101,9 @@ class _Trainer:
         index = batch_indices(step, len(self.images), config.batch_size, self.seed).to(self.device)
         batch, told = self.pixels[index], {name: values.to(self.device)[index] for name, values in self.told.items()}
         generator = keyed_generator("training", self.seed, step)
-        timesteps = torch.randint(self.model.process.timesteps, (len(batch),), generator=generator).to(self.device)
+        timesteps = torch.randint(self.model.process.num_train_timesteps, (len(batch),), generator=generator).to(
+            self.device
+        )
         noise = torch.randn(batch.shape, generator=generator).to(self.device)
         if config.horizontal_flip:
             flip = (torch.rand(len(batch), generator=generator) < 0.5).to(self.device)

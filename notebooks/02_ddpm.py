@@ -361,10 +361,10 @@ def stray(found, wanted):
 references = loss_and_gradient(4096, seed=99)
 rows = []
 for name, rule in {
-    "uniform": {"timesteps": "uniform", "noise": "independent"},
-    "stratified": {"noise": "independent"},
+    "uniform": {"timestep_rule": "uniform", "noise_rule": "independent"},
+    "stratified": {"noise_rule": "independent"},
     "stratified, antithetic": {},
-    "signal, antithetic": {"timesteps": "signal"},
+    "signal, antithetic": {"timestep_rule": "signal"},
 }.items():
     tries = [loss_and_gradient(64, seed, **rule) for seed in range(8)]
     errors = [

@@ -41,7 +41,7 @@ def opened(browser):
     """A function that opens a file with the network off; errors, failed or outward requests fail the test at its end."""
     contexts, problems = [], []
 
-    def open_file(path, *, scheme="light", width=1200, scripts=True):
+    def open_file(path, *, scheme="light", width=1200, scripts=True, query=""):
         size = {"width": width, "height": 800}
         context = browser.new_context(offline=True, color_scheme=scheme, viewport=size, java_script_enabled=scripts)
         contexts.append(context)
@@ -52,14 +52,14 @@ def opened(browser):
         tab.on(
             "request", lambda r: None if r.url.startswith(("file:", "data:")) else problems.append(f"asked: {r.url}")
         )
-        tab.goto(path.as_uri())
+        tab.goto(path.as_uri() + query)
         tab.wait_for_load_state("load")
         return tab
 
     yield open_file
     for context in contexts:
         context.close()
-    assert not problems
+    assert not problems, problems[:3]
 
 
 COLOURS = """(root, selectors) => selectors.flatMap(selector => [...root.querySelectorAll(selector)].map(element => {

@@ -82,10 +82,16 @@ def images(count: int, side: int, seed: int = 0) -> ImageSet:
 
 
 def draw_batch(
-    data: ImageSet, draws: DrawConfig, *, stage: str, seed: int = 0, dtype=torch.float64, process: Process | None = None
+    data: ImageSet,
+    draws: DrawConfig,
+    *,
+    purpose: str,
+    seed: int = 0,
+    dtype=torch.float64,
+    process: Process | None = None,
 ) -> DrawBatch:
     """All draws of all images in one batch."""
-    options = {"seed": seed, "stage": stage, "batch_size": len(data) * draws.count, "process": process or Process()}
+    options = {"seed": seed, "purpose": purpose, "batch_size": len(data) * draws.count, "process": process or Process()}
     return next(iterate_draws(data.images.to(dtype), data.ids, draws, **options))
 
 
@@ -96,7 +102,7 @@ def by_definition(draws: DrawConfig, **options) -> CurvatureConfig:
 
 
 def same_draws_for_both_passes(monkeypatch):
-    """Fit both passes on the draws of stage `x`, so that they can be compared with a dense matrix over these."""
+    """Fit both passes on the draws of purpose `x`, so that they can be compared with a dense matrix over these."""
     from diffinf_lib.curvature import fit
 
     original = fit._Fit.draws

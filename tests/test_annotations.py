@@ -41,7 +41,7 @@ def test_a_result_of_another_shape_is_found(monkeypatch):
 def test_fields_of_dataclasses_and_named_tuples_are_checked():
     with pytest.raises(TypeCheckError, match="'labels'"):
         ImageSet(PIXELS, LABELS[:2], IDS)
-    with pytest.raises(TypeCheckError, match="'weights'"):
+    with pytest.raises(TypeCheckError, match="'draw_weights'"):
         Draws(
             torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1, 4, 4), torch.zeros(3), torch.zeros(2, dtype=torch.bool)
         )
@@ -49,7 +49,7 @@ def test_fields_of_dataclasses_and_named_tuples_are_checked():
 
 def test_arguments_of_a_generator_are_checked_at_its_first_step():
     with pytest.raises(TypeCheckError, match="'ids'"):
-        next(iterate_draws(PIXELS, IDS[:2], DrawConfig(2), seed=0, stage="x", process=Process()))
+        next(iterate_draws(PIXELS, IDS[:2], DrawConfig(2), seed=0, purpose="x", process=Process()))
 
 
 def test_a_checked_generator_steps_in_settings_of_its_own():
@@ -65,7 +65,7 @@ def test_a_checked_generator_steps_in_settings_of_its_own():
 def test_configurations_answer_in_their_own_words():
     with pytest.raises(ConfigurationError, match="draws='many': give a positive whole number"):
         DrawConfig("many")
-    assert DrawConfig(2, timesteps="importance", proposal=[1, 2]).proposal == (1.0, 2.0)
+    assert DrawConfig(2, timestep_rule="importance", proposal=[1, 2]).proposal == (1.0, 2.0)
 
 
 def test_without_the_check_the_library_refuses_by_itself():

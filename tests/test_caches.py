@@ -15,11 +15,11 @@ from diffinf_lib.configuration import process
 from diffinf_lib.diffusion import draws, elbo, reverse
 from diffinf_lib.sampling import sample_trajectories
 
-SCHEDULE = di.Process(timesteps=16, beta_end=0.3, target="v")
-SIGNAL = di.DrawConfig(4, timesteps="signal")
-IMPORTANCE = di.DrawConfig(4, timesteps="importance", proposal=(1.0, 3.0))
+SCHEDULE = di.Process(num_train_timesteps=16, beta_end=0.3, target="v")
+SIGNAL = di.DrawConfig(4, timestep_rule="signal")
+IMPORTANCE = di.DrawConfig(4, timestep_rule="importance", proposal=(1.0, 3.0))
 TENSORS = {
-    process._coefficients: [(SCHEDULE,), (di.Process(timesteps=16, target="velocity"),)],
+    process._coefficients: [(SCHEDULE,), (di.Process(num_train_timesteps=16, target="velocity"),)],
     reverse.added_variances: [(SCHEDULE,)],
     reverse.posterior_variance: [(SCHEDULE,)],
     elbo.kl_weights: [(SCHEDULE,)],
@@ -83,7 +83,7 @@ def task():
 
 
 def scored(task):
-    return {method.name: method(task) for method in di.METHODS if method.needs != "clip"}
+    return {method.name: method(task) for method in di.METHODS if method.requires != "clip"}
 
 
 @pytest.fixture(scope="module")

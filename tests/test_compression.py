@@ -21,7 +21,7 @@ from diffinf_lib.compression import (
     stored_bytes,
     truncated_svd,
 )
-from diffinf_lib.configuration import MEASUREMENT_STAGE, TRAIN_STAGE, DrawConfig, Expectation, StoreFormat
+from diffinf_lib.configuration import MEASUREMENT_PURPOSE, TRAIN_PURPOSE, DrawConfig, Expectation, StoreFormat
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.errors import ConfigurationError
@@ -310,8 +310,8 @@ def test_queries_are_packed_once_in_their_store_and_in_memory(case, kind, tmp_pa
     shared = {"measurement": di.MeasurementConfig(draws=DRAWS), "draws": DRAWS, "damping": [1e-5, 1e-2]}
     form = StoreFormat(kind, rank=1, whitening=1e-4)
     asked, given = (
-        gradients_of(model, curvature, data, Expectation(DRAWS, stage)) for data, stage in
-        ((queries, MEASUREMENT_STAGE), (train, TRAIN_STAGE))
+        gradients_of(model, curvature, data, Expectation(DRAWS, purpose)) for data, purpose in
+        ((queries, MEASUREMENT_PURPOSE), (train, TRAIN_PURPOSE))
     )  # fmt: skip
     expected = damped_scores(asked.packed_as(curvature, form), given, curvature, Inverses([1e-5, 1e-2]))
     for folder in (None, tmp_path, tmp_path):
@@ -321,7 +321,7 @@ def test_queries_are_packed_once_in_their_store_and_in_memory(case, kind, tmp_pa
     sizes = [layer.shape for layer in curvature.layers.values()]
     assert shard.stat().st_size < 5 * stored_bytes(form, sizes) + 20_000
     with pytest.raises(di.errors.ArtifactError, match=f"format.kind is {kind} there, float32 asked"):
-        gradients_of(model, curvature, queries, Expectation(DRAWS, MEASUREMENT_STAGE), store=tmp_path).whole()
+        gradients_of(model, curvature, queries, Expectation(DRAWS, MEASUREMENT_PURPOSE), store=tmp_path).whole()
 
 
 def test_one_inverse_serves_every_damping_of_packed_queries(case):

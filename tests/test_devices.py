@@ -25,15 +25,15 @@ from diffinf_lib.gradients import compute
 from diffinf_lib.planner import network as planner_network, rates
 from diffinf_lib.report import job, plan
 
-PROCESS = di.Process(timesteps=6, beta_end=0.3)
-FLOW = di.Process(timesteps=6, target="velocity")
+PROCESS = di.Process(num_train_timesteps=6, beta_end=0.3)
+FLOW = di.Process(num_train_timesteps=6, target="velocity")
 FEW = di.DrawConfig(2)
 SMOKE = di.get_preset("smoke")
 MEASUREMENTS = [
     di.MeasurementConfig("loss", FEW), di.MeasurementConfig("loss_at_time", FEW, timestep=3),
-    di.MeasurementConfig("weighted_loss", FEW, weights=(1.0, 2.0)), di.MeasurementConfig("simplified_elbo", FEW),
+    di.MeasurementConfig("weighted_loss", FEW, loss_weights=(1.0, 2.0)), di.MeasurementConfig("simplified_elbo", FEW),
     di.MeasurementConfig("elbo", FEW), di.MeasurementConfig("elbo", FEW, levels=17), di.MeasurementConfig("square_norm", FEW),
-    di.MeasurementConfig("trajectory_log_prob", di.DrawConfig(2, noise="independent")),
+    di.MeasurementConfig("trajectory_log_prob", di.DrawConfig(2, noise_rule="independent")),
 ]  # fmt: skip
 WORKS = {}
 
@@ -112,7 +112,7 @@ def _(s, partition):
 
 @work("fit", "batched", "per_draw")
 def _(s, correction):
-    config = di.CurvatureConfig(draws=FEW, correction=correction, group=3, input_positions=None)
+    config = di.CurvatureConfig(draws=FEW, correction=correction, draws_per_sum=3, input_positions=None)
     return di.fit_curvature(s.model, s.train, config)
 
 
@@ -194,16 +194,18 @@ def _(s, how):
     if how == "grouped":
         return compute.grouped_gradients(s.model, s.train, config, blocks)
     if how == "one":
-        return di.gradients.example_gradient(s.model, s.train.subset(slice(0, 1)), replace(config, timesteps=(0, 3)))
+        return di.gradients.example_gradient(
+            s.model, s.train.subset(slice(0, 1)), replace(config, timestep_range=(0, 3))
+        )
     return compute.separate_gradients(s.model, s.train, config, blocks, batch_size=2)
 
 
 @work("gradients-of", *objectives.ObjectiveName.__args__)
 def _(s, name):
-    objective = di.configuration.Objective(name, weights=(1.0, 2.0) if name == "weighted_loss" else None)
+    objective = di.configuration.Objective(name, loss_weights=(1.0, 2.0) if name == "weighted_loss" else None)
     data = s.trajectories() if objective.on_trajectories else s.queries
     few = di.Expectation(FEW, objective=objective)
-    many = di.Expectation(di.DrawConfig(10, noise="independent"), objective=objective)
+    many = di.Expectation(di.DrawConfig(10, noise_rule="independent"), objective=objective)
     return [di.gradients_of(s.model, s.curvature, data, config).whole() for config in (few, many)]
 
 
@@ -301,11 +303,11 @@ def _(s):
     return di.attribution.gradient_dot_scores(*both), di.attribution.gradient_cosine_scores(*both)
 
 
-@work("method", *(method.name for method in di.METHODS if method.needs != "clip"), on_cpu=True)
+@work("method", *(method.name for method in di.METHODS if method.requires != "clip"), on_cpu=True)
 def _(s, name):
     method = di.get_method(name)
     at = di.attribution.Checkpoint("final", s.model, s.curvature)
-    queries = s.trajectories() if method.needs == "trajectories" else s.queries
+    queries = s.trajectories() if method.requires == "trajectories" else s.queries
     task = di.attribution.AttributionTask(
         at, s.train, queries, di.MeasurementConfig(draws=FEW), FEW, along=lambda parts: [at] * parts,
         ensemble=lambda: [at, at], folder=s.folder / "g",

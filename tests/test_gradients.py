@@ -6,7 +6,7 @@ from cases import conv_denoiser, draw_batch, images, tiny_unet
 
 import diffinf_lib as di
 from diffinf_lib.artifacts import file_digest, read_json, write_json
-from diffinf_lib.configuration import TRAIN_STAGE, CurvatureConfig, DrawConfig, Expectation
+from diffinf_lib.configuration import TRAIN_PURPOSE, CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.diffusion import per_draw_loss
 from diffinf_lib.errors import ArtifactError, ConfigurationError
@@ -28,7 +28,7 @@ def unfinished(folder):
 
 def test_a_gradient_is_that_of_the_mean_loss_over_its_own_draws():
     model, data = tiny_unet(attention=True), images(3, 4)
-    batch = draw_batch(data.subset([1]), CONFIG.draws, stage=TRAIN_STAGE)
+    batch = draw_batch(data.subset([1]), CONFIG.draws, purpose=TRAIN_PURPOSE)
     model.zero_grad()
     per_draw_loss(model, batch.images, batch.timesteps, batch.noise).mean().backward()
     expected = {

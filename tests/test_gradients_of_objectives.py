@@ -12,10 +12,10 @@ from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import gradients_of
 from diffinf_lib.sampling import sample_trajectories
 
-PROCESSES = [Process(timesteps=16, beta_end=0.3, target=target) for target in ("noise", "image", "v")]
-PROCESSES += [Process(timesteps=16, target="velocity", clip_sample=None)]
+PROCESSES = [Process(num_train_timesteps=16, beta_end=0.3, target=target) for target in ("noise", "image", "v")]
+PROCESSES += [Process(num_train_timesteps=16, target="velocity", clip_sample=None)]
 OBJECTIVES = [
-    Objective("loss"), Objective("weighted_loss", weights=(2.0, 0.5, 1.0)), Objective("simplified_elbo"),
+    Objective("loss"), Objective("weighted_loss", loss_weights=(2.0, 0.5, 1.0)), Objective("simplified_elbo"),
     Objective("elbo", levels=17), Objective("elbo"), Objective("square_norm"), Objective("mean_output"), Objective("l1_norm"),
     Objective("l2_norm"), Objective("max_norm"), Objective("trajectory_log_prob"), Objective("journey_loss"),
     Objective("output_probe"),
@@ -50,7 +50,8 @@ def by_autograd(model, samples, config):
         for batch in config.batches(model, one):
             output = model(batch.state, batch.timesteps)
             total = (
-                total + (batch.weights * objective_of_prediction(output, batch, config.objective, model.process)).sum()
+                total
+                + (batch.draw_weights * objective_of_prediction(output, batch, config.objective, model.process)).sum()
             )
         parameters = {name: p for name, p in model.network.named_parameters() if p.requires_grad}
         found = torch.autograd.grad(total / config.draws.count, list(parameters.values()))
@@ -62,7 +63,7 @@ def by_autograd(model, samples, config):
 @pytest.mark.parametrize("count", [4, 12])  # few draws share batches, many do not
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: f"{o.name}-{o.levels}")
 def test_gradients_are_those_of_autograd(model, curvature, samples, objective, count):
-    draws = DrawConfig(count, timesteps="signal", noise="independent")
+    draws = DrawConfig(count, timestep_rule="signal", noise_rule="independent")
     config = Expectation(draws, "x", seed=2, objective=objective)
     found = gradients_of(model, curvature, samples, config, shard_size=2, batch_size=5).whole()
     expected = by_autograd(model, samples, config)
@@ -76,7 +77,7 @@ def test_gradients_are_those_of_autograd(model, curvature, samples, objective, c
 
 def test_the_state_of_a_trajectory_is_what_the_network_sees(model, samples):
     objective = Objective("trajectory_log_prob")
-    draws = DrawConfig(16, timesteps="grid", noise="independent")
+    draws = DrawConfig(16, timestep_rule="grid", noise_rule="independent")
     (batch,) = Expectation(draws, "x", objective=objective).batches(model, samples.subset(slice(0, 1)))
     places = 15 - batch.timesteps
     torch.testing.assert_close(batch.state.float(), samples.states[0, places])

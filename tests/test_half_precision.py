@@ -66,7 +66,7 @@ def test_full_precision_is_left_as_it_is(kind, recwarn):
     [
         lambda model: fit_curvature(model, TRAIN),
         lambda model: fit_with_curvlinops(model, TRAIN),
-        lambda model: ggn_operator(model, draw_batch(TRAIN, DRAWS, stage="x", dtype=torch.float32)),
+        lambda model: ggn_operator(model, draw_batch(TRAIN, DRAWS, purpose="x", dtype=torch.float32)),
         lambda model: di.measure(model, QUERIES),
         lambda model: log_likelihood(model, QUERIES, LikelihoodConfig(steps=1)),
     ],

@@ -11,32 +11,32 @@ from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, iterate_draws
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.importance import PILOT_STAGE, timestep_proposal
+from diffinf_lib.importance import PILOT_PURPOSE, timestep_proposal
 
 DRAWS = DrawConfig(512)
 DAMPING = 1e-3
 
 
-def unit_gradients(model, data, draws, *, stage, curvature=None, seed=0):
+def unit_gradients(model, data, draws, *, purpose, curvature=None, seed=0):
     """Weighted gradients −2/C (ε − W x − b) [x, 1]ᵀ of ε_θ = W x + b for every draw or pair: `[n, units, P]`."""
     (layer,) = model.network.layers
     size = len(data) * draws.count
-    batch = next(iterate_draws(data.images.double(), data.ids, draws, seed=seed, stage=stage, batch_size=size))
+    batch = next(iterate_draws(data.images.double(), data.ids, draws, seed=seed, purpose=purpose, batch_size=size))
     noisy = batch.state.flatten(1)
-    residual = (batch.noise.flatten(1) - layer(noisy)).detach() * batch.weights[:, None]
+    residual = (batch.noise.flatten(1) - layer(noisy)).detach() * batch.draw_weights[:, None]
     inputs = torch.cat([noisy, torch.ones(size, 1)], dim=1)
     matrices = -2 / noisy.shape[1] * residual[:, :, None] * inputs[:, None, :]
     if curvature is not None:
         (basis,) = curvature.layers.values()
         matrices = basis.to_eigenbasis(matrices) / (basis.corrected_eigenvalues + DAMPING).sqrt()
-    pairs = 2 if draws.noise == "antithetic" else 1
+    pairs = 2 if draws.noise_rule == "antithetic" else 1
     return matrices.flatten(1).view(len(data), -1, pairs, matrices[0].numel()).mean(2)
 
 
 @pytest.mark.parametrize("whitened", [False, True])
 @pytest.mark.parametrize(
     "draws",
-    [DRAWS, replace(DRAWS, shared=True), replace(DRAWS, noise="independent")],
+    [DRAWS, replace(DRAWS, shared=True), replace(DRAWS, noise_rule="independent")],
     ids=["own", "shared", "unpaired"],
 )
 def test_proposal_is_the_spread_over_images(draws, whitened):
@@ -44,7 +44,7 @@ def test_proposal_is_the_spread_over_images(draws, whitened):
     model, data = linear_denoiser(), images(40, 2)
     curvature = fit_curvature(model, data, CurvatureConfig(draws=DrawConfig(4))) if whitened else None
     found = timestep_proposal(model, data, curvature=curvature, draws=draws, slices=4, damping=DAMPING)
-    units = unit_gradients(model, data, draws, stage=PILOT_STAGE, curvature=curvature)
+    units = unit_gradients(model, data, draws, purpose=PILOT_PURPOSE, curvature=curvature)
     spread = (units - units.mean(0)).square().sum(2).mean(0).view(4, -1).mean(1).sqrt()
     expected = spread / spread.mean()
     assert expected.max() / expected.min() > 1.4
@@ -63,11 +63,11 @@ def test_draws_from_the_proposal_err_less_than_stratified_ones():
             ImageSet(image.expand(2000, 1, 2, 2), torch.zeros(2000, dtype=torch.int64), torch.arange(2000))
             for image in pilot.images[:2]
         )
-        means = [unit_gradients(model, s, config, stage="a", curvature=curvature).mean(1) for s in (first, second)]
+        means = [unit_gradients(model, s, config, purpose="a", curvature=curvature).mean(1) for s in (first, second)]
         return means[0] - means[1]
 
     plain = differences(DrawConfig(8))
-    weighted = differences(DrawConfig(8, timesteps="importance", proposal=proposal))
+    weighted = differences(DrawConfig(8, timestep_rule="importance", proposal=proposal))
     variance, error = weighted.var(0).sum(), (weighted.mean(0) - plain.mean(0)).square().sum()
     assert error < 3 * (variance + plain.var(0).sum()) / 2000
     assert variance < 0.6 * plain.var(0).sum()
@@ -102,7 +102,7 @@ def test_slices_without_spread_keep_a_floor():
     ("arguments", "said"),
     [
         ({"draws": DrawConfig(30)}, "slices=16"),
-        ({"draws": DrawConfig(32, timesteps="uniform")}, "stratified"),
+        ({"draws": DrawConfig(32, timestep_rule="uniform")}, "stratified"),
         ({"slices": 0}, "slices=0"),
         ({"damping": 0.0}, "damping=0.0"),
         ({"damping": float("nan")}, "damping=nan"),

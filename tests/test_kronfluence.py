@@ -6,9 +6,9 @@ EK-FAC, the diagonal and plain dot products agree to rounding, layer by layer. W
 
 - *Sampled labels.* The true Fisher of both is a Monte Carlo estimate, each with its own random numbers: equal in
   expectation only, and only if the task samples targets of variance C/2 for a loss that is a mean over C outputs.
-- *Scale of K-FAC.* It divides the output-gradient factor by the number of positions P as well, so a layer's K-FAC is P
-  times smaller than the one whose trace is right; its EK-FAC is not. Damping λ there is damping P·λ here, and a layer's
-  scores are P times ours: equal only for layers with one position.
+- *Scale of K-FAC.* It divides the output-gradient factor by the number of positions L as well, so a layer's K-FAC is L
+  times smaller than the one whose trace is right; its EK-FAC is not. Damping λ there is damping L·λ here, and a layer's
+  scores are L times ours: equal only for layers with one position.
 - *Damping.* An absolute number added to every eigenvalue, 1e-8 unless told; its heuristic (`None`: a tenth of the mean
   eigenvalue of each layer) is `damping_kind="relative"` with 0.1 here.
 - *Draws.* It knows data points only: no average over the draws of an example. Scores are linear in both gradients, so
@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from torch.utils.data import TensorDataset
 
 from diffinf_lib.attribution import gradient_dot_scores, scores_by_layer
-from diffinf_lib.configuration import MEASUREMENT_STAGE, TRAIN_STAGE, CurvatureConfig, DrawConfig, Expectation
+from diffinf_lib.configuration import MEASUREMENT_PURPOSE, TRAIN_PURPOSE, CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature import fit_curvature
 from diffinf_lib.diffusion import per_draw_loss
 from diffinf_lib.gradients import gradients_of
@@ -55,9 +55,9 @@ class LossOfDraws(Task):
         return self.compute_train_loss(batch, model)
 
 
-def draws_of(data, draws, stage):
+def draws_of(data, draws, purpose):
     """Every draw of every image as a data point."""
-    batch = draw_batch(data, draws, stage=stage)
+    batch = draw_batch(data, draws, purpose=purpose)
     return TensorDataset(batch.images, batch.timesteps, batch.noise)
 
 
@@ -73,7 +73,7 @@ def peer_scores(strategy, model, data, queries, damping, folder):
     analyzer.fit_lambda_matrices("f", draws_of(data, CURVATURE_DRAWS, "corrections"), **settings)
     arguments = pytest_score_arguments(damping)
     arguments.compute_per_module_scores = True
-    points = draws_of(queries, QUERY_DRAWS, MEASUREMENT_STAGE), draws_of(data, TRAIN_DRAWS, TRAIN_STAGE)
+    points = draws_of(queries, QUERY_DRAWS, MEASUREMENT_PURPOSE), draws_of(data, TRAIN_DRAWS, TRAIN_PURPOSE)
     analyzer.compute_pairwise_scores("s", "f", *points, 8, 16, score_args=arguments)
     shape = (len(queries), QUERY_DRAWS.count, len(data), TRAIN_DRAWS.count)
     return {
@@ -89,8 +89,8 @@ def our_gradients(approximation, model, data, queries):
         input_positions=None,
     )  # fmt: skip
     curvature = fit_curvature(model, data, config)
-    of_queries = gradients_of(model, curvature, queries, Expectation(QUERY_DRAWS, MEASUREMENT_STAGE))
-    of_train = gradients_of(model, curvature, data, Expectation(TRAIN_DRAWS, TRAIN_STAGE))
+    of_queries = gradients_of(model, curvature, queries, Expectation(QUERY_DRAWS, MEASUREMENT_PURPOSE))
+    of_train = gradients_of(model, curvature, data, Expectation(TRAIN_DRAWS, TRAIN_PURPOSE))
     return curvature, of_queries, of_train
 
 
@@ -130,7 +130,7 @@ def test_scores_agree(approximation, make, side, damping, tmp_path):
 
 @pytest.mark.parametrize(("make", "side"), [LINEAR, UNET])
 def test_kfac_agrees_up_to_the_number_of_positions(make, side, tmp_path):
-    """(A ⊗ B/P + λ)⁻¹ = P (A ⊗ B + Pλ)⁻¹."""
+    """(A ⊗ B/L + λ)⁻¹ = L (A ⊗ B + Lλ)⁻¹."""
     model, data, queries = case(make, side)
     damping = 1e-3
     curvature, of_queries, of_train = our_gradients("kfac", model, data, queries)
@@ -144,7 +144,7 @@ def test_kfac_agrees_up_to_the_number_of_positions(make, side, tmp_path):
 
 
 def position_counts(model, data):
-    """P of every layer, from what it puts out."""
+    """L of every layer, from what it puts out."""
     counts = {}
 
     def count(name):

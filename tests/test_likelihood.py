@@ -54,7 +54,7 @@ class GaussianNetwork(torch.nn.Module):
     def coefficients(self, times):
         """s, n, a, b at any time between timesteps as well, `[B, 1]`."""
         if self.process.is_flow:
-            noise = times.double().view(-1, 1) / self.process.timesteps
+            noise = times.double().view(-1, 1) / self.process.num_train_timesteps
             return 1 - noise, noise, -torch.ones_like(noise), torch.ones_like(noise)
         kept = alphas_cumprod_at(times, self.process).view(-1, 1)
         signal, noise = kept.sqrt(), (1 - kept).sqrt()
@@ -129,8 +129,8 @@ def sigma_points():
 def elbo_of_all_draws(model, images):
     """`elbo_terms` of every timestep and sigma point less the prior's term, in nats; `[N]`."""
     process = model.process
-    timesteps = torch.arange(process.timesteps).repeat_interleave(2 * D)
-    noise = sigma_points().repeat(process.timesteps, 1, 1, 1)
+    timesteps = torch.arange(process.num_train_timesteps).repeat_interleave(2 * D)
+    noise = sigma_points().repeat(process.num_train_timesteps, 1, 1, 1)
     values = []
     for image in images:
         repeated = image.expand(len(timesteps), -1, -1, -1)
@@ -146,7 +146,7 @@ def chain_distribution(model):
     process = model.process
     mean, covariance = torch.zeros(D, dtype=torch.float64), torch.eye(D, dtype=torch.float64)
     points = torch.cat([torch.zeros(1, D), torch.eye(D)]).double().view(-1, 1, 2, 2)
-    for t in range(process.timesteps - 1, -1, -1):
+    for t in range(process.num_train_timesteps - 1, -1, -1):
         timesteps = torch.full((D + 1,), t)
         moved = reverse_mean(points, model(points, timesteps), timesteps, process).flatten(1)
         linear = (moved[1:] - moved[0]).T

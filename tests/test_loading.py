@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from diffinf_lib.attribution import influence
 from diffinf_lib.configuration import (
-    MEASUREMENT_STAGE,
+    MEASUREMENT_PURPOSE,
     DrawConfig,
     Expectation,
     MeasurementConfig,
@@ -131,9 +131,9 @@ def test_public_configurations_mean_what_their_training_meant(tmp_path, name):
     config, scheduler = PUBLIC[name]
     made = saved(tmp_path, config, scheduler).double().eval()
     model = load_model(tmp_path).double()
-    data, draws = images(2), DrawConfig(4, noise="independent")
+    data, draws = images(2), DrawConfig(4, noise_rule="independent")
     drawn = [
-        example_draws(int(i), (3, 8, 8), draws, seed=0, stage=MEASUREMENT_STAGE, process=model.process)
+        example_draws(int(i), (3, 8, 8), draws, seed=0, purpose=MEASUREMENT_PURPOSE, process=model.process)
         for i in data.ids
     ]
     losses = torch.stack([by_hand(made, scheduler, *one) for one in zip(data.images, data.labels, drawn, strict=True)])
@@ -141,7 +141,7 @@ def test_public_configurations_mean_what_their_training_meant(tmp_path, name):
     layers = [layer for layer in made.modules() if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear))]
     expected = torch.autograd.grad(losses[0], [layer.weight for layer in layers])
     curvature = fit_curvature(model, data, by_definition(DrawConfig(2), approximation="identity", exact_labels=False))
-    found = gradients_of(model, curvature, data, Expectation(draws, MEASUREMENT_STAGE)).whole()
+    found = gradients_of(model, curvature, data, Expectation(draws, MEASUREMENT_PURPOSE)).whole()
     assert len(found) == len(layers)
     scale = max(float(gradient.abs().max()) for gradient in expected)
     for gradient, matrix in zip(expected, found.values(), strict=True):
@@ -157,13 +157,13 @@ def test_they_are_attributed_and_sampled(tmp_path, name):
     curvature = fit_curvature(model, data, by_definition(draws, exact_labels=False))
     scores = influence(model, curvature, data, images(2, seed=1), draws=draws, query_draws=draws)
     assert scores.shape == (2, 4) and scores.isfinite().all()
-    labels = [0, 1] if model.needs else None
+    labels = [0, 1] if model.condition_names else None
     samples = sample(model, 2, (3, 8, 8), steps=3, labels=labels)
     assert samples.isfinite().all() and samples.shape == (2, 3, 8, 8)
 
 
 def test_a_model_comes_back(tmp_path):
-    process = Process(target="v", beta_schedule="squaredcos_cap_v2", timesteps=50)
+    process = Process(target="v", beta_schedule="squaredcos_cap_v2", num_train_timesteps=50)
     model = build_model(get_preset("smoke").unet, process)
     save_model(model, tmp_path)
     back = load_model(tmp_path)
@@ -292,7 +292,7 @@ def test_a_transformer_of_classes_is_read(tmp_path):
     made.save_pretrained(tmp_path / "transformer")
     DDIMScheduler().save_pretrained(tmp_path / "scheduler")
     model, data = load_model(tmp_path), images(2)
-    assert model.classes == 5 and model.needs == ("class_labels",)
+    assert model.classes == 5 and model.condition_names == ("class_labels",)
     assert measure(model, data, MeasurementConfig(draws=DrawConfig(4))).isfinite().all()
 
 
@@ -339,7 +339,7 @@ def test_labels_that_a_network_does_not_know_are_refused():
 def test_dropped_conditions_are_part_of_a_draw():
     made = network(BUTTERFLIES | {"num_class_embeds": 5}).double().eval()
     model, data = Denoiser(made, DDPMScheduler(), no_class=4), images(3, classes=4)
-    draws = DrawConfig(40, drop_condition=0.3, noise="independent")
+    draws = DrawConfig(40, drop_condition=0.3, noise_rule="independent")
     (batch,) = Expectation(draws, "x").batches(model, data, 120)
     (told,) = Expectation(replace(draws, drop_condition=0.0), "x").batches(model, data, 120)
     assert torch.equal(batch.state, told.state) and torch.equal(batch.timesteps, told.timesteps)
@@ -347,7 +347,7 @@ def test_dropped_conditions_are_part_of_a_draw():
     assert 20 < int(dropped.sum()) < 55
     assert torch.equal(batch.conditions["class_labels"][~dropped], told.conditions["class_labels"][~dropped])
     measured = measure(model, data, MeasurementConfig(draws=draws))
-    parts = list(Expectation(draws, MEASUREMENT_STAGE).batches(model, data, 40))
+    parts = list(Expectation(draws, MEASUREMENT_PURPOSE).batches(model, data, 40))
     for value, part in zip(measured, parts, strict=True):
         labels = part.conditions["class_labels"]
         expected = (part.noise - made(part.state, part.timesteps, labels).sample).square().mean().detach()

@@ -21,7 +21,7 @@ def test_the_measurement_is_the_mean_loss_over_the_query_s_own_draws():
     model = build_model(PRESET.unet).double()
     queries = type(QUERIES)(QUERIES.images.double(), QUERIES.labels, QUERIES.ids)
     draws = example_draws(
-        int(queries.ids[2]), queries.shape, CONFIG.draws, seed=3, stage="measurement", process=Process()
+        int(queries.ids[2]), queries.shape, CONFIG.draws, seed=3, purpose="measurement", process=Process()
     )
     image = queries.images[2].expand(16, -1, -1, -1)
     expected = per_draw_loss(model, image, draws.timesteps, draws.noise.double()).mean()
@@ -57,9 +57,9 @@ def test_the_loss_at_a_time_takes_every_draw_there():
     model = build_model(PRESET.unet)
     config = MeasurementConfig("loss_at_time", draws=DrawConfig(16), timestep=300)
     draws = example_draws(
-        int(QUERIES.ids[1]), QUERIES.shape, config.expectation().draws, seed=0, stage="measurement", process=Process()
+        int(QUERIES.ids[1]), QUERIES.shape, config.expectation().draws, seed=0, purpose="measurement", process=Process()
     )
-    assert (draws.timesteps == 300).all() and (draws.weights == 1).all()
+    assert (draws.timesteps == 300).all() and (draws.draw_weights == 1).all()
     with torch.no_grad():
         expected = per_draw_loss(model, QUERIES.images[1].expand(16, -1, -1, -1), draws.timesteps, draws.noise).mean()
     torch.testing.assert_close(measure(model, QUERIES, config)[1], expected.double(), rtol=1e-5, atol=0)
@@ -67,7 +67,9 @@ def test_the_loss_at_a_time_takes_every_draw_there():
 
 def test_weights_cut_the_loss_into_parts_that_add_up():
     model = build_model(PRESET.unet)
-    halves = [MeasurementConfig("weighted_loss", draws=DrawConfig(64), weights=w) for w in ((1.0, 0.0), (0.0, 1.0))]
+    halves = [
+        MeasurementConfig("weighted_loss", draws=DrawConfig(64), loss_weights=w) for w in ((1.0, 0.0), (0.0, 1.0))
+    ]
     early, late, whole = measure_all(model, QUERIES, [*halves, MeasurementConfig(draws=DrawConfig(64))])
     torch.testing.assert_close(early + late, whole)
     assert (early != 0).all() and (late != 0).all()
@@ -78,7 +80,7 @@ def test_rules_of_drawing_agree_on_the_simplified_elbo():
     model = build_model(PRESET.unet)
 
     def estimates(rule):
-        config = MeasurementConfig("simplified_elbo", draws=DrawConfig(256, timesteps=rule))
+        config = MeasurementConfig("simplified_elbo", draws=DrawConfig(256, timestep_rule=rule))
         return torch.stack([measure(model, QUERIES, config, seed=seed) for seed in range(12)])
 
     uneven, even = estimates("elbo"), estimates("stratified")
@@ -89,7 +91,7 @@ def test_rules_of_drawing_agree_on_the_simplified_elbo():
 
 def test_several_measurements_are_those_taken_one_by_one():
     model = build_model(PRESET.unet)
-    uneven = DrawConfig(16, timesteps="elbo")
+    uneven = DrawConfig(16, timestep_rule="elbo")
     configs = [CONFIG, MeasurementConfig("elbo", draws=uneven, levels=17), MeasurementConfig("square_norm", draws=CONFIG.draws),
                MeasurementConfig("simplified_elbo", draws=uneven)]  # fmt: skip
     together = measure_all(model, QUERIES, configs)
@@ -98,11 +100,13 @@ def test_several_measurements_are_those_taken_one_by_one():
 
 
 def test_the_trajectory_s_log_probability_is_the_sum_over_its_steps():
-    process = Process(timesteps=12, beta_end=0.2)
+    process = Process(num_train_timesteps=12, beta_end=0.2)
     model = build_model(PRESET.unet, process)
     samples = sample_trajectories(model, 3, QUERIES.shape)
     torch.testing.assert_close(samples.images, sample(model, 3, QUERIES.shape, steps=12))
-    config = MeasurementConfig("trajectory_log_prob", draws=DrawConfig(12, timesteps="grid", noise="independent"))
+    config = MeasurementConfig(
+        "trajectory_log_prob", draws=DrawConfig(12, timestep_rule="grid", noise_rule="independent")
+    )
     actual = measure(model, samples, config)
     total = torch.zeros(3, dtype=torch.float64)
     with torch.no_grad():
@@ -122,7 +126,7 @@ def test_directions_and_refusals():
     for options, message in [
         ({"name": "loss_at_time"}, "timestep=None"),
         ({"name": "loss", "timestep": 3}, "timestep=3"),
-        ({"name": "weighted_loss"}, "weights=None"),
+        ({"name": "weighted_loss"}, "loss_weights=None"),
         ({"name": "loss", "dequantised": True}, "dequantised=True"),
         ({"name": "elbo", "levels": 1}, "levels=1"),
     ]:

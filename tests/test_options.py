@@ -116,7 +116,7 @@ def test_text_and_json_are_read_as_the_field_s_kind(options, changed):
         (di.configuration.LikelihoodConfig, {"tolerance": math.inf}, "tolerance=inf: give a positive number"),
         (di.StoreFormat, {"rank": 1.5}, "rank=1.5: give a positive whole number"),
         (di.configuration.UNetConfig, {"downsample_padding": 2}, "downsample_padding=2: give 0 or 1"),
-        (di.Expectation, {"timesteps": (0, 1, 2)}, "timesteps="),
+        (di.Expectation, {"timestep_range": (0, 1, 2)}, "timestep_range="),
         (di.configuration.Objective, {"name": "lose"}, "objective='lose': give loss, weighted_loss"),
         (di.studies.RemovalConfig, {"shares": (0.6,)}, "give a list of shares above 0 and at most 0.5"),
     ],

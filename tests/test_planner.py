@@ -57,7 +57,7 @@ def test_trajectories_are_planned_and_sampled_where_something_is_measured_along_
     preset = replace(
         SMOKE,
         sampling=di.configuration.SamplingConfig(count=3, steps=20),
-        process=di.Process(timesteps=20, beta_end=0.3),
+        process=di.Process(num_train_timesteps=20, beta_end=0.3),
     )
     along = replace(preset, further_measurements=(di.MeasurementConfig("trajectory_log_prob"),))
     sizes = []
@@ -113,8 +113,8 @@ def test_costs_grow_as_they_should():
 @pytest.mark.parametrize("rule", ["stratified", "uniform", "grid", "signal", "elbo", "importance"])
 def test_weighted_draws_cost_what_weighted_draws_cost(rule):
     """Weights forbid the short way to a convolution's factor; whether a rule has any is what its draws say."""
-    draws = di.DrawConfig(4, timesteps=rule, proposal=(1.0, 3.0) if rule == "importance" else None)
-    weights = di.diffusion.example_draws(0, (1, 2, 2), draws, seed=0, stage="x", process=di.Process()).weights
+    draws = di.DrawConfig(4, timestep_rule=rule, proposal=(1.0, 3.0) if rule == "importance" else None)
+    weights = di.diffusion.example_draws(0, (1, 2, 2), draws, seed=0, purpose="x", process=di.Process()).draw_weights
     assert draws.weighted == bool((weights != 1).any())
     config = di.CurvatureConfig(draws=draws, factor_draws=draws, input_positions=None)
     count = NetworkCount(SMOKE.unet, config)

@@ -16,7 +16,7 @@ def test_flavours_differ_where_the_text_and_the_code_do():
     assert (written.training.ema_max_decay, run.training.ema_max_decay) == (0.9999, 0.999)
     assert (written.dataset.stratified, run.dataset.stratified) == (True, False)
     assert run == get_preset("cifar2:as-run") and written == get_preset("cifar2:as-written")
-    assert run.gradient_draws.noise == "independent" and run.gradient_draws.timesteps == "uniform"
+    assert run.gradient_draws.noise_rule == "independent" and run.gradient_draws.timestep_rule == "uniform"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -97,7 +97,7 @@ def test_an_unknown_preset_lists_the_names():
 def test_options_of_parts_that_are_not_there_yet_and_options_that_need_each_other():
     preset = with_options(
         get_preset("digits"),
-        {"query_format.kind": "int8", "curvature.factor_draws.count": "6", "gradient_draws.timesteps": "importance",
+        {"query_format.kind": "int8", "curvature.factor_draws.count": "6", "gradient_draws.timestep_rule": "importance",
          "gradient_draws.proposal": "1,2", "gradient_draws.shared": "false"},
     )  # fmt: skip
     assert preset.query_format.kind == "int8" and preset.curvature.factor_draws.count == 6

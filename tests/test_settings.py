@@ -12,7 +12,7 @@ from diffinf_lib.curvature.layers import curvature_layers, differentiable
 from diffinf_lib.settings import own_settings
 
 PRESET = di.get_preset("smoke")
-DRAWS = di.DrawConfig(4, timesteps="signal", shared=True)
+DRAWS = di.DrawConfig(4, timestep_rule="signal", shared=True)
 
 
 @contextmanager
@@ -43,10 +43,10 @@ def everything():
     gradients = di.gradients_of(model, curvature, data.train, di.Expectation(DRAWS))
     return {
         "images": data.train.images,
-        "noise": di.diffusion.example_draws(3, (1, 8, 8), DRAWS, seed=0, stage="x").noise,
-        "weights": di.diffusion.example_draws(3, (1, 8, 8), DRAWS, seed=0, stage="x").weights,
-        "even": di.diffusion.example_draws(3, (1, 8, 8), di.DrawConfig(4, "grid"), seed=0, stage="x").timesteps,
-        "batch": next(di.diffusion.iterate_draws(data.train.images, data.train.ids, DRAWS, seed=0, stage="x")).noise,
+        "noise": di.diffusion.example_draws(3, (1, 8, 8), DRAWS, seed=0, purpose="x").noise,
+        "draw_weights": di.diffusion.example_draws(3, (1, 8, 8), DRAWS, seed=0, purpose="x").draw_weights,
+        "even": di.diffusion.example_draws(3, (1, 8, 8), di.DrawConfig(4, "grid"), seed=0, purpose="x").timesteps,
+        "batch": next(di.diffusion.iterate_draws(data.train.images, data.train.ids, DRAWS, seed=0, purpose="x")).noise,
         "model": torch.cat([parameter.flatten() for parameter in model.parameters()]),
         "sample": di.sample(model, 2, (1, 8, 8), steps=3),
         "measured": di.measure(model, data.queries, di.MeasurementConfig("elbo", draws=DRAWS, levels=17)),

@@ -48,3 +48,6 @@
     document.querySelectorAll("table.diffinf-table.sortable").forEach(makeSortable);
   });
 })();
+
+// Pages opened from disk may not read each other, so results of a search stand there without an excerpt
+if (location.protocol === 'file:') DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;

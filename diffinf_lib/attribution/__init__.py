@@ -1,5 +1,6 @@
 """Attribution: scores of training images for queries."""
 
+from diffinf_lib.attribution.checkpoints import average_scores
 from diffinf_lib.attribution.clip import clip_similarity_scores
 from diffinf_lib.attribution.das import das_scores
 from diffinf_lib.attribution.influence import (
@@ -18,7 +19,6 @@ from diffinf_lib.attribution.similarity import (
     random_scores,
 )
 from diffinf_lib.attribution.task import AttributionTask, Checkpoint, Cost
-from diffinf_lib.attribution.trajectory import average_scores
 from diffinf_lib.attribution.trak import Trak, trak_scores
 
 __all__ = [

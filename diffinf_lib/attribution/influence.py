@@ -187,14 +187,14 @@ def influence_by_timestep(
         damping: λ, one or several.
         count: N, the number of images the model was trained on; default all of `train`.
     """
-    timesteps = require_denoiser(model).process.timesteps
+    timesteps = require_denoiser(model).process.num_train_timesteps
     require(0 < bins <= timesteps, f"bins={bins}: give a number from 1 to {timesteps}")
     inverses = Inverses(check_dampings(damping), [approximation])
     whole = as_measurement(measurement).expectation(seed)
     edges = [round(index * timesteps / bins) for index in range(bins + 1)]
     parts = []
     for window in zip(edges, edges[1:], strict=False):
-        asked = gradients_of(model, curvature, queries, replace(whole, timesteps=window), batch_size=batch_size)
+        asked = gradients_of(model, curvature, queries, replace(whole, timestep_range=window), batch_size=batch_size)
         parts.append(damped_scores(asked, train, curvature, inverses, count))
     return torch.stack(parts)
 

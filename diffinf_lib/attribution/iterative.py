@@ -41,8 +41,8 @@ from diffinf_lib.settings import own_settings
 
 IterativeMethod = Literal["neumann", "cg"]
 
-GGN_STAGE = "ggn"
-"""The stage under which the draws of the GGN are keyed."""
+GGN_PURPOSE = "ggn"
+"""The purpose under which the draws of the GGN are keyed."""
 
 
 @own_settings
@@ -63,7 +63,7 @@ def training_ggn(
         covers: which parameters; `curvature.covers` for those of a fitted curvature.
     """
     return ggn_operator(
-        model, list(Expectation(draws, GGN_STAGE, seed).batches(model, train, batch_size)), covers=covers
+        model, list(Expectation(draws, GGN_PURPOSE, seed).batches(model, train, batch_size)), covers=covers
     )
 
 

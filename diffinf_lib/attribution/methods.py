@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.attribution.checkpoints import Weighting, average_scores, split_draws
 from diffinf_lib.attribution.clip import clip_similarity_scores
 from diffinf_lib.attribution.das import das_scores
 from diffinf_lib.attribution.influence import scores_from_gradients
@@ -24,7 +25,6 @@ from diffinf_lib.attribution.similarity import (
     random_scores,
 )
 from diffinf_lib.attribution.task import AttributionTask, Checkpoint
-from diffinf_lib.attribution.trajectory import Weighting, average_scores, split_draws
 from diffinf_lib.attribution.trak import Trak
 from diffinf_lib.configuration import Approximation, DrawConfig, Expectation, Objective, ObjectiveName, check_dampings
 from diffinf_lib.errors import ConfigurationError, require
@@ -39,7 +39,7 @@ CHECKPOINTS = 5
 """Checkpoints that a method along the run reads, the final weights among them."""
 DAS_PROBES = 16
 PROJECTION_DIMENSION = 4096
-GGN_DRAWS = DrawConfig(1, noise="independent")
+GGN_DRAWS = DrawConfig(1, noise_rule="independent")
 """Draws of each training image for products with the exact GGN; more of them change little (see the book)."""
 GGN_DAMPING = 1e-6
 GGN_BATCH = 25
@@ -69,10 +69,9 @@ class Method:
         grid: values of the option that tuning may choose from.
         default: the value that its authors recommend, or the preset's.
         scale: `change`: scores estimate the change of the measurement, the 1/N included; `arbitrary`: ranks only.
-        needs: beyond the final model: `checkpoints`, `ensemble`, `trajectories`, `clip`, or nothing.
-        checkpoints: how many it reads, where it needs them.
-        cost: forward and backward passes: C for the curvature, N·S and Q·R for gradients of training images and queries, K
-            checkpoints, P probes, i iterations with a GGN of G draws an image.
+        requires: beyond the final model: `checkpoints`, `ensemble`, `trajectories`, `clip`, or nothing.
+        checkpoints: how many it reads, where it requires them.
+        cost: forward and backward passes, in words: those of the fit, images × draws for the training gradients, and so on.
         any_measurement: whether it attributes the measurement it is given; else it ranks the same whatever is measured.
     """
 
@@ -84,9 +83,9 @@ class Method:
     grid: tuple[float, ...] = (0.0,)
     default: float = 0.0
     scale: Scale = "change"
-    needs: str = ""
+    requires: str = ""
     checkpoints: int = CHECKPOINTS
-    cost: str = "C + N·S + Q·R"
+    cost: str = "fit + images × draws + queries × draws"
     any_measurement: bool = True
 
     def __post_init__(self) -> None:
@@ -176,7 +175,7 @@ def _journey_trak(task: AttributionTask, options: Sequence[float]) -> Float[Tens
 
 
 def _das(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
-    one = DrawConfig(1, timesteps="uniform", noise="independent")
+    one = DrawConfig(1, timestep_rule="uniform", noise_rule="independent")
     probes = [Expectation(one, "das", seed, objective=Objective("output_probe")) for seed in range(DAS_PROBES)]
     gradients = [task.query_gradients(over=probe) for probe in probes]
     return das_scores(gradients, task.train_gradients(), task.use_curvature(), damping=options)
@@ -256,7 +255,12 @@ def _random(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D
 
 
 _INFLUENCE: dict[str, Any] = {"option": "damping", "grid": DAMPINGS, "default": 1e-8}
-_TRAK: dict[str, Any] = {"option": "damping", "grid": TRAK_LAMBDAS, "default": 1e-6, "cost": "N·S + Q·R"}
+_TRAK: dict[str, Any] = {
+    "option": "damping",
+    "grid": TRAK_LAMBDAS,
+    "default": 1e-6,
+    "cost": "images × draws + queries × draws",
+}
 _OUTPUTS: list[tuple[ObjectiveName, str]] = [
     ("mean_output", "mean"), ("l1_norm", "1-norm"), ("l2_norm", "2-norm"), ("max_norm", "∞-norm"),
     ("simplified_elbo", "simplified ELBO"),
@@ -266,24 +270,24 @@ METHODS: tuple[Method, ...] = (
     Method("ekfac", "EK-FAC influence", "mlodozeniec2025influence", _influence("ekfac"), **_INFLUENCE),
     Method("kfac", "K-FAC influence", "mlodozeniec2025influence", _influence("kfac"), **_INFLUENCE),
     Method("ekfac-along", "EK-FAC along the run", "", _along("ekfac", "standardised", CHECKPOINTS), **_INFLUENCE,
-           needs="checkpoints",
-           cost="C + N·S + K·Q·R"),
+           requires="checkpoints",
+           cost="fit + images × draws + checkpoints × queries × draws"),
     Method("kfac-along", "K-FAC along the run", "", _along("kfac", "standardised", CHECKPOINTS), **_INFLUENCE,
-           needs="checkpoints",
-           cost="C + N·S + K·Q·R"),
+           requires="checkpoints",
+           cost="fit + images × draws + checkpoints × queries × draws"),
     Method("ekfac-along-lr", "EK-FAC along the run, by learning rate", "", _along("ekfac", "learning_rate", CHECKPOINTS),
-           **_INFLUENCE, needs="checkpoints",
-           cost="C + N·S + K·Q·R"),
-    Method("ekfac-ensemble", "EK-FAC, mean of seeds", "", _ensemble("ekfac"), **_INFLUENCE, needs="ensemble",
-           cost="4 (C + N·S + Q·R), 3 trainings"),
+           **_INFLUENCE, requires="checkpoints",
+           cost="fit + images × draws + checkpoints × queries × draws"),
+    Method("ekfac-ensemble", "EK-FAC, mean of seeds", "", _ensemble("ekfac"), **_INFLUENCE, requires="ensemble",
+           cost="4 (fit + images × draws + queries × draws), 3 trainings"),
     Method("cg", "conjugate gradients from EK-FAC", "wang2025astra", _conjugate_gradients, option="iterations",
            grid=ITERATIONS, default=4.0,
-           cost="C + N·S + Q·R + i·Q·N·G"),
+           cost="fit + images × draws + queries × draws + steps × queries × images × draws of the GGN"),
     Method("cg-along", "conjugate gradients along the run", "", _conjugate_gradients_along, option="iterations",
-           grid=ITERATIONS, default=4.0, needs="checkpoints", checkpoints=CG_CHECKPOINTS,
-           cost="2 (C + Q·R + i·Q·N·G) + N·S"),
+           grid=ITERATIONS, default=4.0, requires="checkpoints", checkpoints=CG_CHECKPOINTS,
+           cost="2 (fit + queries × draws + steps × queries × images × draws of the GGN) + images × draws"),
     Method("neumann", "Neumann series from EK-FAC", "wang2025astra", _neumann, option="damping", grid=(1e-5,), default=1e-5,
-           cost="C + N·S + Q·R + i·Q·N·G"),
+           cost="fit + images × draws + queries × draws + steps × queries × images × draws of the GGN"),
     Method("relative", "relative influence", "barshan2020relatif", _renormalised("step"), **_INFLUENCE, scale="arbitrary"),
     Method("self-relative", "self-relative influence", "barshan2020relatif", _renormalised("self_influence"), **_INFLUENCE,
            scale="arbitrary"),
@@ -296,17 +300,17 @@ METHODS: tuple[Method, ...] = (
     *(Method(f"d-trak-{name.replace('_', '-')}", f"D-TRAK, {label}", "zheng2024dtrak", _trak(Objective(name)), **_TRAK,
              scale="arbitrary", any_measurement=False) for name, label in _OUTPUTS),
     Method("journey-trak", "Journey-TRAK", "georgiev2023journey", _journey_trak, **_TRAK, scale="arbitrary",
-           needs="trajectories", any_measurement=False),
+           requires="trajectories", any_measurement=False),
     Method("das", "DAS", "lin2025das", _das, **_INFLUENCE, scale="arbitrary", any_measurement=False,
-           cost="C + N·S + Q·P"),
-    Method("tracin", "TracIn", "pruthi2020tracin", _tracin(CHECKPOINTS), scale="arbitrary", needs="checkpoints",
-           cost="N·S + K·Q·R"),
+           cost="fit + images × draws + queries × probes"),
+    Method("tracin", "TracIn", "pruthi2020tracin", _tracin(CHECKPOINTS), scale="arbitrary", requires="checkpoints",
+           cost="images × draws + checkpoints × queries × draws"),
     Method("gradient-dot", "gradient dot product", "", _gradient_dot, scale="arbitrary",
-           cost="N·S + Q·R"),
+           cost="images × draws + queries × draws"),
     Method("gradient-cosine", "gradient cosine", "", _gradient_cosine, scale="arbitrary",
-           cost="N·S + Q·R"),
-    Method("clip", "CLIP similarity", "radford2021clip", _clip, scale="arbitrary", needs="clip", any_measurement=False,
-           cost="CLIP: N + Q"),
+           cost="images × draws + queries × draws"),
+    Method("clip", "CLIP similarity", "radford2021clip", _clip, scale="arbitrary", requires="clip", any_measurement=False,
+           cost="images and queries, of CLIP"),
     Method("pixel", "pixel distance", "", _pixels, scale="arbitrary", any_measurement=False,
            cost="none"),
     Method("random", "random", "", _random, scale="arbitrary", any_measurement=False,

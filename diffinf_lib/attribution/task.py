@@ -28,7 +28,7 @@ class Checkpoint:
 
     Attributes:
         name: names its folder of gradients.
-        curvature_draws: forward and backward passes that its curvature took, over all images and both stages.
+        curvature_draws: forward and backward passes that its curvature took, over all images, for factors and corrections.
         curvature_seconds: what its curvature took.
         learning_rate: at that step.
         training_draws: forward and backward passes of a training that was for attribution alone.

@@ -35,19 +35,19 @@ def _gram(scale: Callable[[Tensor], float]) -> Callable[[Tensor], Tensor]:
 def ggn() -> Iterator[Case]:
     """`ggn(jacobians)` → `[P, P]`: the GGN of a loss that is a mean over draws and over the C outputs of squared errors.
 
-    jacobians J `[D, C, P]`: derivatives of the C outputs in the P weights, at each of D draws.
+    jacobians J `[S, C, P]`: derivatives of the C outputs in the P weights, at each of S draws.
     """
     by_hand = numbers(1.0, 2.0, 0.0, 2.0, 1.0, 0.0, 4.0, 0.0).view(2, 2, 2)
     yield Case(
         "two draws, outputs and weights, by hand",
         numbers(9.0, 1.0, 1.0, 4.0).view(2, 2),
         (by_hand,),
-        {"D": 2, "C": 2, "P": 2},
+        {"S": 2, "C": 2, "P": 2},
     )
     for draws, outputs, weights in ((4, 3, 2), (3, 2, 5)):
         jacobians = normal("jacobians", draws, outputs, weights)
         name = f"{draws} draws, {outputs} outputs and {weights} weights, by a linear model's Hessian"
-        yield Case(name, _hessian_of_linear(jacobians), (jacobians,), {"D": draws, "C": outputs, "P": weights})
+        yield Case(name, _hessian_of_linear(jacobians), (jacobians,), {"S": draws, "C": outputs, "P": weights})
 
 
 def _hessian_of_linear(jacobians: Tensor) -> Tensor:
@@ -98,14 +98,14 @@ def _of_mean_gradients(jacobians: Tensor, noise: Tensor) -> Tensor:
 def sampled_fisher() -> Iterator[Case]:
     """`sampled_fisher(jacobians, noise)` → `[P, P]`: the mean outer product of loss gradients at sampled labels.
 
-    jacobians J `[D, C, P]`; noise `[L, D, C]`, standard normal numbers, from which you make L labels y of each draw. The
+    jacobians J `[S, C, P]`; noise `[V, S, C]`, standard normal numbers, from which you make V labels y of each draw. The
     loss is ‖f − y‖²/C; labels are drawn from the Gaussian around f under which this loss is −log p, up to a constant. In
     the cases the noise has the second moment of a normal distribution exactly, so that the Fisher is the GGN.
     """
     for draws, outputs, weights in ((1, 3, 2), (3, 2, 3), (2, 4, 3)):
         jacobians = normal("fisher", draws, outputs, weights)
         turned = [[orthogonal(f"labels-{draw}-{half}", outputs) for half in range(2)] for draw in range(draws)]
-        noise = torch.stack([outputs**0.5 * torch.cat(halves) for halves in turned], dim=1)  # [2C, D, C]
+        noise = torch.stack([outputs**0.5 * torch.cat(halves) for halves in turned], dim=1)  # [2C, S, C]
         name = f"{draws} draws and {2 * outputs} labels of {outputs} outputs, against the GGN"
-        sizes = {"D": draws, "C": outputs, "L": 2 * outputs}
+        sizes = {"S": draws, "C": outputs, "V": 2 * outputs}
         yield Case(name, _hessian_of_linear(jacobians), (jacobians, noise), sizes)

@@ -32,7 +32,7 @@ def _products(gradients: Tensor, of_outputs: Tensor, of_inputs: Tensor) -> Tenso
         "this is a variance; take the second moment, without subtracting the mean": _corrected(
             lambda r: r.var(0, correction=0)
         ),
-        "this is a variance, divided by D − 1; take the second moment": _corrected(lambda r: r.var(0)),
+        "this is a variance, divided by S − 1; take the second moment": _corrected(lambda r: r.var(0)),
         "this is the root of the second moment; an eigenvalue is the second moment itself": _corrected(
             lambda r: r.square().mean(0).sqrt()
         ),
@@ -53,7 +53,7 @@ def _products(gradients: Tensor, of_outputs: Tensor, of_inputs: Tensor) -> Tenso
 def corrected_eigenvalues() -> Iterator[Case]:
     """`corrected_eigenvalues(gradients, output_eigenvectors, input_eigenvectors)` → Λ `[d_out, d_in]`.
 
-    gradients G `[D, d_out, d_in]`, one a draw; Q_B `[d_out, d_out]` and Q_A `[d_in, d_in]` hold eigenvectors of B and of A in
+    gradients G `[S, d_out, d_in]`, one a draw; Q_B `[d_out, d_out]` and Q_A `[d_in, d_in]` hold eigenvectors of B and of A in
     their columns. Λ is the diagonal of F = E[vec(G) vec(G)ᵀ] in the basis Q_B ⊗ Q_A.
     """
     for draws, outputs, inputs in ((4, 3, 3), (5, 2, 4)):
@@ -61,7 +61,7 @@ def corrected_eigenvalues() -> Iterator[Case]:
         of_outputs, of_inputs = orthogonal("output-basis", outputs), orthogonal("input-basis", inputs)
         name = f"{draws} draws of {outputs}×{inputs} gradients, against the diagonal of the dense matrix"
         given = gradients, of_outputs, of_inputs
-        yield Case(name, _dense_diagonal(*given), given, {"D": draws})
+        yield Case(name, _dense_diagonal(*given), given, {"S": draws})
 
 
 def _dense_diagonal(gradients: Tensor, of_outputs: Tensor, of_inputs: Tensor) -> Tensor:
@@ -73,20 +73,22 @@ def _dense_diagonal(gradients: Tensor, of_outputs: Tensor, of_inputs: Tensor) ->
 
 def _batched(
     prepared: Callable[[Tensor, Tensor], Tensor] = lambda g, signs: g * signs.view(-1, 1, 1),
-    scale: Callable[[int, int], float] = lambda draws, group: 1 / draws,
+    scale: Callable[[int, int], float] = lambda draws, each: 1 / draws,
     square_first: bool = False,
 ) -> Callable[..., Tensor]:
-    """Λ from sums over groups; what is summed, and what the squares are multiplied by, given D and the group's size."""
+    """Λ from sums of draws; what is summed, and what the squares are multiplied by, given S and how many are in a sum."""
 
-    def batched_correction(g: Tensor, of_outputs: Tensor, of_inputs: Tensor, signs: Tensor, group: int) -> Tensor:
-        parts = [part.sum(0) for part in prepared(g, signs).split(group)]
+    def batched_correction(
+        g: Tensor, of_outputs: Tensor, of_inputs: Tensor, signs: Tensor, draws_per_sum: int
+    ) -> Tensor:
+        parts = [part.sum(0) for part in prepared(g, signs).split(draws_per_sum)]
         rotated = torch.stack([_rotated(part, of_outputs, of_inputs) for part in parts])
-        return scale(len(g), group) * (rotated.sum(0).square() if square_first else rotated.square().sum(0))
+        return scale(len(g), draws_per_sum) * (rotated.sum(0).square() if square_first else rotated.square().sum(0))
 
     return batched_correction
 
 
-def _signed_squares(g: Tensor, of_outputs: Tensor, of_inputs: Tensor, signs: Tensor, group: int) -> Tensor:
+def _signed_squares(g: Tensor, of_outputs: Tensor, of_inputs: Tensor, signs: Tensor, draws_per_sum: int) -> Tensor:
     return (signs.view(-1, 1, 1) * _rotated(g, of_outputs, of_inputs).square()).mean(0)
 
 
@@ -94,43 +96,43 @@ def _signed_squares(g: Tensor, of_outputs: Tensor, of_inputs: Tensor, signs: Ten
     gives="the corrected eigenvalues",
     mistakes={
         "the signs are missing: without them the draws' products do not cancel": _batched(lambda g, signs: g),
-        "divided by the number of groups; each square stands for a whole group of draws, so divide by D": _batched(
-            scale=lambda draws, group: 1 / math.ceil(draws / group)
+        "divided by the number of sums; each square stands for all draws of its sum, so divide by S": _batched(
+            scale=lambda draws, each: 1 / math.ceil(draws / each)
         ),
-        "divided by D · group, or by the squared size of a group: a sum of draws was taken for their mean": _batched(
-            scale=lambda draws, group: 1 / (draws * group)
+        "divided by S · draws_per_sum, or by its square: a sum of draws was taken for their mean": _batched(
+            scale=lambda draws, each: 1 / (draws * each)
         ),
-        "not divided by the number of draws": _batched(scale=lambda draws, group: 1.0),
-        "groups are added up before the square; square each group's sum": _batched(square_first=True),
+        "not divided by the number of draws": _batched(scale=lambda draws, each: 1.0),
+        "the sums are added up before the square; square each on its own": _batched(square_first=True),
         "the signs are applied to the squares, not to the gradients": _signed_squares,
-        "this rotates out of the eigenbasis, Q_B G Q_Aᵀ; into it is Q_Bᵀ G Q_A": lambda g, b, a, signs, group: _batched()(
-            g, b.T, a.T, signs, group
+        "this rotates out of the eigenbasis, Q_B G Q_Aᵀ; into it is Q_Bᵀ G Q_A": lambda g, b, a, signs, each: _batched()(
+            g, b.T, a.T, signs, each
         ),
     },
 )  # fmt: skip
 def batched_correction() -> Iterator[Case]:
-    """`batched_correction(gradients, output_eigenvectors, input_eigenvectors, signs, group)` → Λ `[d_out, d_in]`, estimated.
+    """`batched_correction(gradients, output_eigenvectors, input_eigenvectors, signs, draws_per_sum)` → an estimate of Λ.
 
-    gradients G `[D, d_out, d_in]`, one a draw; Q_B `[d_out, d_out]` and Q_A `[d_in, d_in]` with eigenvectors in columns;
-    signs `[D]`, ±1 for each draw; group: how many draws, in order, are added up with their signs before the square, the
-    last group being what is left. Over all signs the mean of the answers must be the corrected eigenvalues.
+    gradients G `[S, d_out, d_in]`, one a draw; Q_B `[d_out, d_out]` and Q_A `[d_in, d_in]` with eigenvectors in columns;
+    signs `[S]`, ±1 for each draw; draws_per_sum: how many, in order, are added up with their signs before the square, the last
+    sum taking what is left. Over all signs the mean of the answers must be the corrected eigenvalues.
     """
     gradients = normal("per-draw", 5, 3, 3) + 0.5
     of_outputs, of_inputs = orthogonal("output-basis", 3), orthogonal("input-basis", 3)
     exact, signs = _dense_diagonal(gradients, of_outputs, of_inputs), numbers(1.0, -1.0, -1.0, 1.0, -1.0)
     given = gradients, of_outputs, of_inputs
-    yield Case("groups of one draw, which are exact", exact, (*given, signs, 1))
+    yield Case("sums of one draw, which are exact", exact, (*given, signs, 1))
     one = (
         of_outputs.T @ (gradients[0] - gradients[1] - gradients[2] + gradients[3] - gradients[4]) @ of_inputs
     ) ** 2 / 5
-    yield Case("one group of five draws, with one choice of signs", one, (*given, signs, 5))
-    for group in (2, 5):
-        name = f"groups of {group} draws, averaged over all 32 choices of signs"
-        yield Case(name, exact, (*given, group), ask=_over_all_signs)
+    yield Case("one sum of five draws, with one choice of signs", one, (*given, signs, 5))
+    for draws_per_sum in (2, 5):
+        name = f"sums of {draws_per_sum} draws, averaged over all 32 choices of signs"
+        yield Case(name, exact, (*given, draws_per_sum), ask=_over_all_signs)
 
 
 def _over_all_signs(
-    function: Callable[..., Tensor], gradients: Tensor, of_outputs: Tensor, of_inputs: Tensor, group: int
+    function: Callable[..., Tensor], gradients: Tensor, of_outputs: Tensor, of_inputs: Tensor, draws_per_sum: int
 ) -> Tensor:
     choices = [numbers(*signs) for signs in itertools.product((1.0, -1.0), repeat=len(gradients))]
-    return torch.stack([function(gradients, of_outputs, of_inputs, signs, group) for signs in choices]).mean(0)
+    return torch.stack([function(gradients, of_outputs, of_inputs, signs, draws_per_sum) for signs in choices]).mean(0)

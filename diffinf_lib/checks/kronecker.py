@@ -30,7 +30,7 @@ def _with_bias(inputs: Tensor, bias: bool, first: bool = False) -> Tensor:
 
 
 def _moment(rows: Tensor) -> Tensor:
-    """The mean outer product over draws, of `[D, n, d]` summed over n."""
+    """The mean outer product over draws, of `[S, n, d]` summed over n."""
     return torch.einsum("dni,dnj->ij", rows, rows) / len(rows)
 
 
@@ -134,7 +134,7 @@ def _kronecker_product(function: Callable[..., Factors], inputs: Tensor, gradien
 
 
 def _exact_layers(sharing: Sharing) -> Iterator[tuple[str, Tensor, Rest]]:
-    """Layers on which K-FAC is exact: inputs `[D, P, I]`, and the rest of the network from the layer's `[P, O]` output."""
+    """Layers on which K-FAC is exact: inputs `[S, L, I]`, and the rest of the network from the layer's `[L, O]` output."""
     images, before, after = normal("images", 5, 1, 3), normal("before", 3, 4), normal("after", 3, 2)
     yield "one draw", images[:1] @ before, lambda s: torch.tanh(s @ after.T).flatten()
     yield "a layer inside a linear network", images @ before, lambda s: (s @ after.T).flatten()
@@ -156,7 +156,7 @@ def _exact_layers(sharing: Sharing) -> Iterator[tuple[str, Tensor, Rest]]:
 
 
 def _output_gradients(inputs: Tensor, weights: Tensor, rest: Rest) -> Tensor:
-    """√2 times each output's derivative in the layer's, `[D · C, P, O]`: the mean over rows of their G Gᵀ is the GGN."""
+    """√2 times each output's derivative in the layer's, `[S · C, L, O]`: the mean over rows of their G Gᵀ is the GGN."""
     return math.sqrt(2) * vmap(jacrev(rest))(inputs @ weights.T).flatten(0, 1)
 
 

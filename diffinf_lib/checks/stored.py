@@ -114,7 +114,7 @@ def _covariance(query: Tensor, train: Tensor) -> Tensor:
 def shared_draw_bias() -> Iterator[Case]:
     """`shared_draw_bias(query_gradients, train_gradients, curvature, draws)` → a number: what shared draws add to a score.
 
-    query_gradients and train_gradients `[K, P]`: the gradients of a query and of a training image at each of K equally likely
+    query_gradients and train_gradients `[n, P]`: the gradients of a query and of a training image at each of n equally likely
     draws, in one order; curvature F `[P, P]`; draws S. Both gradients are averaged over the *same* S draws, taken at
     random with replacement; the bias is the mean of ∇mᵀ F⁻¹ ∇ℓ over all such choices less its value with all draws.
     """

@@ -11,9 +11,9 @@ from diffinf_lib.configuration.dampings import check_dampings
 from diffinf_lib.configuration.datasets import DATASETS, DatasetConfig
 from diffinf_lib.configuration.draws import DrawConfig, TimestepRule, check_draws
 from diffinf_lib.configuration.expectations import (
-    MEASUREMENT_STAGE,
-    QUERY_STAGE,
-    TRAIN_STAGE,
+    MEASUREMENT_PURPOSE,
+    QUERY_PURPOSE,
+    TRAIN_PURPOSE,
     Expectation,
 )
 from diffinf_lib.configuration.likelihood import LikelihoodConfig
@@ -35,9 +35,9 @@ from diffinf_lib.configuration.unet import UNetConfig
 
 __all__ = [
     "DATASETS",
-    "MEASUREMENT_STAGE",
-    "QUERY_STAGE",
-    "TRAIN_STAGE",
+    "MEASUREMENT_PURPOSE",
+    "QUERY_PURPOSE",
+    "TRAIN_PURPOSE",
     "Approximation",
     "BiasRule",
     "CurvatureConfig",

@@ -28,13 +28,14 @@ class CurvatureConfig(Options):
         partition: which matrix (Mlodozeniec et al. 2025, section 3.1): `model`, GGN^model = (2/C) E[JᵀJ];
             `loss_per_draw`, GGN^loss = E[∇ℓ ∇ℓᵀ] with an outer product for each draw (t, ε); or `loss_per_example`, the
             same with an outer product for each example of its gradient averaged over draws (TRAK's Gram matrix).
-        labels: of partition `model`: sampled labels a draw (Monte Carlo estimate over the model's own outputs).
+        sampled_labels: of partition `model`: how many labels are sampled for each draw from the model's own outputs (a
+            Monte Carlo estimate). Labels in the sense of the Fisher matrix: targets, not classes.
         exact_labels: of partition `model`: run through all C output dimensions instead; C times the cost.
         sharing: how K-FAC treats the positions that share weights, `expand` or `reduce` (Eschenhagen et al. 2023).
         bias: `joint`, as one more input of its layer, or `separate`, a block of its own.
-        correction: `batched` squares the rotated gradient of a random-sign sum of `group` draws, whose expectation is the
-            sum of the squares; `per_draw` squares each draw's. The same expectation, a fraction of the cost.
-        group: draws that are summed before squaring.
+        correction: `batched` squares the rotated gradient of a random-sign sum of `draws_per_sum` draws, whose
+            expectation is the sum of the squares; `per_draw` squares each draw's. The same expectation, a fraction of the cost.
+        draws_per_sum: draws that are summed before squaring.
         factor_draws: draws of each image for the Kronecker factors; None for a third of `draws`, or for all of them where
             an outer product is taken of a mean over draws.
         input_positions: positions of each draw that the input factor is averaged over, drawn at random, one in each of as
@@ -45,12 +46,12 @@ class CurvatureConfig(Options):
     approximation: Approximation = "ekfac"
     draws: DrawConfig = field(default_factory=lambda: DrawConfig(count=30))
     partition: Partition = "model"
-    labels: PositiveInt = 1
+    sampled_labels: PositiveInt = 1
     exact_labels: bool = False
     sharing: Sharing = "expand"
     bias: BiasRule = "joint"
     correction: Correction = "batched"
-    group: PositiveInt = 100
+    draws_per_sum: PositiveInt = 100
     factor_draws: DrawConfig | None = None
     input_positions: PositiveInt | None = 4
     precision: Precision = "float32"
@@ -58,8 +59,8 @@ class CurvatureConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         sampled = self.partition == "model" and not self.exact_labels
-        require(sampled or self.labels == 1, f"labels={self.labels}: only partition='model' with sampled labels has several; "
-                "give labels=1")  # fmt: skip
+        require(sampled or self.sampled_labels == 1, f"sampled_labels={self.sampled_labels}: only "
+                "partition='model' with sampled labels has several; give sampled_labels=1")  # fmt: skip
         require(self.partition == "model" or not self.exact_labels, f"exact_labels with partition={self.partition!r}: GGN^loss "
                 "has no labels; leave it out")  # fmt: skip
         same = self.drawn_for_factors == self.draws
@@ -73,7 +74,7 @@ class CurvatureConfig(Options):
             return self.factor_draws
         if self.partition == "loss_per_example" or self.draws.count < 3:
             return self.draws
-        pairs = 2 if self.draws.noise == "antithetic" else 1
+        pairs = 2 if self.draws.noise_rule == "antithetic" else 1
         return replace(self.draws, count=pairs * math.ceil(self.draws.count / pairs / 3))
 
     @property

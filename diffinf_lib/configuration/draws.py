@@ -16,14 +16,14 @@ class DrawConfig(Options, called={"count": "draws"}):
 
     Attributes:
         count: number of draws S of each example.
-        timesteps: `stratified` (one uniform timestep in each of equal slices of 0..T−1), `uniform` (independent),
+        timestep_rule: `stratified` (one uniform timestep in each of equal slices of 0..T−1), `uniform` (independent),
             `grid` (the middle of each slice, the same for every example: the evenly spaced protocol of D-TRAK),
             `signal` (in proportion to ᾱ_t, the share of the image that is left, plus a tenth of uniform timesteps: where
             nothing is left of the image, examples hardly differ), `elbo` (in proportion to the ELBO's weight of the loss at
             t, β_t / (α_t (1 − ᾱ_t)), plus a tenth of uniform timesteps), or `importance` (in proportion to `proposal`). These
             three are stratified as well: one timestep in each of equal slices of their distribution. `single` takes
             `timestep` only: expectations are those at this t.
-        noise: `antithetic` (each timestep serves two draws, with ε and −ε) or `independent`.
+        noise_rule: `antithetic` (each timestep serves two draws, with ε and −ε) or `independent`.
         proposal: of `importance`: how often timesteps are drawn, as positive numbers for equal slices of 0..T−1, in any
             unit. A draw at t has the weight (1/T) / p(t), so expectations stay those over uniform timesteps.
         timestep: of `single`.
@@ -35,8 +35,8 @@ class DrawConfig(Options, called={"count": "draws"}):
     """
 
     count: PositiveInt = 250
-    timesteps: TimestepRule = "stratified"
-    noise: NoiseRule = "antithetic"
+    timestep_rule: TimestepRule = "stratified"
+    noise_rule: NoiseRule = "antithetic"
     proposal: tuple[PositiveFloat, ...] | None = None
     shared: bool = False
     timestep: int | None = None
@@ -44,21 +44,22 @@ class DrawConfig(Options, called={"count": "draws"}):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.noise == "independent" or self.count % 2 == 0,
-                f"draws={self.count}: antithetic draws come in pairs, give an even number or noise='independent'")  # fmt: skip
-        if self.timesteps == "importance":
+        require(self.noise_rule == "independent" or self.count % 2 == 0,
+                f"draws={self.count}: antithetic draws come in pairs, give an even number or "
+                "noise_rule='independent'")  # fmt: skip
+        if self.timestep_rule == "importance":
             require(bool(self.proposal), f"proposal={self.proposal}: importance sampling needs a tuple of positive "
                     "numbers, one for each slice of timesteps; see timestep_proposal")  # fmt: skip
         else:
-            require(self.proposal is None, f"proposal with timesteps={self.timesteps!r}: only 'importance' has one; leave "
-                    "it out")  # fmt: skip
-        require((self.timesteps == "single") == (self.timestep is not None), f"timestep={self.timestep} with timesteps="
-                f"{self.timesteps!r}: 'single' needs one, and nothing else has one")  # fmt: skip
+            require(self.proposal is None, f"proposal with timestep_rule={self.timestep_rule!r}: only 'importance' has one; "
+                    "leave it out")  # fmt: skip
+        require((self.timestep_rule == "single") == (self.timestep is not None), f"timestep={self.timestep} with "
+                f"timestep_rule={self.timestep_rule!r}: 'single' needs one, and nothing else has one")  # fmt: skip
 
     @property
     def weighted(self) -> bool:
         """Whether some draws count for more than others: timesteps are not drawn alike."""
-        return self.timesteps in ("signal", "elbo", "importance")
+        return self.timestep_rule in ("signal", "elbo", "importance")
 
 
 def check_draws(**options: object) -> None:

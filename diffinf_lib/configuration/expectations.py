@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from diffinf_lib.diffusion.denoiser import Denoiser
     from diffinf_lib.diffusion.draws import DrawBatch
 
-TRAIN_STAGE = "train-gradients"
-"""The stage under which the draws of training gradients are keyed."""
+TRAIN_PURPOSE = "train-gradients"
+"""The purpose under which the draws of training gradients are keyed."""
 
-MEASUREMENT_STAGE = "measurement"
-"""The stage under which every measurement's draws are keyed."""
+MEASUREMENT_PURPOSE = "measurement"
+"""The purpose under which every measurement's draws are keyed."""
 
-QUERY_STAGE = "query-gradients"
-"""The stage under which draws of query gradients are keyed, where they are not the measurement's own."""
+QUERY_PURPOSE = "query-gradients"
+"""The purpose under which draws of query gradients are keyed, where they are not the measurement's own."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,23 @@ class Expectation(Options):
 
     Attributes:
         draws: the draws of each image.
-        stage: what the draws are keyed by; different stages have independent draws.
+        purpose: what the draws are for; they are keyed by it, so different purposes have independent draws.
         seed: of the draws.
-        timesteps: take only the draws with low ≤ t < high, still dividing by all: the expectations of a partition of 0..T
+        timestep_range: take only the draws with low ≤ t < high, still dividing by all: the expectations of a partition of 0..T
             add up to the whole. None takes all.
         objective: what is averaged.
     """
 
     draws: DrawConfig = DrawConfig(250)
-    stage: str = TRAIN_STAGE
+    purpose: str = TRAIN_PURPOSE
     seed: int = 0
-    timesteps: tuple[int, int] | None = None
+    timestep_range: tuple[int, int] | None = None
     objective: Objective = Objective()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low_high = self.timesteps
-        require(low_high is None or 0 <= low_high[0] < low_high[1], f"timesteps={low_high}: give (low, high) with "
+        low_high = self.timestep_range
+        require(low_high is None or 0 <= low_high[0] < low_high[1], f"timestep_range={low_high}: give (low, high) with "
                 "0 <= low < high")  # fmt: skip
 
     def batches(self, model: "Denoiser", images: "ImageSet", batch_size: int = 512) -> "Iterator[DrawBatch]":
@@ -55,7 +55,7 @@ class Expectation(Options):
         The value at an image is the sum over its draws of weight · objective, divided by `draws.count`.
 
         Args:
-            batch_size: draws a batch; batches of which `timesteps` leaves nothing are left out.
+            batch_size: draws a batch; batches of which `timestep_range` leaves nothing are left out.
 
         Raises:
             ConfigurationError: the objective needs the states of trajectories, and `images` has none; or the network needs

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from diffinf_lib.configuration.draws import DrawConfig
-from diffinf_lib.configuration.expectations import MEASUREMENT_STAGE, QUERY_STAGE, Expectation
+from diffinf_lib.configuration.expectations import MEASUREMENT_PURPOSE, QUERY_PURPOSE, Expectation
 from diffinf_lib.configuration.likelihood import LikelihoodConfig
 from diffinf_lib.configuration.objectives import Objective
 from diffinf_lib.errors import require
@@ -27,13 +27,13 @@ class MeasurementConfig(Options, called={"name": "measurement"}):
 
     Attributes:
         name: `loss`, the mean-dim squared error averaged over t and ε; `loss_at_time`, the same at `timestep`;
-            `weighted_loss`, with w_t = `weights`; `simplified_elbo`, with the ELBO's w_t; `elbo`, all its terms;
+            `weighted_loss`, with w_t = `loss_weights`; `simplified_elbo`, with the ELBO's w_t; `elbo`, all its terms;
             `square_norm`, the mean of ε_θ²; `trajectory_log_prob`, the log-probability of the stored sampling trajectory per
             step; `log_likelihood`, by the probability-flow ODE, for evaluation only. The last two and `elbo` are in bits
             per dimension, higher for more likely queries.
         draws: the draws of each query. Of `trajectory_log_prob` their timesteps count, noise is the trajectory's own.
         timestep: of `loss_at_time`.
-        weights: of `weighted_loss`: w_t, constant on equal slices of 0..T−1.
+        loss_weights: of `weighted_loss`: w_t, constant on equal slices of 0..T−1.
         levels: of `elbo` and `log_likelihood`: number of values a pixel can take, evenly spaced on [−1, 1]: 256, or 17 for
             digits; None for latents and other continuous data. The ELBO of an image whose pixels lie between the levels, a
             sample, is the probability of the bins around them.
@@ -44,7 +44,7 @@ class MeasurementConfig(Options, called={"name": "measurement"}):
     name: MeasurementName = "loss"
     draws: DrawConfig = field(default_factory=lambda: DrawConfig(count=256))
     timestep: int | None = None
-    weights: tuple[float, ...] | None = None
+    loss_weights: tuple[float, ...] | None = None
     levels: int | None = None
     likelihood: LikelihoodConfig | None = None
     dequantised: bool = False
@@ -87,7 +87,7 @@ class MeasurementConfig(Options, called={"name": "measurement"}):
         require(self.attributable, "measurement='log_likelihood': it is for evaluation only; attribute it with 'elbo' or "
                 "'loss'")  # fmt: skip
         name = "loss" if self.name == "loss_at_time" else self.name
-        return Objective(name, self.weights, self.levels if name == "elbo" else None)  # type: ignore[arg-type]
+        return Objective(name, self.loss_weights, self.levels if name == "elbo" else None)  # type: ignore[arg-type]
 
     def expectation(self, seed: int = 0, draws: DrawConfig | None = None) -> Expectation:
         """The mean that the measurement is, all at one timestep for `loss_at_time`: what a query's gradient is taken of.
@@ -99,10 +99,10 @@ class MeasurementConfig(Options, called={"name": "measurement"}):
         Raises:
             ConfigurationError: the measurement is no such mean.
         """
-        taken, stage = (self.draws, MEASUREMENT_STAGE) if draws is None else (draws, QUERY_STAGE)
+        taken, purpose = (self.draws, MEASUREMENT_PURPOSE) if draws is None else (draws, QUERY_PURPOSE)
         if self.timestep is not None:
-            taken = replace(taken, timesteps="single", timestep=self.timestep, proposal=None)
-        return Expectation(taken, stage, seed, objective=self.objective)
+            taken = replace(taken, timestep_rule="single", timestep=self.timestep, proposal=None)
+        return Expectation(taken, purpose, seed, objective=self.objective)
 
 
 def proxy_sign(attributed: MeasurementConfig, measured: MeasurementConfig) -> int:

@@ -29,18 +29,19 @@ class Objective(Options, called={"name": "objective"}):
             `trajectory_log_prob`, whose mean over uniform t is the log-probability of the stored sampling trajectory in bits
             per dimension and step; `journey_loss`, the loss at what the sampler guessed the image to be at step t
             (Georgiev et al. 2023); `output_probe`, ε_θ in a random direction (for DAS).
-        weights: of `weighted_loss`: w_t, constant on equal slices of 0..T−1.
+        loss_weights: of `weighted_loss`: w_t, constant on equal slices of 0..T−1.
         levels: of `elbo`: number of values a pixel can take, evenly spaced on [−1, 1]; None for latents.
     """
 
     name: ObjectiveName = "loss"
-    weights: tuple[float, ...] | None = None
+    loss_weights: tuple[float, ...] | None = None
     levels: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require((self.name == "weighted_loss") == bool(self.weights), f"weights={self.weights} with objective={self.name!r}: "
-                "'weighted_loss' needs a tuple of numbers, one for each slice of t, and nothing else has one")  # fmt: skip
+        require((self.name == "weighted_loss") == bool(self.loss_weights), f"loss_weights={self.loss_weights} with "
+                f"objective={self.name!r}: 'weighted_loss' needs a tuple of numbers, one for each slice of t, and nothing else "
+                "has one")  # fmt: skip
         require(self.levels is None or self.levels > 1, f"levels={self.levels}: give the number of values of a pixel, at least "
                 "2, or None for latents")  # fmt: skip
 

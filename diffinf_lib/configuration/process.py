@@ -45,7 +45,7 @@ SCHEDULER_CONFIG = "scheduler_config.json"
 
 @dataclass(frozen=True)
 class Process(Options):
-    """A forward process with what the network predicts; timesteps count from 0 to `timesteps` − 1, as diffusers does.
+    """A forward process with what the network predicts; timesteps count from 0 to `num_train_timesteps` − 1, as diffusers does.
 
     The default is that of Ho et al. 2020, which the paper uses for images; Stable Diffusion's latents take
     `scaled_linear` from 0.00085 to 0.012 and `clip_sample=None`.
@@ -53,6 +53,7 @@ class Process(Options):
     Options that say nothing of the process that the others describe are refused, so that equal processes are written alike.
 
     Attributes:
+        num_train_timesteps: T, as diffusers' schedulers call it.
         target: what the network's output is held against.
         beta_start, beta_end, beta_schedule: variances β_t that the process adds; not of `velocity`. `squaredcos_cap_v2` has no
             start and no end.
@@ -68,7 +69,7 @@ class Process(Options):
     beta_start: float = 1e-4
     beta_end: float = 0.02
     beta_schedule: BetaSchedule = "linear"
-    timesteps: PositiveInt = 1000
+    num_train_timesteps: PositiveInt = 1000
     target: Target = "noise"
     trained_betas: tuple[float, ...] | None = None
     zero_terminal_snr: bool = False
@@ -83,14 +84,15 @@ class Process(Options):
         require(0 < self.beta_start <= self.beta_end < 1, f"beta_start={self.beta_start}, beta_end={self.beta_end}: "
                 "give 0 < beta_start <= beta_end < 1")  # fmt: skip
         betas = self.trained_betas
-        require(betas is None or (len(betas) == self.timesteps and all(0 < beta <= 1 for beta in betas)),
-                f"trained_betas: give one number in (0, 1] for each of the {self.timesteps} timesteps")  # fmt: skip
+        require(betas is None or (len(betas) == self.num_train_timesteps and all(0 < beta <= 1 for beta in betas)),
+                f"trained_betas: give one number in (0, 1] for each of the {self.num_train_timesteps} timesteps")  # fmt: skip
         require(
             1.0 not in (betas or ())[:-1],
             "trained_betas: only the last can be 1, for nothing of the image is left after it",
         )
-        require(self.timesteps > 1 or not self.zero_terminal_snr, f"timesteps={self.timesteps} with zero_terminal_snr: give 2 "
-                "or more, for nothing of the image is left in the last")  # fmt: skip
+        require(self.num_train_timesteps > 1 or not self.zero_terminal_snr, "num_train_timesteps="
+                f"{self.num_train_timesteps} with zero_terminal_snr: give 2 or more, for nothing of the image is left in the "
+                "last")  # fmt: skip
 
     def _refuse_idle(self) -> None:
         """Refuse an option that says nothing beside another one."""
@@ -173,7 +175,7 @@ class Process(Options):
     @property
     def times(self) -> PerTimestep | None:
         """What the network is given for each timestep, where that is not the timestep itself."""
-        return self.timesteps * self.coefficients.noise if self.is_flow else None
+        return self.num_train_timesteps * self.coefficients.noise if self.is_flow else None
 
     def at(self, timesteps: Timesteps, like: ImageBatch) -> Coefficients:
         """The coefficients of some draws, `[B, 1, 1, 1]`, in the type and on the device of `like`."""
@@ -216,7 +218,9 @@ class Process(Options):
     def check_sampler(self, method: SamplerName | None, steps: int) -> None:
         """Refuse a way of sampling that this process does not have, and more steps than it has timesteps."""
         self._check_method(method)
-        require(0 < steps <= self.timesteps, f"steps={steps}: give a number from 1 to {self.timesteps}")
+        require(
+            0 < steps <= self.num_train_timesteps, f"steps={steps}: give a number from 1 to {self.num_train_timesteps}"
+        )
         self.check_solvable()
 
     def _check_method(self, method: SamplerName | None) -> None:
@@ -232,9 +236,11 @@ class Process(Options):
 
         self._check_method(method)
         if self.is_flow:
-            return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.timesteps, shift=self.flow_shift)
+            return diffusers.FlowMatchEulerDiscreteScheduler(
+                num_train_timesteps=self.num_train_timesteps, shift=self.flow_shift
+            )
         shared = {
-            "num_train_timesteps": self.timesteps,
+            "num_train_timesteps": self.num_train_timesteps,
             "beta_start": self.beta_start,
             "beta_end": self.beta_end,
             "beta_schedule": self.beta_schedule,
@@ -262,14 +268,14 @@ def _flow(name: str, config: dict[str, Any]) -> Process:
     # With dynamic shifting the sampler moves its own steps, by the size of the image; the network knows σ all the same
     shift = 1.0 if config.get("use_dynamic_shifting") else float(config.get("shift", config.get("flow_shift")) or 1.0)
     steps = int(config.get("num_train_timesteps", 1000))
-    return Process(timesteps=steps, target="velocity", clip_sample=None, flow_shift=shift)
+    return Process(num_train_timesteps=steps, target="velocity", clip_sample=None, flow_shift=shift)
 
 
 def _with_variances(target: Target, alphas_cumprod: PerTimestep, config: dict[str, Any], clip: float | None) -> Process:
     """The process by its options where these give the scheduler's own ᾱ_t, and by its variances otherwise."""
     import torch
 
-    options: dict[str, Any] = {"timesteps": len(alphas_cumprod), "target": target, "clip_sample": clip}
+    options: dict[str, Any] = {"num_train_timesteps": len(alphas_cumprod), "target": target, "clip_sample": clip}
     trained = config.get("trained_betas")
     named: dict[str, Any] = {
         "beta_start": config.get("beta_start"), "beta_end": config.get("beta_end"),
@@ -301,7 +307,7 @@ def _coefficients(process: Process) -> Coefficients:
     from diffinf_lib.configuration.coefficients import Coefficients
 
     if process.is_flow:
-        share = torch.arange(1, process.timesteps + 1, dtype=torch.float64) / process.timesteps
+        share = torch.arange(1, process.num_train_timesteps + 1, dtype=torch.float64) / process.num_train_timesteps
         noise = process.flow_shift * share / (1 + (process.flow_shift - 1) * share)
         return Coefficients(1 - noise, noise, torch.full_like(noise, -1.0), torch.ones_like(noise))
     left = process.scheduler("ddpm").alphas_cumprod.double()

@@ -82,24 +82,24 @@ class Block:
         """The block out of the layer's gradient matrix, a view."""
         return matrix[..., self.rows, self.columns]
 
-    def inputs(self, raw: LayerInput) -> Float[Tensor, "B P i"]:
+    def inputs(self, raw: LayerInput) -> Float[Tensor, "B L i"]:
         """The block's inputs a at each position, from what the layer was called with."""
         if self.part == "bias":
             return layer_positions(self.layer, raw)
         return layer_inputs(self.covered, raw, self.group)[..., self.columns]
 
-    def output_gradients(self, gradients: Float[Tensor, "B P O"]) -> Float[Tensor, "B P o"]:
+    def output_gradients(self, gradients: Float[Tensor, "B L O"]) -> Float[Tensor, "B L o"]:
         """The block's output gradients g out of the layer's."""
         return gradients[..., self.rows]
 
 
-def layer_positions(layer: nn.Module, raw: LayerInput) -> Float[Tensor, "B P 1"]:
+def layer_positions(layer: nn.Module, raw: LayerInput) -> Float[Tensor, "B L 1"]:
     """A constant 1 at each position: the input of a bias that is a block of its own."""
     return raw.new_ones(len(raw), position_count(layer, raw), 1)
 
 
 def position_count(layer: nn.Module, raw: LayerInput) -> int:
-    """Number of positions P that share a layer's weights, from what the layer was called with."""
+    """Number of positions L that share a layer's weights, from what the layer was called with."""
     if not isinstance(layer, nn.Conv2d):
         return raw[0].numel() // raw.shape[-1]
     height, width = output_size(layer, raw)

@@ -26,24 +26,26 @@ def input_covariance_sum(
     raw: LayerInput,
     *,
     places: Float[Tensor, "B n"] | None = None,
-    weights: PerDraw | None = None,
+    draw_weights: PerDraw | None = None,
 ) -> Float[Tensor, "I I"]:
     """Σ over draws of weight · mean_p a_p a_pᵀ, by the cheapest way that fits the layer.
 
     Args:
         raw: what the layer was called with.
         places: relative positions in [0, 1) of the positions to average over; None takes all.
-        weights: of the draws; None for ones.
+        draw_weights: of the draws; None for ones.
     """
     if block.part == "bias":
         total = (
-            torch.tensor(float(len(raw)), dtype=torch.float64, device=raw.device) if weights is None else weights.sum()
+            torch.tensor(float(len(raw)), dtype=torch.float64, device=raw.device)
+            if draw_weights is None
+            else draw_weights.sum()
         )
         return total.view(1, 1)
     sampled = places is not None and position_count(block.layer, raw) > places.shape[1]
-    if weights is not None or not isinstance(block.layer, nn.Conv2d):
+    if draw_weights is not None or not isinstance(block.layer, nn.Conv2d):
         inputs = sampled_inputs(block, raw, places) if sampled and places is not None else block.inputs(raw)
-        return input_factor_sum(inputs if weights is None else inputs * weights.sqrt().view(-1, 1, 1))
+        return input_factor_sum(inputs if draw_weights is None else inputs * draw_weights.sqrt().view(-1, 1, 1))
     if sampled and places is not None:
         return input_factor_sum(sampled_inputs(block, raw, places))
     if rows_of_patches_fit(block.layer):
@@ -55,7 +57,7 @@ def sampled_inputs(block: Block, raw: LayerInput, places: Float[Tensor, "B n"]) 
     """The block's inputs at some positions of each draw.
 
     Args:
-        places: relative positions in [0, 1); the position is ⌊place · P⌋, in the order of the outputs, row by row.
+        places: relative positions in [0, 1); the position is ⌊place · L⌋, in the order of the outputs, row by row.
     """
     index = (places * position_count(block.layer, raw)).long()
     if not isinstance(block.layer, nn.Conv2d):

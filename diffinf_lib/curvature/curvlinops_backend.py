@@ -88,7 +88,7 @@ def fit_with_curvlinops(
 
     Args:
         covers: as for `fit_curvature`.
-        config: as for `fit_curvature`; its `correction`, `group`, `input_positions` and `precision` are not read.
+        config: as for `fit_curvature`; its `correction`, `draws_per_sum`, `input_positions` and `precision` are not read.
 
     Raises:
         ConfigurationError: curvlinops offers nothing of the kind; the message names the option or the layer.
@@ -126,7 +126,7 @@ def _check_supported(config: CurvatureConfig) -> None:
     require(config.partition != "loss_per_example", "partition='loss_per_example': curvlinops takes outer products per draw; "
             "use fit_curvature")  # fmt: skip
     for draws in (config.draws, config.drawn_for_factors):
-        require(not draws.weighted, f"timesteps={draws.timesteps!r}: curvlinops does not weight a "
+        require(not draws.weighted, f"timestep_rule={draws.timestep_rule!r}: curvlinops does not weight a "
                 "layer's inputs; use fit_curvature")  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def _operator(kind: Any, model: Denoiser, layers: Layers, data: _Draws, config: 
     fisher = "mc" if sampled else "type-2" if config.partition == "model" else "empirical"
     return kind(
         FlatDenoiser(model, layers, second_order=False), nn.MSELoss(reduction="mean"), layer_parameters(layers), data,
-        fisher_type=fisher, mc_samples=config.labels, kfac_approx=config.sharing,
+        fisher_type=fisher, mc_samples=config.sampled_labels, kfac_approx=config.sharing,
         separate_weight_and_bias=config.bias == "separate", seed=keyed_seed("curvlinops", seed, data.pass_name),
         check_deterministic=False, num_data=data.count, num_per_example_loss_terms=1, batch_size_fn=batch_size_of,
     )  # fmt: skip

@@ -52,7 +52,7 @@ def dense_hessian(model: Denoiser, batch: DrawBatch, *, covers: Covers = None) -
     layers = curvature_layers(model, covers)
     with differentiable(model, layers), sdpa_kernel(SDPBackend.MATH):
         losses = objective_values(model, batch)
-        gradient = _flat_gradient(layers, (batch.weights.to(losses) * losses).mean(), create_graph=True)
+        gradient = _flat_gradient(layers, (batch.draw_weights.to(losses) * losses).mean(), create_graph=True)
         basis = torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
         return torch.cat([_rows_of_jacobian(layers, gradient, rows) for rows in basis.split(128)])
 
@@ -110,7 +110,7 @@ def _draws(
     model: Denoiser, layers: Layers, batch: DrawBatch
 ) -> Iterator[tuple[float, Float[Tensor, "C H W"], Float[Tensor, "C H W"]]]:
     """The weight, prediction and target of one draw after the other, `[C, H, W]`."""
-    for row, weight in enumerate(batch.weights.tolist()):
+    for row, weight in enumerate(batch.draw_weights.tolist()):
         with differentiable(model, layers):
             yield weight, model.predict(batch.rows(slice(row, row + 1)))[0], batch.target[row]
 
@@ -123,7 +123,9 @@ def _flat_gradient(layers: Layers, value: Float[Tensor, ""], *, create_graph: bo
     return torch.cat([matrix.flatten() for matrix in gradient_matrices(layers, gradients).values()])
 
 
-def _rows_of_jacobian(layers: Layers, outputs: Float[Tensor, "n"], rows: Float[Tensor, "R n"]) -> Float[Tensor, "R P"]:
+def _rows_of_jacobian(
+    layers: Layers, outputs: Float[Tensor, "n"], rows: Float[Tensor, "rows n"]
+) -> Float[Tensor, "rows P"]:
     """Each row times the Jacobian of `outputs`: one backward pass for many vectors."""
     batched = torch.autograd.grad(
         outputs, layer_parameters(layers), rows, retain_graph=True, is_grads_batched=True, materialize_grads=True

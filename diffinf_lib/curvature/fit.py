@@ -24,9 +24,9 @@ from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature.ekfac import LayerCurvature, eigenbasis
 from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.curvature.kfac import KroneckerFactors
-from diffinf_lib.curvature.labels import KeyedRandomness
+from diffinf_lib.curvature.label_vectors import KeyedRandomness
 from diffinf_lib.curvature.layers import GRADIENTS_NOT_FINITE, Covers, check_finite
-from diffinf_lib.curvature.passes import AddGroup, Passes, Sums, check_products
+from diffinf_lib.curvature.passes import AddPortion, Passes, Sums, check_products
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, conditions_of
 from diffinf_lib.errors import require
@@ -75,7 +75,7 @@ class _Fit:
         require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
         require(len(images) > 0, "curvature: there are no images to fit it to; give at least one")
         self.model, self.config, self.seed, self.progress = model, config, seed, progress
-        self.images = images.subset(torch.argsort(images.ids).tolist())  # groups of draws must not depend on the order
+        self.images = images.subset(torch.argsort(images.ids).tolist())  # portions must not depend on the order
         self.passes = Passes(model, config, batch_size, covers)
         self.passes.coverage.warn_of_embeddings()
         self.device, self.kind = model.device, model.dtype
@@ -83,21 +83,21 @@ class _Fit:
 
     def _check_layers(self) -> None:
         """One draw refuses layers that are used twice, not at all, or in another way than hooks see, before any work."""
-        draw = next(self.draws(DrawConfig(1, noise="independent"), "check", 1))
+        draw = next(self.draws(DrawConfig(1, noise_rule="independent"), "check", 1))
         check_products(self.passes.model, self.passes.layers, draw)
 
-    def draws(self, draws: DrawConfig, pass_name: str, group: int) -> Any:
-        """All draws of a pass, a group at a time."""
-        return Expectation(draws, pass_name, self.seed).batches(self.model, self.images, group)
+    def draws(self, draws: DrawConfig, pass_name: str, size: int) -> Any:
+        """All draws of a pass, a portion at a time."""
+        return Expectation(draws, pass_name, self.seed).batches(self.model, self.images, size)
 
-    def means(self, pass_name: str, draws: DrawConfig, group: int, add: AddGroup, keep: _Partial | None) -> Sums:
-        """Sums over all draws of what `add` takes from each group, divided by the number of draws."""
+    def means(self, pass_name: str, draws: DrawConfig, size: int, add: AddPortion, keep: _Partial | None) -> Sums:
+        """Sums over all draws of what `add` takes from each portion, divided by the number of draws."""
         total = len(self.images) * draws.count
-        count = math.ceil(total / group)
+        count = math.ceil(total / size)
         random = KeyedRandomness(self.images.ids, draws.count, self.seed, pass_name)
         done, sums = keep.load(pass_name, self.device) if keep else (0, {})
-        bar = tqdm(total=count, initial=done, desc=pass_name, unit="group", disable=not self.progress)
-        for index, batch in enumerate(islice(self.draws(draws, pass_name, group), done, None), start=done):
+        bar = tqdm(total=count, initial=done, desc=pass_name, unit="portion", disable=not self.progress)
+        for index, batch in enumerate(islice(self.draws(draws, pass_name, size), done, None), start=done):
             with matrix_precision(self.config.precision, self.device):
                 add(sums, batch, random)
             bar.update()
@@ -114,8 +114,8 @@ class _Fit:
         if path and path.exists():
             return {name: value.to(self.device) for name, value in read_tensors(path).items()}
         draws = self.config.drawn_for_factors
-        group = self.passes.group_size(draws.count, batched=False)
-        found = self.means("factors", draws, group, self.passes.add_factors, keep)
+        size = self.passes.portion_size(draws.count, batched=False)
+        found = self.means("factors", draws, size, self.passes.add_factors, keep)
         if path:
             write_tensors(path, found)
         return found
@@ -136,8 +136,8 @@ class _Fit:
         bases = self.bases(folder, keep)
         if not config.has_corrections:
             return self._curvature(bases)
-        group = self.passes.group_size(config.draws.count, batched=config.correction == "batched")
-        corrected = self.means("corrections", config.draws, group, self.passes.corrections(bases), keep)
+        size = self.passes.portion_size(config.draws.count, batched=config.correction == "batched")
+        corrected = self.means("corrections", config.draws, size, self.passes.corrections(bases), keep)
         layers = {
             name: replace(basis, corrected_eigenvalues=corrected[name].to(self.kind)) for name, basis in bases.items()
         }
@@ -171,7 +171,7 @@ def fit_curvature(
             parameters, or a rule `(name, parameter) -> bool`. The curvature remembers them, and gradients and scores follow it.
         batch_size: draws a forward pass; the result depends on it by rounding only, the memory in proportion.
         out: folder of this stage; with it a killed fit goes on from partial sums and ends with the same bits. Partial
-            sums are counted in groups of draws, so a killed fit goes on with its own `batch_size` only.
+            sums are counted in portions of draws, so a killed fit goes on with its own `batch_size` only.
         checkpoint_seconds: how often partial sums are written.
 
     Raises:

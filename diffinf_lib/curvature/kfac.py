@@ -30,13 +30,13 @@ def second_moment(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
     return rows.T @ rows
 
 
-def input_factor_sum(inputs: Float[Tensor, "B P I"]) -> Float[Tensor, "I I"]:
+def input_factor_sum(inputs: Float[Tensor, "B L I"]) -> Float[Tensor, "I I"]:
     """Expand: Σ over draws of mean_p a_p a_pᵀ."""
     return second_moment(inputs.flatten(0, 1)) / inputs.shape[1]
 
 
-def output_gradient_factor_sum(gradients: Float[Tensor, "B P O"]) -> Float[Tensor, "O O"]:
+def output_gradient_factor_sum(gradients: Float[Tensor, "B L O"]) -> Float[Tensor, "O O"]:
     """Expand: Σ over draws and positions of g_p g_pᵀ."""
-    if gradients.shape[1] > 1 and gradients.stride(1) == 1:  # a convolution's: [B, O, P] seen from the side, no copy
+    if gradients.shape[1] > 1 and gradients.stride(1) == 1:  # a convolution's: [B, O, L] seen from the side, no copy
         return (gradients.transpose(1, 2) @ gradients).sum(0)
     return second_moment(gradients.flatten(0, 1))

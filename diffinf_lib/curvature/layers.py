@@ -232,7 +232,7 @@ def check_finite(tensors: Mapping[str, Tensor], problem: str) -> None:
             raise ConfigurationError(f"layer {name}: {problem}")
 
 
-def layer_inputs(layer: Layer, inputs: LayerInput, group: int = 0) -> Float[Tensor, "B P I"]:
+def layer_inputs(layer: Layer, inputs: LayerInput, group: int = 0) -> Float[Tensor, "B L I"]:
     """What the covered weights are multiplied with at each position, a constant 1 appended for a covered bias.
 
     Args:
@@ -249,7 +249,7 @@ def layer_inputs(layer: Layer, inputs: LayerInput, group: int = 0) -> Float[Tens
     return patches if layer.bias is None else F.pad(patches, (0, 1), value=1.0)
 
 
-def _output_gradients(layer: Layer, gradients: LayerInput) -> Float[Tensor, "B P O"]:
+def _output_gradients(layer: Layer, gradients: LayerInput) -> Float[Tensor, "B L O"]:
     if isinstance(layer.module, nn.Conv2d):
         return gradients.flatten(2).transpose(1, 2)
     return gradients.reshape(len(gradients), -1, gradients.shape[-1])
@@ -326,11 +326,11 @@ class ForwardPass:
         """What a layer was called with."""
         return self._inputs[name]
 
-    def inputs(self, name: str) -> Float[Tensor, "B P I"]:
+    def inputs(self, name: str) -> Float[Tensor, "B L I"]:
         """The inputs a of one layer at each position."""
         return layer_inputs(self.layers[name], self._inputs[name])
 
-    def pull_back(self, vectors: ImageBatch, *, last: bool = True) -> dict[str, Float[Tensor, "B _P _O"]]:
+    def pull_back(self, vectors: ImageBatch, *, last: bool = True) -> dict[str, Float[Tensor, "B _L _O"]]:
         """Each layer's share of Jᵀv: the gradient of ⟨v, ε_θ⟩ with respect to the layer's output.
 
         Only activations are differentiated; no parameter's gradient is computed or touched.

@@ -56,7 +56,7 @@ class FlatDenoiser(nn.Module):
         """The output at (x_t, t) flattened, times the draws' scale."""
         kernel = sdpa_kernel(SDPBackend.MATH) if self.second_order else nullcontext()
         with differentiable(self.model, {}), kernel:
-            told = {name: inputs[name] for name in self.model.needs}
+            told = {name: inputs[name] for name in self.model.condition_names}
             return self.model(inputs["state"], inputs["timesteps"], **told).flatten(1) * inputs["scale"]
 
 
@@ -67,7 +67,7 @@ def packed(batch: DrawBatch, power: float = 0.5) -> tuple[dict[str, Condition], 
         power: weights w enter outputs and targets as w^power: 1/2 where the curvature is quadratic in these, 1/4 for the
             outer product of gradients.
     """
-    scale = batch.weights.to(batch.state).unsqueeze(1) ** power
+    scale = batch.draw_weights.to(batch.state).unsqueeze(1) ** power
     inputs = {"state": batch.state, "timesteps": batch.timesteps, "scale": scale, **(batch.conditions or {})}
     return inputs, batch.target.flatten(1) * scale
 
@@ -259,5 +259,5 @@ def _loss_gradients(model: Denoiser, layers: Layers, batch: DrawBatch) -> tuple[
     """∇ of the weighted sum of the losses of a batch."""
     with differentiable(model, layers):
         losses = objective_values(model, batch)
-        weighted = (batch.weights.to(losses) * losses).sum()
+        weighted = (batch.draw_weights.to(losses) * losses).sum()
         return torch.autograd.grad(weighted, layer_parameters(layers), materialize_grads=True)

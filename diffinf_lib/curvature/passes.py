@@ -1,6 +1,6 @@
-"""Passes: what a fit takes of each group of draws, first the Kronecker factors, then the corrected eigenvalues.
+"""Passes: what a fit takes of each portion of the draws, first the Kronecker factors, then the corrected eigenvalues.
 
-A *unit* is what an outer product is taken of: a draw, or with `loss_per_example` an example's sum over its draws. A group
+A *unit* is what an outer product is taken of: a draw, or with `loss_per_example` an example's sum over its draws. A portion
 holds whole units; it is worked through in chunks of at most `batch_size` draws.
 """
 
@@ -17,7 +17,7 @@ from diffinf_lib.curvature.blocks import Block, layer_blocks, split_into_blocks
 from diffinf_lib.curvature.covariance import input_covariance_sum
 from diffinf_lib.curvature.ekfac import LayerCurvature, correction_sum
 from diffinf_lib.curvature.kfac import output_gradient_factor_sum, second_moment
-from diffinf_lib.curvature.labels import KeyedRandomness, label_vectors
+from diffinf_lib.curvature.label_vectors import KeyedRandomness, label_vectors
 from diffinf_lib.curvature.layers import (
     GRADIENTS_NOT_FINITE,
     Covers,
@@ -38,17 +38,17 @@ from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.shapes import PerDraw
 
 Sums = dict[str, Float[Tensor, "_rows _columns"]]
-AddGroup = Callable[[Sums, DrawBatch, KeyedRandomness], None]
-"""(sums, group, randomness of the pass): add a group's share to the sums."""
+AddPortion = Callable[[Sums, DrawBatch, KeyedRandomness], None]
+"""(sums, portion, randomness of the pass): add a portion's share to the sums."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some draws of a group.
+    """Some draws of a portion.
 
     Attributes:
-        unit: which unit of the group each draw belongs to, `[B]`; None where each is its own.
-        units: number of units in the group.
+        unit: which unit of the portion each draw belongs to, `[B]`; None where each is its own.
+        units: number of units in the portion.
     """
 
     draws: DrawBatch
@@ -82,7 +82,7 @@ def check_products(model: Denoiser, layers: Layers, draw: DrawBatch) -> None:
                 "curvature is not defined here; give each use a layer of its own, or freeze it")  # fmt: skip
 
 
-def _is_product(block: Block, gradient: Float[Tensor, "o i"], raw: LayerInput, pulled: Float[Tensor, "B P O"]) -> bool:
+def _is_product(block: Block, gradient: Float[Tensor, "o i"], raw: LayerInput, pulled: Float[Tensor, "B L O"]) -> bool:
     inputs, outputs = block.inputs(raw), block.output_gradients(pulled)
     if inputs.shape[:2] != outputs.shape[:2] or inputs.shape[2] != gradient.shape[1]:
         return False
@@ -110,19 +110,19 @@ class Passes:
         """Whether a unit is an example."""
         return self.config.partition == "loss_per_example"
 
-    def group_size(self, draws: int, batched: bool) -> int:
-        """Draws in a group: as configured where their gradients are summed, else what fits a batch; whole units."""
-        size = self.config.group if batched else self.batch_size
+    def portion_size(self, draws: int, batched: bool) -> int:
+        """Draws in a portion: as configured where their gradients are summed, else what fits a batch; whole units."""
+        size = self.config.draws_per_sum if batched else self.batch_size
         return -(-size // draws) * draws if self.per_example else size
 
-    def chunks(self, group: DrawBatch) -> Iterator[Chunk]:
-        """A group in even pieces of at most `batch_size` draws."""
-        unit = group.example - group.example[0] if self.per_example else None
-        count = math.ceil(len(group.images) / self.batch_size)
-        size = math.ceil(len(group.images) / count)
-        for start in range(0, len(group.images), size):
+    def chunks(self, portion: DrawBatch) -> Iterator[Chunk]:
+        """A portion in even pieces of at most `batch_size` draws."""
+        unit = portion.example - portion.example[0] if self.per_example else None
+        count = math.ceil(len(portion.images) / self.batch_size)
+        size = math.ceil(len(portion.images) / count)
+        for start in range(0, len(portion.images), size):
             part = slice(start, start + size)
-            draws = group.rows(part)
+            draws = portion.rows(part)
             yield Chunk(draws, None if unit is None else unit[part], 0 if unit is None else int(unit[-1]) + 1)
 
     def forward(self, draws: DrawBatch) -> ForwardPass:
@@ -132,7 +132,7 @@ class Passes:
 
     def pulled_back(
         self, chunk: Chunk, random: KeyedRandomness
-    ) -> tuple[ForwardPass, Iterator[dict[str, Float[Tensor, "B _P _O"]]]]:
+    ) -> tuple[ForwardPass, Iterator[dict[str, Float[Tensor, "B _L _O"]]]]:
         """The forward pass of a chunk, and each label vector's output gradients by layer."""
         forward = self.forward(chunk.draws)
         check_draws_finite(forward.prediction, self.model, chunk.draws, random.example_ids)
@@ -141,28 +141,28 @@ class Passes:
 
     # --- first pass
 
-    def add_factors(self, sums: Sums, group: DrawBatch, random: KeyedRandomness) -> None:
-        """Add a group's share of A and B of every block."""
+    def add_factors(self, sums: Sums, portion: DrawBatch, random: KeyedRandomness) -> None:
+        """Add a portion's share of A and B of every block."""
         add = self._add_expanded if self.config.sharing == "expand" else self._add_reduced
-        add(sums, group, random)
+        add(sums, portion, random)
 
-    def _add_expanded(self, sums: Sums, group: DrawBatch, random: KeyedRandomness) -> None:
-        for chunk in self.chunks(group):
+    def _add_expanded(self, sums: Sums, portion: DrawBatch, random: KeyedRandomness) -> None:
+        for chunk in self.chunks(portion):
             forward, vectors = self.pulled_back(chunk, random)
-            weights, places = self._weights(chunk.draws), self._places(chunk, random)
+            draw_weights, places = self._draw_weights(chunk.draws), self._places(chunk, random)
             for name, block in self.blocks.items():
                 raw = forward.raw_input(block.layer_name)
-                _add(sums, f"{name}/A", input_covariance_sum(block, raw, places=places, weights=weights))
+                _add(sums, f"{name}/A", input_covariance_sum(block, raw, places=places, draw_weights=draw_weights))
             for pulled in vectors:
                 for name, block in self.blocks.items():
                     gradients = block.output_gradients(pulled[block.layer_name])
                     _add(sums, f"{name}/B", output_gradient_factor_sum(gradients))
 
-    def _add_reduced(self, sums: Sums, group: DrawBatch, random: KeyedRandomness) -> None:
+    def _add_reduced(self, sums: Sums, portion: DrawBatch, random: KeyedRandomness) -> None:
         units: dict[str, Float[Tensor, "_units ..."]] = {}
-        for chunk in self.chunks(group):
+        for chunk in self.chunks(portion):
             forward, vectors = self.pulled_back(chunk, random)
-            scale = chunk.draws.weights / random.draws if self.per_example else chunk.draws.weights.sqrt()
+            scale = chunk.draws.draw_weights / random.draws if self.per_example else chunk.draws.draw_weights.sqrt()
             for name, block in self.blocks.items():
                 mean = block.inputs(forward.raw_input(block.layer_name)).mean(1) * scale.unsqueeze(1)
                 _add_units(units, f"{name}/A", mean, chunk)
@@ -175,8 +175,8 @@ class Passes:
             share = random.draws if self.per_example and name.endswith("/A") else 1
             _add(sums, name if name.endswith("/A") else name.rpartition("/")[0], share * second_moment(rows))
 
-    def _weights(self, draws: DrawBatch) -> PerDraw | None:
-        return None if bool((draws.weights == 1).all()) else draws.weights
+    def _draw_weights(self, draws: DrawBatch) -> PerDraw | None:
+        return None if bool((draws.draw_weights == 1).all()) else draws.draw_weights
 
     def _places(self, chunk: Chunk, random: KeyedRandomness) -> Float[Tensor, "B n"] | None:
         count = self.config.input_positions
@@ -185,22 +185,22 @@ class Passes:
 
     # --- second pass
 
-    def corrections(self, bases: dict[str, LayerCurvature]) -> AddGroup:
+    def corrections(self, bases: dict[str, LayerCurvature]) -> AddPortion:
         """The second pass in some bases; sums are by block."""
         batched = self.config.correction == "batched"
         add = self._add_batched if batched else self._add_each
 
-        def add_corrections(sums: Sums, group: DrawBatch, random: KeyedRandomness) -> None:
-            add(bases, sums, group, random)
+        def add_corrections(sums: Sums, portion: DrawBatch, random: KeyedRandomness) -> None:
+            add(bases, sums, portion, random)
 
         return add_corrections
 
     def _add_each(
-        self, bases: dict[str, LayerCurvature], sums: Sums, group: DrawBatch, random: KeyedRandomness
+        self, bases: dict[str, LayerCurvature], sums: Sums, portion: DrawBatch, random: KeyedRandomness
     ) -> None:
         """The definition: square the rotated gradient of each unit."""
         units: dict[str, Float[Tensor, "_units ..."]] = {}
-        for chunk in self.chunks(group):
+        for chunk in self.chunks(portion):
             forward, vectors = self.pulled_back(chunk, random)
             for index, pulled in enumerate(vectors):
                 for name, block in self.blocks.items():
@@ -214,7 +214,7 @@ class Passes:
             _add(sums, name.rpartition("/")[0], correction_sum(bases[name.rpartition("/")[0]], matrices))
 
     def _add_batched(
-        self, bases: dict[str, LayerCurvature], sums: Sums, group: DrawBatch, random: KeyedRandomness
+        self, bases: dict[str, LayerCurvature], sums: Sums, portion: DrawBatch, random: KeyedRandomness
     ) -> None:
         """Square the rotated gradient of a sum of units with independent vectors of mean zero: cross terms vanish.
 
@@ -223,7 +223,7 @@ class Passes:
         """
         totals: dict[int, Sequence[Tensor]] = {}
         parameters = layer_parameters(self.layers)
-        for chunk in self.chunks(group):
+        for chunk in self.chunks(portion):
             with differentiable(self.model, self.layers):
                 prediction = self.model.predict(chunk.draws)
                 check_draws_finite(prediction, self.model, chunk.draws, random.example_ids)

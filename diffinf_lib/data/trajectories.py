@@ -30,7 +30,7 @@ class Trajectories(ImageSet):
                 "[N, T, C, H, W] of the same images", DataError)  # fmt: skip
 
     @property
-    def timesteps(self) -> int:
+    def steps(self) -> int:
         """T, the number of sampling steps."""
         return self.guesses.shape[1]
 

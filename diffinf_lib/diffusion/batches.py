@@ -24,7 +24,7 @@ def expectation_batches(
     """The draws of an expectation; see `Expectation.batches`."""
     process, objective = require_denoiser(model).process, expectation.objective
     check_trajectories(images, objective, process)
-    key: dict[str, Any] = {"seed": expectation.seed, "stage": expectation.stage}
+    key: dict[str, Any] = {"seed": expectation.seed, "purpose": expectation.purpose}
     batches = iterate_draws(
         images.images.to(model.device, model.dtype), images.ids, expectation.draws, **key, process=process,
         batch_size=batch_size, conditions=conditions_of(model, images), no_class=model.no_class,
@@ -35,8 +35,8 @@ def expectation_batches(
             batch = _on_trajectory(batch, images, objective, process)
         elif objective.name == "output_probe":
             batch = batch._replace(held_against=_probes(batch, images.ids, expectation.draws.count, **key))
-        if expectation.timesteps is not None:
-            low, high = expectation.timesteps
+        if expectation.timestep_range is not None:
+            low, high = expectation.timestep_range
             batch = batch.rows(((batch.timesteps >= low) & (batch.timesteps < high)).nonzero().squeeze(1))
         if len(batch.images):
             yield batch
@@ -48,7 +48,7 @@ def conditions_of(model: Denoiser, images: ImageSet) -> dict[str, Int[Tensor, "N
     Raises:
         ConfigurationError: a label is none of the network's classes.
     """
-    if not model.needs:
+    if not model.condition_names:
         return None
     strange = (images.labels < 0) | (images.labels >= model.classes)
     require(not bool(strange.any()), f"labels: {int(strange.sum())} of {len(images)} images have none of the network's "
@@ -64,13 +64,13 @@ def check_trajectories(images: ImageSet, objective: Objective, process: Process)
     require(isinstance(images, Trajectories), f"objective={objective.name!r}: it needs the states that a sample went through; "
             "give Trajectories, from sample_trajectories")  # fmt: skip
     assert isinstance(images, Trajectories)
-    require(images.timesteps == process.timesteps, f"trajectories of {images.timesteps} steps: the process has "
-            f"{process.timesteps}; sample with every step")  # fmt: skip
+    require(images.steps == process.num_train_timesteps, f"trajectories of {images.steps} steps: the process has "
+            f"{process.num_train_timesteps}; sample with every step")  # fmt: skip
 
 
 def _on_trajectory(batch: DrawBatch, samples: Trajectories, objective: Objective, process: Process) -> DrawBatch:
     """The draws' timesteps, in the states that the sampler was in then."""
-    place = process.timesteps - 1 - batch.timesteps.cpu()
+    place = process.num_train_timesteps - 1 - batch.timesteps.cpu()
     if objective.name == "journey_loss":
         guesses = samples.guesses[batch.example, place].to(batch.images)
         state = process.noisy(guesses, batch.timesteps, batch.noise)
@@ -84,12 +84,12 @@ def _on_trajectory(batch: DrawBatch, samples: Trajectories, objective: Objective
     return batch._replace(noise=noise, state=state, target=target, held_against=following)
 
 
-def _probes(batch: DrawBatch, ids: Ids, count: int, seed: int, stage: str) -> ImageBatch:
+def _probes(batch: DrawBatch, ids: Ids, count: int, seed: int, purpose: str) -> ImageBatch:
     """A direction of random signs for each draw, which depends on what the draw itself depends on only."""
     signs = torch.empty(batch.images.shape)
     for example in batch.example.unique().tolist():
         here = batch.example == example
-        generator = keyed_generator("output-probe", seed, stage, int(ids[example]))
+        generator = keyed_generator("output-probe", seed, purpose, int(ids[example]))
         drawn = torch.randint(2, (count, *batch.images.shape[1:]), generator=generator)
         signs[here] = 2.0 * drawn[batch.draw[here]] - 1
     return signs.to(batch.images)

@@ -87,7 +87,7 @@ class Denoiser(nn.Module):
         return next(own, torch.empty(0, dtype=torch.float32, device="cpu"))
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def condition_names(self) -> tuple[str, ...]:
         """Names of the conditions that the network must be told."""
         return () if self.classes == 0 else ("class_labels",)
 
@@ -117,12 +117,12 @@ class Denoiser(nn.Module):
             ConfigurationError: a condition is missing, the network does not take such states, or the output is not shaped as
                 they are.
         """
-        for name in self.needs:
+        for name in self.condition_names:
             require(name in conditions, f"{name}: the network is told the class of each image; give images with labels")
         channels, taken = noisy.shape[1], _config(self.network).get("in_channels")
         require(taken in (None, channels), f"images of {tuple(noisy.shape[1:])}: they have {channels} channel(s), the network "
                 f"takes {taken}; give images as it was trained on")  # fmt: skip
-        told = {name: conditions[name] for name in self.needs}
+        told = {name: conditions[name] for name in self.condition_names}
         try:
             found = self.network(noisy, times, **told)
         except (RuntimeError, ValueError, TypeError) as error:

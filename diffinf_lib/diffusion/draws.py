@@ -1,7 +1,7 @@
 """Draws: the (timestep, noise) pairs over which every expectation in this project is averaged.
 
-One draw is (t, ε). The draws of an example depend on (seed, stage, example id) only, or, where all examples share them, on
-(seed, stage): a gradient, a measurement and a score are the same whatever the batch size, the order of the data or the
+One draw is (t, ε). The draws of an example depend on (seed, purpose, example id) only, or, where all examples share them, on
+(seed, purpose): a gradient, a measurement and a score are the same whatever the batch size, the order of the data or the
 number of workers.
 
 A draw has a weight: an expectation over draws is the mean of weight · value. All weights are 1 unless some timesteps are
@@ -29,14 +29,14 @@ Hesterberg 1995)."""
 
 
 class Draws(NamedTuple):
-    """The draws of one example; the mean of weights · value over them estimates an expectation.
+    """The draws of one example; the mean of draw_weights · value over them estimates an expectation.
 
     In `dropped` draws the network is not told its conditions.
     """
 
     timesteps: Int[Tensor, "S"]
     noise: Float[Tensor, "S C H W"]
-    weights: Float[Tensor, "S"]
+    draw_weights: Float[Tensor, "S"]
     dropped: Bool[Tensor, "S"]
 
 
@@ -57,7 +57,7 @@ class DrawBatch(NamedTuple):
     noise: ImageBatch
     example: Int[Tensor, "B"]
     draw: Int[Tensor, "B"]
-    weights: PerDraw
+    draw_weights: PerDraw
     state: ImageBatch
     target: ImageBatch
     conditions: dict[str, Condition] | None = None
@@ -83,7 +83,7 @@ def example_draws(
     config: DrawConfig,
     *,
     seed: int,
-    stage: str,
+    purpose: str,
     process: Process,
 ) -> Draws:
     """The draws of one example.
@@ -95,26 +95,26 @@ def example_draws(
     Args:
         example_id: the example's id in its dataset, not its position in a batch.
         shape: (C, H, W) of one image.
-        stage: what the draws are for; different stages get independent draws.
+        purpose: what the draws are for; different purposes get independent draws.
 
     Returns:
-        timesteps `[S]`, noise `[S, C, H, W]` and weights `[S]`, float32.
+        timesteps `[S]`, noise `[S, C, H, W]` and draw_weights `[S]`, float32.
     """
-    key = ("shared-draws", seed, stage) if config.shared else ("draws", seed, stage, example_id)
+    key = ("shared-draws", seed, purpose) if config.shared else ("draws", seed, purpose, example_id)
     generator = keyed_generator(*key)
-    pairs = 2 if config.noise == "antithetic" else 1
+    pairs = 2 if config.noise_rule == "antithetic" else 1
     distinct = config.count // pairs
     probabilities = timestep_probabilities(config, process)
     whole = config.timestep is None  # an expectation over all timesteps, not that at one
-    timesteps = _timesteps(distinct, config.timesteps, probabilities, generator)
+    timesteps = _timesteps(distinct, config.timestep_rule, probabilities, generator)
     noise = torch.randn(distinct, *shape, generator=generator)
     if pairs == 2:
         timesteps = timesteps.repeat_interleave(2)
         noise = torch.stack([noise, -noise], dim=1).flatten(0, 1)
-    weights = 1 / (process.timesteps * probabilities[timesteps]) if whole else torch.ones(len(timesteps))
+    draw_weights = 1 / (process.num_train_timesteps * probabilities[timesteps]) if whole else torch.ones(len(timesteps))
     # Drawn last, so that timesteps and noise are the same whether or not conditions are dropped; a pair stays one
     dropped = torch.rand(distinct, generator=generator).repeat_interleave(pairs) < config.drop_condition
-    return Draws(timesteps, noise, weights.float(), dropped)
+    return Draws(timesteps, noise, draw_weights.float(), dropped)
 
 
 def _timesteps(
@@ -138,12 +138,12 @@ def timestep_probabilities(config: DrawConfig, process: Process) -> PerTimestep:
     A proposal is a density that is constant on equal slices of [0, T), and p(t) its integral from t to t + 1: a timestep
     that a boundary between slices cuts gets its share of both.
     """
-    total = process.timesteps
+    total = process.num_train_timesteps
     if config.timestep is not None:
         require(0 <= config.timestep < total, f"timestep={config.timestep}: give a number from 0 to {total - 1}")
         return torch.nn.functional.one_hot(torch.tensor(config.timestep), total).double()
-    if config.timesteps in ("signal", "elbo"):
-        wanted = process.alphas_cumprod if config.timesteps == "signal" else elbo_weights(process)
+    if config.timestep_rule in ("signal", "elbo"):
+        wanted = process.alphas_cumprod if config.timestep_rule == "signal" else elbo_weights(process)
         return (1 - UNIFORM_SHARE) * wanted / wanted.sum() + UNIFORM_SHARE / total
     heights = torch.tensor(config.proposal or (1.0,), dtype=torch.float64)
     cumulative = torch.cat([torch.zeros(1, dtype=torch.float64), heights.cumsum(0) / heights.sum()])
@@ -170,7 +170,7 @@ def iterate_draws(
     config: DrawConfig,
     *,
     seed: int,
-    stage: str,
+    purpose: str,
     process: Process,
     batch_size: int = 512,
     conditions: Mapping[str, Shaped[Tensor, "N ..."]] | None = None,
@@ -199,7 +199,7 @@ def iterate_draws(
             if made is None or (made[0] != example and not config.shared):
                 made = (
                     example,
-                    example_draws(int(ids[example]), shape, config, seed=seed, stage=stage, process=process),
+                    example_draws(int(ids[example]), shape, config, seed=seed, purpose=purpose, process=process),
                 )
             low = max(start - example * config.count, 0)
             high = min(start + batch_size - example * config.count, config.count)
@@ -228,6 +228,6 @@ def _batch(
     if told is not None and no_class is not None:
         told["class_labels"] = told["class_labels"].masked_fill(drawn.dropped.to(images.device), no_class)
     return DrawBatch(
-        pixels, timesteps, noise, example, draw, drawn.weights.to(images), process.noisy(pixels, timesteps, noise),
+        pixels, timesteps, noise, example, draw, drawn.draw_weights.to(images), process.noisy(pixels, timesteps, noise),
         process.target_of(pixels, timesteps, noise), told,
     )  # fmt: skip

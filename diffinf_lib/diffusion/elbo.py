@@ -43,7 +43,7 @@ def elbo_terms(
     """
     process.check_solvable()
     error = target - prediction
-    weights = process.timesteps * kl_weights(process).to(error)[timesteps]
+    weights = process.num_train_timesteps * kl_weights(process).to(error)[timesteps]
     terms = -weights * error.square().flatten(1).sum(1)
     last = timesteps == 0
     if not bool(last.any()):
@@ -53,7 +53,7 @@ def elbo_terms(
     miss = wrong * at_timesteps(here.noise / here.determinant, timesteps[last], wrong)
     scale = float(posterior_variance(process)[0].sqrt())
     reconstruction = last_step_log_prob(images[last], miss, scale, levels)
-    return terms.index_put((last,), process.timesteps * reconstruction)
+    return terms.index_put((last,), process.num_train_timesteps * reconstruction)
 
 
 @lru_cache

@@ -23,7 +23,7 @@ def objective_of_prediction(
     """The objective at each draw, `[B]`, differentiable in the network's output `prediction`."""
     if objective.name in ("loss", "journey_loss", "weighted_loss", "simplified_elbo"):
         losses = (batch.target - prediction).square().flatten(1).mean(1)
-        weights = _timestep_weights(objective, process)
+        weights = _loss_weights(objective, process)
         return losses if weights is None else losses * weights.to(losses)[batch.timesteps]
     if objective.name == "elbo":
         nats = elbo_terms(prediction, batch.images, batch.timesteps, batch.target, process, objective.levels)
@@ -38,14 +38,14 @@ def objective_of_prediction(
     return _of_output(objective.name, prediction.flatten(1))
 
 
-def _timestep_weights(objective: Objective, process: Process) -> PerTimestep | None:
+def _loss_weights(objective: Objective, process: Process) -> PerTimestep | None:
     """w_t of each timestep, or None where all are one."""
     if objective.name == "simplified_elbo":
         return elbo_weights(process)
-    if objective.weights is None:
+    if objective.loss_weights is None:
         return None
-    slices = torch.arange(process.timesteps) * len(objective.weights) // process.timesteps
-    return torch.tensor(objective.weights, dtype=torch.float64)[slices]
+    slices = torch.arange(process.num_train_timesteps) * len(objective.loss_weights) // process.num_train_timesteps
+    return torch.tensor(objective.loss_weights, dtype=torch.float64)[slices]
 
 
 def _of_output(name: ObjectiveName, output: Float[Tensor, "B D"]) -> PerDraw:

@@ -44,7 +44,10 @@ def posterior_variance(process: Process) -> PerTimestep:
     Raises:
         ConfigurationError: the process has a single timestep.
     """
-    require(process.timesteps > 1, f"timesteps={process.timesteps}: a reverse process needs at least 2")
+    require(
+        process.num_train_timesteps > 1,
+        f"num_train_timesteps={process.num_train_timesteps}: a reverse process needs at least 2",
+    )
     variance = added_variances(process) * (_before(process)[1] / process.coefficients.noise).square()
     variance[0] = variance[1]
     return variance

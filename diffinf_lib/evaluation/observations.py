@@ -37,33 +37,33 @@ class TimestepProxies:
     Rows are the ranges that scores were taken for, columns those that were measured.
 
     Attributes:
-        lds: mean over queries, `[A, B]`.
-        advantage: LDS of a row's scores less that of the column's own, `[A, B]`; 0 on the diagonal.
-        intervals: of `advantage`, paired, `[A, B, 2]`.
-        best: the row with the highest LDS in each column, `[B]`. It was picked with the same data as it is shown with.
+        lds: mean over queries, `[A, bins]`.
+        advantage: LDS of a row's scores less that of the column's own, `[A, bins]`; 0 on the diagonal.
+        intervals: of `advantage`, paired, `[A, bins, 2]`.
+        best: the row with the highest LDS in each column, `[bins]`. It was picked with the same data as it is shown with.
         held_out: for each column, the best row chosen on half of the subsets and judged on the other, against the own row: the
             honest gain of a proxy is `held_out[b].difference`.
-        ceilings: what one exact retraining reaches in each column, `[B]`.
+        ceilings: what one exact retraining reaches in each column, `[bins]`.
     """
 
-    lds: Float[np.ndarray, "A B"]
-    advantage: Float[np.ndarray, "A B"]
-    intervals: Float[np.ndarray, "A B 2"]
-    best: Int[np.ndarray, "B"]
+    lds: Float[np.ndarray, "A bins"]
+    advantage: Float[np.ndarray, "A bins"]
+    intervals: Float[np.ndarray, "A bins 2"]
+    best: Int[np.ndarray, " bins"]
     held_out: list[TunedLDS]
-    ceilings: Float[np.ndarray, "B"]
+    ceilings: Float[np.ndarray, " bins"]
 
 
 def timestep_proxies(
-    scores: ScoresOfOptions, measurements: Real[Tensor, "M K Q B"] | Real[np.ndarray, "M K Q B"], truth: GroundTruth, *,
+    scores: ScoresOfOptions, measurements: Real[Tensor, "M K Q bins"] | Real[np.ndarray, "M K Q bins"], truth: GroundTruth, *,
     splits: int = 8, bootstrap: int = 200, confidence: float = 0.95, seed: int = 0,
 ) -> TimestepProxies:  # fmt: skip
     """Observation 1: the LDS of scores of every range of timesteps for measurements of every range.
 
     Args:
-        scores: `[A, Q, N]`; the first B belong to the measured ranges, in order, from low to high timesteps; further ones, such
+        scores: `[A, Q, N]`; the first belong to the measured ranges, in order, from low to high timesteps; further ones, such
             as scores of the whole loss, are candidates too.
-        measurements: of the retrained models, `[M, K, Q, B]`.
+        measurements: of the retrained models, `[M, K, Q, bins]`.
         truth: subsets, ids and number of queries; its own measurements are not used.
 
     Raises:
@@ -71,7 +71,7 @@ def timestep_proxies(
         DataError: scores or measurements that are NaN or infinite.
     """
     measured = torch.as_tensor(measurements)
-    require(measured.ndim == 4, f"measurements of shape {tuple(measured.shape)}: give [M, K, Q, B]")
+    require(measured.ndim == 4, f"measurements of shape {tuple(measured.shape)}: give [M, K, Q, bins]")
     count = measured.shape[-1]
     require(
         len(scores) >= count, f"{len(scores)} scores for {count} measured ranges: give one for each, and more if wanted"

@@ -124,8 +124,8 @@ def _resampled(
     generator = np.random.default_rng(seed)
     draws: dict[tuple[str, int], np.ndarray] = {}
 
-    def shares(kind: str, count: int) -> Float[np.ndarray, "B {count}"]:
-        """How much of each resample every one of `count` values makes up, `[B, count]`."""
+    def shares(kind: str, count: int) -> Float[np.ndarray, "R {count}"]:
+        """How much of each resample every one of `count` values makes up, `[R, count]`."""
         if (kind, count) not in draws:
             drawn = bootstrap_indices(count, repeats, generator)[:, : max(1, count - 1)]
             draws[kind, count] = np.stack([(drawn == value).mean(1) for value in range(count)], axis=1)
@@ -142,6 +142,6 @@ def _resampled(
     }
 
 
-def _change(per_query: Float[np.ndarray, "Q"], resampled: Float[np.ndarray, "B"], confidence: float) -> Change:
+def _change(per_query: Float[np.ndarray, "Q"], resampled: Float[np.ndarray, "R"], confidence: float) -> Change:
     interval = percentile_interval(resampled, confidence)
     return Change(float(per_query.mean()), interval, per_query, float((per_query > 0).mean()))

@@ -59,7 +59,7 @@ def _mean_gradient(
     total: list[Tensor] | None = None
     for batch in expectation.batches(model, image, batch_size):
         with differentiable(model, layers), matrix_precision(precision, batch.images.device):
-            losses = objective_values(model, batch, expectation.objective) * batch.weights
+            losses = objective_values(model, batch, expectation.objective) * batch.draw_weights
             check_draws_finite(losses, model, batch, image.ids)
             gradients = torch.autograd.grad(losses.sum() / expectation.draws.count, parameters, materialize_grads=True)
         total = list(gradients) if total is None else [a.add_(b) for a, b in zip(total, gradients, strict=True)]
@@ -102,7 +102,9 @@ def _output_gradient(
     """The gradient in the network's output of each draw's share of its example's objective."""
     output = prediction.detach().requires_grad_()
     shares = (
-        objective_of_prediction(output, batch, expectation.objective, process) * batch.weights / expectation.draws.count
+        objective_of_prediction(output, batch, expectation.objective, process)
+        * batch.draw_weights
+        / expectation.draws.count
     )
     return torch.autograd.grad(shares.sum(), output)[0]
 

@@ -74,7 +74,7 @@ def gradients_of(
         shard_size, progress, None if store is None else Path(store),
     )  # fmt: skip
     if below is not None:
-        source.folder = Path(below) / f"{expectation.stage}-{json_digest(source.identity())[:12]}"
+        source.folder = Path(below) / f"{expectation.purpose}-{json_digest(source.identity())[:12]}"
     return GradientSet(
         len(images), shapes, source.shards, model.device, model.dtype, source.compression, source.identity, source.folder,
         images.ids,
@@ -103,7 +103,7 @@ class _Source:
         count, size = len(self.images), self.shard_size
         rows = [slice(start, min(start + size, count)) for start in range(0, count, size)]
         if self.folder is None:
-            for where in tqdm(rows, desc=self.expectation.stage, unit="shard", disable=not self.progress):
+            for where in tqdm(rows, desc=self.expectation.purpose, unit="shard", disable=not self.progress):
                 yield where, self._computed(where)
             return
         paths = [self.folder / f"shard-{index:05d}.safetensors" for index in range(len(rows))]
@@ -116,7 +116,7 @@ class _Source:
     def _make(self, folder: Path, shards: list[tuple[slice, Path]]) -> None:
         with stage(folder, self.identity() | {"shard_size": self.shard_size}, name="gradients") as needed:
             quiet = not (self.progress and needed)
-            for where, path in tqdm(shards, desc=self.expectation.stage, unit="shard", disable=quiet):
+            for where, path in tqdm(shards, desc=self.expectation.purpose, unit="shard", disable=quiet):
                 if needed and not _is_whole(path, where):
                     tensors = self._computed(where)
                     write_tensors(path, tensors, metadata=_content(tensors))

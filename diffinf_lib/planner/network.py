@@ -122,7 +122,7 @@ class NetworkCount:
 
     def _output(self, draws: int) -> ImageBatch:
         noisy, timesteps = self._inputs(draws)
-        return self.model(noisy, timesteps, **dict.fromkeys(self.model.needs, timesteps))
+        return self.model(noisy, timesteps, **dict.fromkeys(self.model.condition_names, timesteps))
 
     def forward_pass(self, draws: int) -> ImageBatch:
         """The prediction alone, nothing kept for a backward pass: measuring and sampling."""
@@ -143,7 +143,7 @@ class NetworkCount:
             loss = self._output(draws).square().mean()
             return torch.autograd.grad(loss, layer_parameters(self.layers))
 
-    def pulled_back_pass(self, draws: int) -> tuple[dict[str, LayerInput], dict[str, Float[Tensor, "B _P _O"]]]:
+    def pulled_back_pass(self, draws: int) -> tuple[dict[str, LayerInput], dict[str, Float[Tensor, "B _L _O"]]]:
         """Each layer's inputs and output gradients; no weight gradients."""
         inputs: dict[str, LayerInput] = {}
         outputs: dict[str, Tensor] = {}
@@ -185,10 +185,10 @@ class NetworkCount:
         if config.sharing == "reduce":
             return second_moment(block.inputs(raw).mean(1))
         places = None if config.input_positions is None else raw.new_zeros(len(raw), config.input_positions)
-        weights = raw.new_ones(len(raw)) if config.drawn_for_factors.weighted else None
-        return input_covariance_sum(block, raw, places=places, weights=weights)
+        draw_weights = raw.new_ones(len(raw)) if config.drawn_for_factors.weighted else None
+        return input_covariance_sum(block, raw, places=places, draw_weights=draw_weights)
 
-    def _output_factor(self, block: Block, pulled: Float[Tensor, "B P O"]) -> Float[Tensor, "o o"]:
+    def _output_factor(self, block: Block, pulled: Float[Tensor, "B L O"]) -> Float[Tensor, "o o"]:
         gradients = block.output_gradients(pulled)
         return (
             second_moment(gradients.sum(1))

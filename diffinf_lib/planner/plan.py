@@ -214,20 +214,20 @@ class Estimator:
     def curvature(self) -> StageEstimate:
         """Both passes, and the eigendecompositions between them."""
         config, network = self.preset.curvature, self.network
-        labels = math.prod(network.shape) if config.exact_labels else config.labels
+        vectors = math.prod(network.shape) if config.exact_labels else config.sampled_labels
         first, second = self.train * config.drawn_for_factors.count, self.train * config.draws.count
         passes = products = decomposition = 0.0
         if config.has_factors:
             backward = network.pulled_back - network.forward
-            passes += first * (network.forward + labels * backward)
-            products += first * (network.input_factors + labels * network.output_factors)
+            passes += first * (network.forward + vectors * backward)
+            products += first * (network.input_factors + vectors * network.output_factors)
             decomposition = sum(9.0 * (o**3 + i**3) for o, i in network.block_shapes.values())
         if config.has_corrections:
             batched = config.correction == "batched"
             backward = (network.gradient if batched else network.pulled_back) - network.forward
-            passes += second * (network.forward + labels * backward)
-            rotations = second * labels / config.group if batched else second * labels
-            products += rotations * network.rotation + (0.0 if batched else second * labels * network.draw_gradients)
+            passes += second * (network.forward + vectors * backward)
+            rotations = second * vectors / config.draws_per_sum if batched else second * vectors
+            products += rotations * network.rotation + (0.0 if batched else second * vectors * network.draw_gradients)
         seconds = (
             passes / self.rates.gradient + products / self.rates.products + decomposition / self.rates.decomposition
         )

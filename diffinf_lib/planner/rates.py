@@ -101,7 +101,7 @@ class _Calibration:
     def draws(self, count: int) -> DrawBatch:
         """One batch of draws of one image."""
         image = ImageSet(torch.zeros(1, *self.shape), torch.tensor([0]), torch.tensor([0]))
-        rule = DrawConfig(count, noise="independent")
+        rule = DrawConfig(count, noise_rule="independent")
         return next(Expectation(rule, "calibration").batches(self.model, image, count))
 
     def forward(self, count: int) -> Callable[[], object]:

@@ -41,7 +41,7 @@ from diffinf_lib.options import PositiveInt, checked
 from diffinf_lib.pictures import picture
 from diffinf_lib.planner.plan import readable_time
 from diffinf_lib.report.findings import Likeness, compare, find_copies, find_label_doubts, find_unusual
-from diffinf_lib.report.options import SAMPLER_STEPS, Options, options_for
+from diffinf_lib.report.options import SAMPLER_STEPS, ReportOptions, options_for
 from diffinf_lib.report.page import render
 from diffinf_lib.report.plan import JobPlan, Sizes, as_record, in_words
 from diffinf_lib.report.result import Findings, Named, Report, pixel_distances
@@ -171,7 +171,7 @@ def _of_same_classes(queries: Named, train: Named) -> Named:
 
 def _check_classes(model: Denoiser, train: Named, queries: Named | None) -> None:
     """A network that is told the class of each image needs one for each."""
-    if not model.needs:
+    if not model.condition_names:
         return
     require(queries is not None, "generate: the network is told the class of each image; give files to explain, in folders "
             "named as the classes of the training images")  # fmt: skip
@@ -195,7 +195,7 @@ class _Job:
     shape: ImageShape
     train: Named
     queries: Named | None
-    options: Options
+    options: ReportOptions
     folder: Path
     device: str
     force: bool
@@ -285,7 +285,7 @@ class _Job:
         """Samples of the model as queries, kept as tensors and as files to look at."""
         folder, count = self.folder / "samples", self.options.generate
         names = tuple(f"sample-{i:04d}.png" for i in range(count))
-        steps = min(SAMPLER_STEPS, self.model.process.timesteps)
+        steps = min(SAMPLER_STEPS, self.model.process.num_train_timesteps)
         with stage(folder, {"model": _short(self.model), "count": count, "seed": self.options.seed, "steps": steps},
                    name="samples") as needed:  # fmt: skip
             if needed:
@@ -356,7 +356,7 @@ class _Job:
 
     def _classes_in_order(self) -> dict[str, str]:
         """Which folder is which class of a network that is told classes: whoever trained it may have counted otherwise."""
-        if not self.model.needs:
+        if not self.model.condition_names:
             return {}
         counted_names = [f"{label} {name}" for label, name in enumerate(self.train.class_names)]
         return {"classes as the network counts them": first_few(counted_names, 50)}
@@ -365,7 +365,8 @@ class _Job:
         """The same for the foot of the page, in words."""
         options, draws = self.options, self.options.draws
         rule = (
-            f"{draws.count} draws, timesteps {draws.timesteps}, noise {draws.noise}{', shared' if draws.shared else ''}"
+            f"{draws.count} draws, timesteps {draws.timestep_rule}, noise {draws.noise_rule}"
+            f"{', shared' if draws.shared else ''}"
         )
         versions = " · ".join(f"{name} {number}" for name, number in made["environment"]["versions"].items())
         seconds = " · ".join(f"{name} {readable_time(value)}" for name, value in made["measured_seconds"].items())

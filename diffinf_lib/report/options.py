@@ -31,7 +31,7 @@ SAMPLER_STEPS = 100
 
 
 @dataclass(frozen=True)
-class Options:
+class ReportOptions:
     """What scores depend on beside model and images.
 
     Attributes:
@@ -59,7 +59,7 @@ def options_for(
     measurement: MeasurementConfig | MeasurementName | None = None,
     seed: int = 0,
     generate: int = 0,
-) -> Options:
+) -> ReportOptions:
     """The options of a report about so many training images; those not given are chosen.
 
     Raises:
@@ -71,11 +71,11 @@ def options_for(
     rule = (
         draws
         if isinstance(draws, DrawConfig)
-        else DrawConfig(64 if draws is None else draws, timesteps="signal", shared=True)
+        else DrawConfig(64 if draws is None else draws, timestep_rule="signal", shared=True)
     )
     several = isinstance(damping, Iterable) and not isinstance(damping, str)
     dampings = [checked("damping", value, NonNegativeFloat) for value in (damping if several else [damping])]  # type: ignore[union-attr]
-    return Options(
+    return ReportOptions(
         tuple(check_dampings(dampings)), rule, curvature or curvature_for(count), measurement, seed, generate
     )
 

@@ -17,7 +17,7 @@ from diffinf_lib.planner.network import NetworkCount, Pass
 from diffinf_lib.planner.plan import CPU_WORKSPACE, FLOAT, Estimator, StageEstimate, readable_bytes, readable_time
 from diffinf_lib.planner.rates import rates_of
 from diffinf_lib.presets import get_preset
-from diffinf_lib.report.options import SAMPLER_STEPS, SKETCH, STORE, Options
+from diffinf_lib.report.options import SAMPLER_STEPS, SKETCH, STORE, ReportOptions
 from diffinf_lib.shapes import ImageShape
 
 HELD_BYTES = 1 << 30
@@ -87,7 +87,9 @@ class JobPlan:
         train, queries: how many of each; generated queries are counted by the options.
     """
 
-    def __init__(self, network: Denoiser, shape: ImageShape, train: int, queries: int, options: Options, device: str):
+    def __init__(
+        self, network: Denoiser, shape: ImageShape, train: int, queries: int, options: ReportOptions, device: str
+    ):
         self.count, self.shape = NetworkCount(network, options.curvature, shape), shape
         self.network, self.options, self.device = network, options, device
         self.train, self.queries = train, queries

@@ -51,7 +51,7 @@ class Findings:
 
     copies: tuple[CopyGroup, ...]
     unusual: tuple[Unusual, ...]
-    labels: tuple[LabelDoubt, ...]
+    label_doubts: tuple[LabelDoubt, ...]
 
     @property
     def flagged(self) -> list[Unusual]:
@@ -119,7 +119,7 @@ class Report:
         lines = [
             f"{counted(len(self.queries), 'query', 'queries')}, {counted(len(self.train), 'training image')}{classes}",
             f"to look at: {counted(len(found.copies), 'group')} of copies, {counted(len(found.flagged), 'unusual image')}, "
-            f"{counted(len(found.labels), 'doubtful label')}",
+            f"{counted(len(found.label_doubts), 'doubtful label')}",
         ]
         for query in range(min(3, len(self.queries))):
             names = ", ".join(readable(name) for name, _ in self.top(query, 3))

@@ -13,14 +13,14 @@ from tqdm.auto import tqdm
 from diffinf_lib.artifacts import read_tensors, write_tensors
 from diffinf_lib.attribution.scoring import KeptQueries
 from diffinf_lib.compression import Tensors, projected
-from diffinf_lib.configuration import TRAIN_STAGE, Expectation, StoreFormat
+from diffinf_lib.configuration import TRAIN_PURPOSE, Expectation, StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError
 from diffinf_lib.gradients import GradientSet, LayerGradients, gradients_of
-from diffinf_lib.report.options import STORE, Options
+from diffinf_lib.report.options import STORE, ReportOptions
 
 SHARD = 25
 """Training images of one part, where gradients are not kept."""
@@ -57,7 +57,7 @@ def whitened(
 
 
 def score_training_images(
-    model: Denoiser, curvature: Curvature, train: ImageSet, queries: ImageSet, options: Options, stores: Stores,
+    model: Denoiser, curvature: Curvature, train: ImageSet, queries: ImageSet, options: ReportOptions, stores: Stores,
     *, batch_size: int, progress: bool,
 ) -> Tensors:  # fmt: skip
     """Everything that is read from training gradients.
@@ -107,7 +107,7 @@ def _read_once(
     progress: bool,
 ) -> Iterator[Tensors]:
     """What is read from gradients that are not kept, a part at a time; parts that are there already are not made again."""
-    for start in tqdm(range(0, len(train), SHARD), desc=TRAIN_STAGE, unit="part", disable=not progress):
+    for start in tqdm(range(0, len(train), SHARD), desc=TRAIN_PURPOSE, unit="part", disable=not progress):
         path = folder / f"part-{start // SHARD:05d}.safetensors"
         if not _is_whole(path):
             write_tensors(path, read(taken(train.subset(slice(start, start + SHARD))).whole()))

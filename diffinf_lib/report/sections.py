@@ -50,7 +50,7 @@ def overview(report: Report) -> str:
         ("queries", f"{counted(queries, 'image')} explained"),
         ("copies", f"{counted(len(found.copies), 'group')} of copies"),
         ("unusual", counted(unusual, "unusual image")),
-        ("labels", counted(len(found.labels), "doubtful label")),
+        ("labels", counted(len(found.label_doubts), "doubtful label")),
         ("guide", "How to read this"),
     ]
     items = "".join(f'<li><a href="#{key}">{text}</a></li>' for key, text in links)
@@ -205,7 +205,7 @@ def _unusual(report: Report) -> str:
 
 
 def _labels(report: Report) -> str:
-    doubts = report.findings.labels
+    doubts = report.findings.label_doubts
     if len(report.train.class_names) < 2:
         body = "<p>The images have no classes (folders of their own), so there are no labels to doubt.</p>"
     else:

@@ -53,7 +53,7 @@ class Shown:
         places = {n for q in self.queries for row in (self.supporting, self.opposing, self.nearest) for n in row(q)}
         places |= {n for group in found.copies[:GROUPS] for n in group.members[:MEMBERS]}
         places |= {unusual.image for unusual in found.unusual[:UNUSUAL]}
-        return sorted(places | {doubt.image for doubt in found.labels[:DOUBTS]})
+        return sorted(places | {doubt.image for doubt in found.label_doubts[:DOUBTS]})
 
     @cached_property
     def ranks(self) -> Int[Tensor, "Q N"]:

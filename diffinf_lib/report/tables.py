@@ -68,7 +68,7 @@ def _finding_rows(report: Report) -> Iterator[Sequence[Any]]:
     for unusual in found.unusual:
         ratio = f"{unusual.ratio:.4g}"
         yield row("unusual", unusual.image, ratio, "self-influence over the median", flagged=unusual.flagged)
-    for doubt in found.labels:
+    for doubt in found.label_doubts:
         suggested = cell(report.train.class_names[doubt.suggested])
         yield row("label", doubt.image, f"{doubt.lead:.3g}", "lead in the votes of its nearest", suggested=suggested)
 

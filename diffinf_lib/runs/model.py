@@ -53,7 +53,7 @@ def generated_trajectories(run: Run) -> Trajectories:
     """
     preset = run.preset
     require(preset.has_trajectories, f"sampling={preset.sampling.method}, {preset.sampling.steps} steps: trajectories need "
-            f"ddpm with all {preset.process.timesteps} steps")  # fmt: skip
+            f"ddpm with all {preset.process.num_train_timesteps} steps")  # fmt: skip
 
     def states() -> dict[str, Float[Tensor, "N _states C H W"]]:
         found = sample_trajectories(run.model.model, _sample_seeds(run), run.data.train.shape, progress=run.progress)

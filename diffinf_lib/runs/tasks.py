@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from diffinf_lib.attribution.checkpoints import split_draws
 from diffinf_lib.attribution.task import AttributionTask, Checkpoint
-from diffinf_lib.attribution.trajectory import split_draws
 from diffinf_lib.configuration import CurvatureConfig, MeasurementConfig
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser

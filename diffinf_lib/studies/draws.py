@@ -24,12 +24,12 @@ from diffinf_lib.runs import curvature_of_run, query_gradients
 from diffinf_lib.studies.study import Arrays, Study
 
 RULES: dict[str, dict[str, Any]] = {
-    "uniform": {"timesteps": "uniform", "noise": "independent"},
-    "stratified": {"timesteps": "stratified", "noise": "independent"},
+    "uniform": {"timestep_rule": "uniform", "noise_rule": "independent"},
+    "stratified": {"timestep_rule": "stratified", "noise_rule": "independent"},
     "stratified, antithetic": {},
-    "signal": {"timesteps": "signal", "noise": "independent"},
-    "signal, antithetic": {"timesteps": "signal"},
-    "signal, antithetic, shared": {"timesteps": "signal", "shared": True},
+    "signal": {"timestep_rule": "signal", "noise_rule": "independent"},
+    "signal, antithetic": {"timestep_rule": "signal"},
+    "signal, antithetic, shared": {"timestep_rule": "signal", "shared": True},
 }
 """What `DrawConfig` each rule of the study is, but for the number of draws."""
 

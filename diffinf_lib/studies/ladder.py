@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffinf_lib.attribution.checkpoints import average_scores, split_draws
 from diffinf_lib.attribution.methods import conjugate_gradients_at, fixed_settings, influence_at
 from diffinf_lib.attribution.task import Cost
-from diffinf_lib.attribution.trajectory import average_scores, split_draws
 from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation import lds, paired_difference
@@ -27,9 +27,9 @@ from diffinf_lib.studies.study import Arrays, Study
 Inverse = Literal["ekfac", "kfac", "cg"]
 ITERATIONS = 4
 
-UNIFORM = DrawConfig(250, timesteps="uniform", noise="independent")
+UNIFORM = DrawConfig(250, timestep_rule="uniform", noise_rule="independent")
 ANTITHETIC = DrawConfig(250)
-SHARED = DrawConfig(64, timesteps="signal", shared=True)
+SHARED = DrawConfig(64, timestep_rule="signal", shared=True)
 
 
 @dataclass(frozen=True)

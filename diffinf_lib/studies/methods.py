@@ -88,8 +88,8 @@ class MethodsStudy(Study[MethodCell]):
 
     Attributes:
         truths: ground truths by `<set of queries>/<measurement>`.
-        methods: names; default all whose needs the run meets. Trajectories are sampled for a method that is named, or where
-            the preset measures along them.
+        methods: names; default all whose requirements the run meets. Trajectories are sampled for a method that is named, or
+            where the preset measures along them.
         attributed: labels of the measurements whose gradients are taken.
         further: methods for all measurements but the first; default those of `methods` that attribute any measurement.
         clip_source: a CLIP model for the method that needs one; empty leaves it out.
@@ -113,7 +113,7 @@ class MethodsStudy(Study[MethodCell]):
         for label in self.attributed:
             self.measurement(label)
         named, preset = [get_method(name) for name in self.methods or []], self.run.preset
-        along = any(method.needs == "trajectories" for method in named) and preset.has_trajectories
+        along = any(method.requires == "trajectories" for method in named) and preset.has_trajectories
         self._along = along or preset.measures_trajectories
         first = METHODS if self.methods is None else named
         others = [m for m in (first if self.further is None else map(get_method, self.further)) if m.any_measurement]
@@ -126,7 +126,7 @@ class MethodsStudy(Study[MethodCell]):
         return self._checked(measured_queries(self.run) | along)
 
     def cells(self) -> list[MethodCell]:
-        """The cells that this run can fill: methods whose needs are met, on each set of queries."""
+        """The cells that this run can fill: methods whose requirements are met, on each set of queries."""
         return [
             MethodCell(method.name, queries, label)
             for label in self.attributed
@@ -136,16 +136,16 @@ class MethodsStudy(Study[MethodCell]):
         ]
 
     def _possible(self, method: Method, queries: str) -> bool:
-        if method.needs == "trajectories":
+        if method.requires == "trajectories":
             return queries == "generated" and self._along
-        if method.needs == "checkpoints":
+        if method.requires == "checkpoints":
             return len(kept_steps(self.run)) >= method.checkpoints
-        return method.needs != "clip" or bool(self.clip_source)
+        return method.requires != "clip" or bool(self.clip_source)
 
     def depends(self, cell: MethodCell) -> dict[str, Any]:
         """The values of the method's option, and what all methods take besides."""
         method = get_method(cell.method)
-        clip = clip_identity(self.clip_source) if method.needs == "clip" else None
+        clip = clip_identity(self.clip_source) if method.requires == "clip" else None
         return {"options": method.grid, "settings": fixed_settings(), "ensemble": ENSEMBLE, "clip": clip}
 
     def options(self) -> dict[str, Any]:

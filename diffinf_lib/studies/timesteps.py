@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution import influence_by_timestep
-from diffinf_lib.configuration import MEASUREMENT_STAGE, DrawConfig, MeasurementConfig, Process
+from diffinf_lib.configuration import MEASUREMENT_PURPOSE, DrawConfig, MeasurementConfig, Process
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, example_draws
 from diffinf_lib.errors import require
@@ -49,8 +49,8 @@ def timestep_shares(
     bins: int = 10,
     seed: int = 0,
     process: Process,
-) -> Float[Tensor, "B Q"]:
-    """The share of each query's draws that falls into each equal range of t, by weight: `[B, Q]`, float64.
+) -> Float[Tensor, "bins Q"]:
+    """The share of each query's draws that falls into each equal range of t, by weight: `[bins, Q]`, float64.
 
     The loss is the sum over ranges of share · loss within the range.
 
@@ -60,13 +60,17 @@ def timestep_shares(
     Raises:
         ConfigurationError: the ranges are not equal, or one holds no draw of some query.
     """
-    equal = bins > 0 and process.timesteps % bins == 0
-    require(equal, f"bins={bins}: give a divisor of the {process.timesteps} timesteps, for ranges of one length")
+    equal = bins > 0 and process.num_train_timesteps % bins == 0
+    require(
+        equal, f"bins={bins}: give a divisor of the {process.num_train_timesteps} timesteps, for ranges of one length"
+    )
     shares = torch.zeros(bins, len(images), dtype=torch.float64)
     for query, example in enumerate(images.ids.tolist()):
         # timesteps are drawn before noise, so those of an image of one pixel are those of any image
-        drawn = example_draws(example, (1, 1, 1), draws, seed=seed, stage=MEASUREMENT_STAGE, process=process)
-        shares[:, query].index_add_(0, drawn.timesteps * bins // process.timesteps, drawn.weights.double())
+        drawn = example_draws(example, (1, 1, 1), draws, seed=seed, purpose=MEASUREMENT_PURPOSE, process=process)
+        shares[:, query].index_add_(
+            0, drawn.timesteps * bins // process.num_train_timesteps, drawn.draw_weights.double()
+        )
     empty = (shares == 0).any(1).nonzero().flatten().tolist()
     require(not empty, f"bins={bins} with {draws.count} draws: range {empty[:1]} holds no draw of some query; give fewer bins "
             "or more draws")  # fmt: skip
@@ -81,13 +85,13 @@ def losses_by_timestep(
     bins: int = 10,
     seed: int = 0,
     batch_size: int = 512,
-) -> Float[Tensor, "B Q"]:
-    """The loss of every query within each equal range of t, `[B, Q]`, float64, on the CPU, from one pass over the draws.
+) -> Float[Tensor, "bins Q"]:
+    """The loss of every query within each equal range of t, `[bins, Q]`, float64, on the CPU, from one pass over the draws.
 
     Each is the weighted mean over the measurement's draws in the range; the same draws for every model.
 
     Args:
-        bins: number of ranges B, a divisor of the number of timesteps.
+        bins: number of ranges, a divisor of the number of timesteps.
         seed: of the draws, not of the model.
         batch_size: draws a pass.
 
@@ -95,11 +99,11 @@ def losses_by_timestep(
         ConfigurationError: the ranges are not equal, or one holds no draw of some query.
     """
     shares = timestep_shares(images, draws, bins=bins, seed=seed, process=model.process)
-    parts = [MeasurementConfig("weighted_loss", draws, weights=tuple(row)) for row in np.eye(bins).tolist()]
+    parts = [MeasurementConfig("weighted_loss", draws, loss_weights=tuple(row)) for row in np.eye(bins).tolist()]
     return measure_all(model, images, parts, seed=seed, batch_size=batch_size) / shares
 
 
-def lds_by_timestep(scores: Float[Tensor, "B Q N"], truths: list[GroundTruth]) -> Float[np.ndarray, "B C Q"]:
+def lds_by_timestep(scores: Float[Tensor, "bins Q N"], truths: list[GroundTruth]) -> Float[np.ndarray, "bins C Q"]:
     """The LDS of each query, of each scores (first axis) against each ground truth (second axis).
 
     Raises:
@@ -122,14 +126,14 @@ class RetrainedCell(NamedTuple):
 class TimestepStudy(Study[RetrainedCell]):
     """The study of one run, over the models of its ground truth; those that are not there are trained.
 
-    Its bundle's arrays are, for each set of queries, float32: `<set>/lds [B + 1, B + 1, Q]`, scores of each range of t (first
-    axis) against the loss measured in each range (second axis), the whole loss last on both axes; `<set>/loss [B, Q]`, the
-    mean loss within each range over all models; `<set>/advantage [B + 1, B]` and `<set>/advantage_interval [B + 1, B, 2]`,
-    the LDS of each scores less that of the measured range's own, paired; and `edges [B + 1]`, where the ranges begin and
-    end. The advantage needs enough subsets to halve.
+    Its bundle's arrays are, for each set of queries, float32: `<set>/lds [bins + 1, bins + 1, Q]`, scores of each range of t
+    (first axis) against the loss measured in each range (second axis), the whole loss last on both axes; `<set>/loss
+    [bins, Q]`, the mean loss within each range over all models; `<set>/advantage [bins + 1, bins]` and
+    `<set>/advantage_interval [bins + 1, bins, 2]`, the LDS of each scores less that of the measured range's own, paired; and
+    `edges [bins + 1]`, where the ranges begin and end. The advantage needs enough subsets to halve.
 
     Attributes:
-        bins: number of ranges B of t.
+        bins: number of ranges of t.
         subsets: number of subsets M; 0: the preset's.
         seeds: trainings of each subset, K; 0: the preset's.
 
@@ -164,7 +168,7 @@ class TimestepStudy(Study[RetrainedCell]):
     def options(self) -> dict[str, Any]:
         return {"bins": self.bins, "subsets": self.subsets, "seeds": list(range(self.seeds))}
 
-    def _shares(self, images: ImageSet) -> Float[Tensor, "B Q"]:
+    def _shares(self, images: ImageSet) -> Float[Tensor, "bins Q"]:
         preset = self.run.preset
         return timestep_shares(
             images, preset.measurement.draws, bins=self.bins, seed=self.run.seed, process=preset.process
@@ -180,7 +184,7 @@ class TimestepStudy(Study[RetrainedCell]):
             for name, images in self.queries.items()
         }
 
-    def measurements(self, queries: str) -> Float[Tensor, "M K Q B"]:
+    def measurements(self, queries: str) -> Float[Tensor, "M K Q bins"]:
         """The loss of each query within each range of t by every retrained model, float64.
 
         Raises:
@@ -191,7 +195,7 @@ class TimestepStudy(Study[RetrainedCell]):
                 for subset in range(self.subsets)]  # fmt: skip
         return torch.from_numpy(np.array(read))
 
-    def scores(self, queries: str) -> Float[Tensor, "B Q N"]:
+    def scores(self, queries: str) -> Float[Tensor, "bins Q N"]:
         """Scores of the loss within each range of t, by the preset's damping and approximation; computed once and kept."""
         run, preset, images = self.run, self.run.preset, self.queries[queries]
 
@@ -206,7 +210,7 @@ class TimestepStudy(Study[RetrainedCell]):
         kept = self.kept_besides(f"scores-{queries}", {"scores": queries, "bins": self.bins})
         return torch.from_numpy(kept.arrays(scores)["scores"])
 
-    def with_whole(self, scores: Float[Tensor, "B Q N"], queries: str) -> Float[Tensor, "B+1 Q N"]:
+    def with_whole(self, scores: Float[Tensor, "bins Q N"], queries: str) -> Float[Tensor, "bins+1 Q N"]:
         """Scores of the ranges, and behind them those of the whole loss."""
         whole = torch.einsum("bq,bqn->qn", self._shares(self.queries[queries]), scores)
         return torch.cat([scores, whole[None]])
@@ -219,7 +223,7 @@ class TimestepStudy(Study[RetrainedCell]):
         return [GroundTruth(masks, losses, train_ids, images.ids) for losses in (*measured.unbind(-1), whole)]
 
     def contents(self) -> tuple[Arrays, dict[str, Any]]:
-        edges = np.linspace(0, self.run.preset.process.timesteps, self.bins + 1).astype(np.int64)
+        edges = np.linspace(0, self.run.preset.process.num_train_timesteps, self.bins + 1).astype(np.int64)
         arrays, sets = {"edges": edges}, {}
         for queries in QUERY_SETS:
             found, sets[queries] = self._evaluated(queries)

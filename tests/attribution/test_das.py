@@ -29,7 +29,7 @@ def jacobians(model, data, draws=2):
     """J of each draw of each image, `[n, S, C, P]`, by one backward pass for each output."""
     layers = curvature_layers(model)
     rows = []
-    batch = draw_batch(data, DrawConfig(draws), stage="probes")
+    batch = draw_batch(data, DrawConfig(draws), purpose="probes")
     output = model.predict(batch)
     for value in output.flatten():
         gradients = torch.autograd.grad(value, layer_parameters(layers), retain_graph=True)
@@ -53,7 +53,7 @@ def case():
         curvature = fit_curvature(model, train, by_definition(DRAWS))
     rotated = gradients_of(model, curvature, train, Expectation(DRAWS))
     plain = torch.cat([g.flatten(1) for g in out_of_eigenbasis(curvature, rotated).whole().values()], dim=1)
-    ggn = dense_ggn(model, draw_batch(train, DRAWS, stage="x"))
+    ggn = dense_ggn(model, draw_batch(train, DRAWS, purpose="x"))
     return curvature, jacobians(model, queries), rotated, plain, ggn
 
 

@@ -30,11 +30,11 @@ MEASUREMENT = MeasurementConfig(draws=DrawConfig(6))
 DRAWS = DrawConfig(4)
 
 
-def brute_force_gradients(model, data, draws, stage):
+def brute_force_gradients(model, data, draws, purpose):
     """∇ of each example's mean loss, flattened over all layers, `[n, P]`."""
     layers, rows = curvature_layers(model), []
     for position in range(len(data)):
-        batch = draw_batch(data.subset([position]), draws, stage=stage)
+        batch = draw_batch(data.subset([position]), draws, purpose=purpose)
         loss = per_draw_loss(model, batch.images, batch.timesteps, batch.noise).mean()
         gradients = torch.autograd.grad(loss, layer_parameters(layers))
         rows.append(torch.cat([matrix.flatten() for matrix in gradient_matrices(layers, gradients).values()]))
@@ -53,7 +53,7 @@ def test_scores_are_the_damped_inverse_between_gradients_over_n(monkeypatch):
     scores = di.influence(
         model, curvature, train, queries, measurement=MEASUREMENT, draws=DRAWS, damping=[1e-3, 0.5], seed=0
     )
-    ggn = dense_ggn(model, draw_batch(train, DRAWS, stage="x"))
+    ggn = dense_ggn(model, draw_batch(train, DRAWS, purpose="x"))
     measured = brute_force_gradients(model, queries, MEASUREMENT.draws, "measurement")
     losses = brute_force_gradients(model, train, DRAWS, "train-gradients")
     for index, damping in enumerate((1e-3, 0.5)):
@@ -73,7 +73,7 @@ def test_scores_predict_leaving_one_out_with_their_sign():
 
     def optimum(data):
         model = linear_denoiser()
-        batch = draw_batch(data, draws, stage="train-gradients")
+        batch = draw_batch(data, draws, purpose="train-gradients")
 
         flat = batch.state.flatten(1)
         joint = torch.cat([flat, torch.ones(len(flat), 1, dtype=torch.float64)], dim=1)

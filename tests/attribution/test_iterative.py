@@ -10,14 +10,14 @@ from cases import by_definition, conv_denoiser, draw_batch, images, linear_denoi
 
 from diffinf_lib.attribution import influence, scores_from_gradients
 from diffinf_lib.attribution.iterative import (
-    GGN_STAGE,
+    GGN_PURPOSE,
     solved_queries,
     solved_scores,
     training_ggn,
 )
 from diffinf_lib.configuration import (
-    MEASUREMENT_STAGE,
-    TRAIN_STAGE,
+    MEASUREMENT_PURPOSE,
+    TRAIN_PURPOSE,
     CurvatureConfig,
     DrawConfig,
     Expectation,
@@ -42,9 +42,9 @@ def case(make=conv_denoiser, side=4, **options):
 
 def dense_system(model, train, queries, damping):
     """F + λI, ∇m and ∇ℓ by brute force: `[P, P]`, `[P, Q]`, `[P, N]`."""
-    ggn = dense_ggn(model, draw_batch(train, GGN_DRAWS, stage=GGN_STAGE))
-    measured = example_gradients(model, draw_batch(queries, MEASUREMENT.draws, stage=MEASUREMENT_STAGE))
-    losses = example_gradients(model, draw_batch(train, DRAWS, stage=TRAIN_STAGE))
+    ggn = dense_ggn(model, draw_batch(train, GGN_DRAWS, purpose=GGN_PURPOSE))
+    measured = example_gradients(model, draw_batch(queries, MEASUREMENT.draws, purpose=MEASUREMENT_PURPOSE))
+    losses = example_gradients(model, draw_batch(train, DRAWS, purpose=TRAIN_PURPOSE))
     return ggn + damping * torch.eye(len(ggn), dtype=ggn.dtype), flatten_layers(measured), flatten_layers(losses)
 
 
@@ -128,7 +128,7 @@ def test_an_exact_preconditioner_is_done_after_one_iteration():
     """EK-FAC of a linear denoiser is its GGN, if both are taken over the same draws."""
     model, train, queries = linear_denoiser(), images(6, 2), images(2, 2, seed=1)
     curvature = fit_curvature(model, train, by_definition(GGN_DRAWS))
-    config = Expectation(MEASUREMENT.draws, MEASUREMENT_STAGE)
+    config = Expectation(MEASUREMENT.draws, MEASUREMENT_PURPOSE)
     gradients = gradients_of(model, curvature, queries, config)
     blocks = torch.block_diag(*(layer.block("ekfac") for layer in curvature.layers.values()))
     _, solution = solved_queries(model, curvature, blocks, gradients, damping=1e-6, tolerance=1e-9, max_iterations=50)
@@ -164,7 +164,7 @@ def test_a_fixed_number_of_iterations_is_no_failure_but_a_missed_tolerance_is():
 
 def test_the_solver_says_how_far_it_came():
     model, curvature, train, queries = case()
-    config = Expectation(MEASUREMENT.draws, MEASUREMENT_STAGE)
+    config = Expectation(MEASUREMENT.draws, MEASUREMENT_PURPOSE)
     gradients = gradients_of(model, curvature, queries, config)
     ggn = training_ggn(model, train, GGN_DRAWS)
     solved, solution = solved_queries(model, curvature, ggn, gradients, damping=1e-2, max_iterations=2)

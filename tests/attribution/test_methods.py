@@ -9,7 +9,7 @@ from diffinf_lib.artifacts import project_root
 from diffinf_lib.attribution.methods import Method
 from diffinf_lib.errors import ConfigurationError
 
-SCHEDULE = di.Process(timesteps=16, beta_end=0.3)
+SCHEDULE = di.Process(num_train_timesteps=16, beta_end=0.3)
 CURVATURE = di.CurvatureConfig(draws=di.DrawConfig(4))
 
 
@@ -29,7 +29,7 @@ def test_rows_name_each_method_once_and_cite_what_the_book_lists():
     for method in di.METHODS:
         assert method.default in method.grid and list(method.grid) == sorted(method.grid)
         assert bool(method.option) == (len(method.grid) > 1 or method.name == "neumann"), method.name
-        assert method.needs in ("", "checkpoints", "ensemble", "trajectories", "clip")
+        assert method.requires in ("", "checkpoints", "ensemble", "trajectories", "clip")
         assert not method.paper or f"{{{method.paper}," in references, method.paper
 
 

@@ -8,8 +8,8 @@ from cases import by_definition, conv_denoiser, images, in_shards, linear_denois
 import diffinf_lib as di
 from diffinf_lib.attribution.scoring import KeptQueries, products
 from diffinf_lib.configuration import (
-    MEASUREMENT_STAGE,
-    QUERY_STAGE,
+    MEASUREMENT_PURPOSE,
+    QUERY_PURPOSE,
     CurvatureConfig,
     DrawConfig,
     Expectation,
@@ -33,7 +33,7 @@ def case():
 
 def gradients(case):
     model, curvature, train, queries = case
-    query_config = Expectation(MEASUREMENT.draws, MEASUREMENT_STAGE)
+    query_config = Expectation(MEASUREMENT.draws, MEASUREMENT_PURPOSE)
     pairs = [(queries, query_config), (train, Expectation(DRAWS))]
     return [gradients_of(model, curvature, data, config) for data, config in pairs]
 
@@ -104,7 +104,7 @@ def test_self_influence_is_the_diagonal_and_never_negative(case):
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_examples_that_share_a_batch_get_the_same_gradients(count):
     model, data = tiny_unet(attention=True), images(5, 4)
-    config = Expectation(DrawConfig(count, noise="independent"))
+    config = Expectation(DrawConfig(count, noise_rule="independent"))
     curvature = fit_curvature(model, data, CurvatureConfig("identity", DrawConfig(2)))
     blocks = curvature.blocks(model)
     grouped = grouped_gradients(model, data, config, blocks, batch_size=4)
@@ -135,7 +135,7 @@ def test_a_bias_of_its_own_and_groups_reach_the_scores():
         curvature = fit_curvature(model, train, by_definition(DRAWS, bias=bias))
         scores = di.influence(model, curvature, train, train, measurement=MEASUREMENT, draws=DRAWS, damping=1e3)
         # with a large damping only the inner product is left, however the blocks are cut
-        queries = gradients_of(model, curvature, train, Expectation(MEASUREMENT.draws, MEASUREMENT_STAGE))
+        queries = gradients_of(model, curvature, train, Expectation(MEASUREMENT.draws, MEASUREMENT_PURPOSE))
         own = gradients_of(model, curvature, train, Expectation(DRAWS))
         dot = products(queries.whole(), own.whole()) / 4e3
         torch.testing.assert_close(scores, dot, rtol=1e-3, atol=1e-9)
@@ -164,7 +164,7 @@ def test_fewer_queries_than_images_or_more_is_the_same(case):
 
 def test_query_draws_of_their_own(case):
     model, curvature, _, queries = case
-    own = gradients_of(model, curvature, queries, Expectation(DRAWS, QUERY_STAGE))
+    own = gradients_of(model, curvature, queries, Expectation(DRAWS, QUERY_PURPOSE))
     _, train_gradients = gradients(case)
     expected = di.scores_from_gradients(own, train_gradients, curvature, damping=1e-4)[0]
     found = di.influence(*case, measurement=MEASUREMENT, draws=DRAWS, query_draws=DRAWS, damping=1e-4)

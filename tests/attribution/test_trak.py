@@ -127,7 +127,7 @@ def test_losses_give_influence_on_the_empirical_fisher_with_its_scale():
     config = Expectation(draws)
     rotated = [gradients_of(model, curvature, data, config) for data in (queries, train)]
     plain = [flat(out_of_eigenbasis(curvature, part)) for part in rotated]
-    fisher = dense_empirical_fisher(model, draw_batch(train, draws, stage=config.stage), per="example")
+    fisher = dense_empirical_fisher(model, draw_batch(train, draws, purpose=config.purpose), per="example")
     dampings = [1e-3, 0.5]
     scores = trak_scores(*rotated, damping=[6 * damping for damping in dampings])
     for index, damping in enumerate(dampings):

@@ -220,7 +220,7 @@ def test_every_check_has_a_solution_for_every_choice_of_options():
 
 
 def process_of(betas):
-    return di.Process(timesteps=len(betas), trained_betas=tuple(betas.tolist()))
+    return di.Process(num_train_timesteps=len(betas), trained_betas=tuple(betas.tolist()))
 
 
 def library_noisy(images, alphas_cumprod, timesteps, noise):

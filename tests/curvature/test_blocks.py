@@ -76,7 +76,9 @@ def test_the_input_covariance_is_its_definition(make, name, bias):
         )
         weights = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
         expected = sum(w * input_factor_sum(block.inputs(raw[i : i + 1])) for i, w in enumerate(weights))
-        torch.testing.assert_close(input_covariance_sum(block, raw, weights=weights), expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            input_covariance_sum(block, raw, draw_weights=weights), expected, rtol=1e-10, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize(("height", "width"), [(5, 6), (2, 3), (1, 4), (3, 1)])

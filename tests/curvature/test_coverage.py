@@ -58,11 +58,11 @@ def as_rows(parts):
     return torch.cat([torch.cat(columns, dim=1).flatten() for columns in layers.values()])
 
 
-def brute_gradients(model, data, draws, stage):
+def brute_gradients(model, data, draws, purpose):
     """∇ of each image's mean loss by autograd over what is trainable, `[n, P]`."""
     rows, wanted = [], trainable(model)
     for position in range(len(data)):
-        batch = draw_batch(data.subset([position]), draws, stage=stage)
+        batch = draw_batch(data.subset([position]), draws, purpose=purpose)
         loss = per_draw_loss(model, batch.images, batch.timesteps, batch.noise).mean()
         gradients = torch.autograd.grad(loss, list(wanted.values()), materialize_grads=True)
         rows.append(as_rows(dict(zip(wanted, gradients, strict=True))))
@@ -155,14 +155,14 @@ def test_one_part_of_a_linear_layer_has_its_exact_curvature(part, approximation,
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.endswith(part))
     curvature = fit_curvature(model, train, by_definition(DRAWS))
-    expected = brute_ggn(model, draw_batch(train, DRAWS, stage="x"))
+    expected = brute_ggn(model, draw_batch(train, DRAWS, purpose="x"))
     ((_, layer),) = curvature.layers.items()
     torch.testing.assert_close(layer.block(approximation), expected, rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize(("make", "side"), [(conv_denoiser, 4), *CASES])
 def test_dense_matrices_and_operators_are_over_the_trainable_parameters(make, side):
-    model, batch = make(), draw_batch(images(1, side), DrawConfig(2), stage="x")
+    model, batch = make(), draw_batch(images(1, side), DrawConfig(2), purpose="x")
     if make is conv_denoiser:
         model.network.down.weight.requires_grad_(False)
     expected = brute_ggn(model, batch)
@@ -180,7 +180,7 @@ def test_solving_is_with_the_ggn_of_what_the_curvature_covers():
     curvature = fit_curvature(model, train, CurvatureConfig(draws=DRAWS))
     measured = brute_gradients(model, queries, MEASUREMENT.draws, "measurement")
     losses = brute_gradients(model, train, DRAWS, "train-gradients")
-    ggn = brute_ggn(model, draw_batch(train, DrawConfig(2), stage="ggn"))
+    ggn = brute_ggn(model, draw_batch(train, DrawConfig(2), purpose="ggn"))
     inverse = torch.linalg.inv(ggn + 0.1 * torch.eye(len(ggn), dtype=torch.float64))
     model.requires_grad_(True)
     operator = iterative.training_ggn(model, train, DrawConfig(2), covers=curvature.covers)
@@ -209,7 +209,7 @@ def test_curvlinops_covers_the_same(make, bias):
     model, data = make(), images(2, 4)
     ours, theirs = (fit(model, data, by_definition(DRAWS, bias=bias)) for fit in (fit_curvature, fit_with_curvlinops))
     assert ours.covered == theirs.covered and list(ours.layers) == list(theirs.layers)
-    dense = brute_ggn(model, draw_batch(data, DRAWS, stage="corrections"))
+    dense = brute_ggn(model, draw_batch(data, DRAWS, purpose="corrections"))
     matrices, largest = places(model), float(dense.diagonal().max())
     for name, block in theirs.blocks(model).items():
         mine, other = ours.layers[name], theirs.layers[name]

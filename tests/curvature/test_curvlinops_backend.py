@@ -63,7 +63,7 @@ def test_its_corrected_eigenvalues_are_the_diagonal_in_its_basis(make, side, par
     """Degenerate factors leave the basis open; in whichever was chosen, Λ is the diagonal of the dense block."""
     model, data = make(), images(3, side)
     config = by_definition(DRAWS, partition=partition, exact_labels=partition == "model", sharing=sharing)
-    batch = draw_batch(data, DRAWS, stage="corrections")
+    batch = draw_batch(data, DRAWS, purpose="corrections")
     reference = dense_ggn(model, batch) if partition == "model" else dense_empirical_fisher(model, batch)
     curvature = fit_with_curvlinops(model, data, config)
     for name, where in layer_slices(model).items():
@@ -78,7 +78,7 @@ def test_sampled_labels_and_fewer_draws_for_the_factors():
     """Its labels are its own: many of them come near the exact matrix; factors and corrections have their own draws."""
     model, data = conv_denoiser(), images(2, 4)
     exact = fit_with_curvlinops(model, data, by_definition(DRAWS))
-    sampled = fit_with_curvlinops(model, data, by_definition(DRAWS, exact_labels=False, labels=400))
+    sampled = fit_with_curvlinops(model, data, by_definition(DRAWS, exact_labels=False, sampled_labels=400))
     for name, layer in exact.layers.items():
         error = float((sampled.layers[name].block("kfac") - layer.block("kfac")).norm() / layer.block("kfac").norm())
         assert error < 0.15, name
@@ -118,9 +118,9 @@ class OneConvolution(nn.Module):
         ({"approximation": "diagonal"}, "approximation='diagonal': curvlinops fits"),
         ({"approximation": "identity"}, "approximation='identity': curvlinops fits"),
         ({"partition": "loss_per_example"}, "partition='loss_per_example': curvlinops"),
-        ({"draws": DrawConfig(4, "signal")}, "timesteps='signal': curvlinops"),
-        ({"draws": DrawConfig(4, "elbo")}, "timesteps='elbo': curvlinops"),
-        ({"draws": DrawConfig(4, "importance", proposal=(1.0, 2.0))}, "timesteps='importance': curvlinops"),
+        ({"draws": DrawConfig(4, "signal")}, "timestep_rule='signal': curvlinops"),
+        ({"draws": DrawConfig(4, "elbo")}, "timestep_rule='elbo': curvlinops"),
+        ({"draws": DrawConfig(4, "importance", proposal=(1.0, 2.0))}, "timestep_rule='importance': curvlinops"),
     ],
 )
 def test_what_it_does_not_offer_is_refused_by_name(options, message):

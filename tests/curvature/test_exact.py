@@ -11,7 +11,7 @@ from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.curvature import ForwardPass
 from diffinf_lib.curvature.exact import dense_blocks, dense_empirical_fisher, dense_ggn, dense_hessian
 from diffinf_lib.curvature.kfac import input_factor_sum, output_gradient_factor_sum
-from diffinf_lib.curvature.labels import exact_vectors
+from diffinf_lib.curvature.label_vectors import exact_vectors
 from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
 from diffinf_lib.diffusion import per_draw_loss
 from diffinf_lib.errors import ConfigurationError
@@ -33,7 +33,7 @@ CASES = [(linear_denoiser, 2), (conv_denoiser, 4)]
 
 @pytest.mark.parametrize(("make", "side"), CASES)
 def test_the_scale_is_two_over_c_times_jacobian_squared(make, side):
-    model, batch = make(), draw_batch(images(2, side), DrawConfig(4), stage="x")
+    model, batch = make(), draw_batch(images(2, side), DrawConfig(4), purpose="x")
     noisy = batch.state
     layers = curvature_layers(model)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -54,7 +54,7 @@ def test_the_scale_is_two_over_c_times_jacobian_squared(make, side):
 @pytest.mark.parametrize(("make", "side"), CASES)
 def test_curvlinops_gives_the_same_matrix(make, side):
     """curvlinops' GGN of MSELoss(mean) is the GGN of the mean over draws and dimensions: the same scale."""
-    model, batch = make(), draw_batch(images(2, side), DrawConfig(4), stage="x")
+    model, batch = make(), draw_batch(images(2, side), DrawConfig(4), purpose="x")
     noisy = batch.state
 
     layers = curvature_layers(model)
@@ -79,7 +79,7 @@ def _shaped(places, layers):
 @pytest.mark.parametrize(("make", "side"), [*CASES, (deep_linear_denoiser, 2)])
 def test_curvlinops_gives_the_same_kronecker_factored_blocks(make, side):
     """Its K-FAC ("expand", all output dimensions, joint bias) agrees as B ⊗ A; how it splits the scale is its own."""
-    model, batch = make(), draw_batch(images(2, side), DrawConfig(4), stage="x")
+    model, batch = make(), draw_batch(images(2, side), DrawConfig(4), purpose="x")
     noisy = batch.state
     layers = curvature_layers(model)
     operator = curvlinops.KFACLinearOperator(
@@ -99,7 +99,7 @@ def test_curvlinops_gives_the_same_kronecker_factored_blocks(make, side):
 
 
 def test_blocks_lie_on_the_diagonal():
-    model, batch = conv_denoiser(), draw_batch(images(1, 4), DrawConfig(2), stage="x")
+    model, batch = conv_denoiser(), draw_batch(images(1, 4), DrawConfig(2), purpose="x")
     dense, blocks = dense_ggn(model, batch), dense_blocks(model, batch)
     assert list(blocks) == ["down", "middle"]
     torch.testing.assert_close(blocks["middle"], dense[30:, 30:])
@@ -123,7 +123,7 @@ def weighted_losses(model, batch):
         plain = torch.zeros_like(flat).index_copy(0, order, flat).split([shape.numel() for shape in shapes])
         parameters = {name: part.view(shape) for name, part, shape in zip(names, plain, shapes, strict=True)}
         predicted = functional_call(model, parameters, (noisy, batch.timesteps))
-        return batch.weights * (batch.noise - predicted).square().flatten(1).mean(1)
+        return batch.draw_weights * (batch.noise - predicted).square().flatten(1).mean(1)
 
     return losses, torch.cat([parameter.detach().flatten() for parameter in layer_parameters(layers)])[order]
 
@@ -133,7 +133,7 @@ ALL_CASES = [*CASES, (deep_linear_denoiser, 2)]
 
 @pytest.mark.parametrize(("make", "side"), ALL_CASES)
 def test_the_hessian_is_that_of_the_mean_loss(make, side):
-    model, batch = make(), draw_batch(images(2, side), WEIGHTED, stage="x")
+    model, batch = make(), draw_batch(images(2, side), WEIGHTED, purpose="x")
     losses, point = weighted_losses(model, batch)
     expected = hessian(lambda flat: losses(flat).mean())(point)
     torch.testing.assert_close(dense_hessian(model, batch), expected, rtol=1e-9, atol=1e-13)
@@ -141,10 +141,10 @@ def test_the_hessian_is_that_of_the_mean_loss(make, side):
 
 @pytest.mark.parametrize(("make", "side"), ALL_CASES)
 def test_both_empirical_fishers_are_outer_products_of_loss_gradients(make, side):
-    model, batch = make(), draw_batch(images(3, side), WEIGHTED, stage="x")
+    model, batch = make(), draw_batch(images(3, side), WEIGHTED, purpose="x")
     losses, point = weighted_losses(model, batch)
     weighted = jacrev(losses)(point)
-    per_draw = weighted.T @ (weighted / batch.weights.unsqueeze(1)) / len(weighted)
+    per_draw = weighted.T @ (weighted / batch.draw_weights.unsqueeze(1)) / len(weighted)
     torch.testing.assert_close(dense_empirical_fisher(model, batch), per_draw, rtol=1e-9, atol=1e-13)
     means = weighted.view(3, 4, -1).mean(1)
     per_example = dense_empirical_fisher(model, batch, per="example")
@@ -152,7 +152,7 @@ def test_both_empirical_fishers_are_outer_products_of_loss_gradients(make, side)
 
 
 def test_the_hessian_of_a_linear_denoiser_is_its_ggn_and_that_of_a_deep_one_is_not():
-    batch = draw_batch(images(2, 2), WEIGHTED, stage="x")
+    batch = draw_batch(images(2, 2), WEIGHTED, purpose="x")
     model = linear_denoiser()
     torch.testing.assert_close(dense_hessian(model, batch), dense_ggn(model, batch), rtol=1e-10, atol=1e-14)
     deep = deep_linear_denoiser()
@@ -162,7 +162,7 @@ def test_the_hessian_of_a_linear_denoiser_is_its_ggn_and_that_of_a_deep_one_is_n
 
 def test_the_hessian_of_a_unet_is_the_slope_of_its_gradient():
     """Central differences along two directions: SiLU, group norm and attention have second derivatives."""
-    model, batch = tiny_unet(attention=True), draw_batch(images(1, 4), DrawConfig(2), stage="x")
+    model, batch = tiny_unet(attention=True), draw_batch(images(1, 4), DrawConfig(2), purpose="x")
     layers = curvature_layers(model)
     matrix = dense_hessian(model, batch)
     torch.testing.assert_close(matrix, matrix.T, rtol=1e-9, atol=1e-12 * float(matrix.abs().max()))
@@ -188,4 +188,4 @@ def test_the_hessian_of_a_unet_is_the_slope_of_its_gradient():
 
 def test_an_unknown_outer_product_is_refused():
     with unchecked(), pytest.raises(ConfigurationError, match="per='image': give 'draw' or 'example'"):
-        dense_empirical_fisher(linear_denoiser(), draw_batch(images(1, 2), DrawConfig(2), stage="x"), per="image")
+        dense_empirical_fisher(linear_denoiser(), draw_batch(images(1, 2), DrawConfig(2), purpose="x"), per="image")

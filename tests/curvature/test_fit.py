@@ -35,7 +35,7 @@ def test_exact_in_linear_networks(make, approximation, monkeypatch):
     same_draws_for_both_passes(monkeypatch)
     model, data = make(), images(3, 2)
     curvature = fit_curvature(model, data, by_definition(DRAWS))
-    reference = dense_blocks(model, draw_batch(data, DRAWS, stage="x"))
+    reference = dense_blocks(model, draw_batch(data, DRAWS, purpose="x"))
     for name, layer in curvature.layers.items():
         torch.testing.assert_close(layer.block(approximation), reference[name], rtol=1e-8, atol=1e-12, msg=name)
 
@@ -45,7 +45,7 @@ def test_ekfac_is_closer_than_kfac_and_keeps_the_trace(make, side, monkeypatch):
     same_draws_for_both_passes(monkeypatch)
     model, data = make(), images(2, side)
     curvature = fit_curvature(model, data, by_definition(DrawConfig(2)))
-    reference = dense_blocks(model, draw_batch(data, DrawConfig(2), stage="x"))
+    reference = dense_blocks(model, draw_batch(data, DrawConfig(2), purpose="x"))
     errors = {"kfac": 0.0, "ekfac": 0.0}
     for name, layer in curvature.layers.items():
         trace = reference[name].trace()

@@ -17,7 +17,7 @@ from diffinf_lib.errors import ConfigurationError
 )
 def test_inputs_and_output_gradients_make_up_the_gradient(make, side):
     """Σ_p g_p a_pᵀ is the gradient that autograd gives, for every layer."""
-    model, batch = make(), draw_batch(images(2, side), DrawConfig(2), stage="x")
+    model, batch = make(), draw_batch(images(2, side), DrawConfig(2), purpose="x")
     noisy = batch.state
     layers = curvature_layers(model)
     forward = ForwardPass(model, layers, batch)
@@ -48,7 +48,7 @@ class Wrapper(nn.Module):
 
 
 def refused(network, message):
-    model, batch = Denoiser(network, Process()), draw_batch(images(1, 4), DrawConfig(2), stage="x")
+    model, batch = Denoiser(network, Process()), draw_batch(images(1, 4), DrawConfig(2), purpose="x")
     with pytest.raises(ConfigurationError, match=message):
         ForwardPass(model, curvature_layers(model), batch).pull_back(batch.noise)
 
@@ -70,7 +70,7 @@ def test_gradients_that_are_not_finite_are_named():
     model = conv_denoiser()
     with torch.no_grad():
         model.network.middle.weight[0, 0, 1, 1] = float("nan")
-    batch = draw_batch(images(1, 4), DrawConfig(2), stage="x")
+    batch = draw_batch(images(1, 4), DrawConfig(2), purpose="x")
     with pytest.raises(ConfigurationError, match="layer down: its gradients are not finite"):
         ForwardPass(model, curvature_layers(model), batch).pull_back(batch.noise)
 

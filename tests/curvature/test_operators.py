@@ -75,27 +75,27 @@ def operator_error(operator, dense):
 
 @pytest.mark.parametrize(("make", "side"), CASES, ids=IDS)
 def test_the_ggn_operator_is_the_dense_ggn(make, side):
-    model, batch = make(), draw_batch(images(2, side), WEIGHTED, stage="x")
+    model, batch = make(), draw_batch(images(2, side), WEIGHTED, purpose="x")
     assert operator_error(ggn_operator(model, in_parts(batch, 3)), dense_ggn(model, batch)) < 1e-9
 
 
 @pytest.mark.parametrize(("make", "side"), CASES, ids=IDS)
 def test_the_hessian_operator_is_the_dense_hessian(make, side):
-    model, batch = make(), draw_batch(images(2, side), WEIGHTED, stage="x")
+    model, batch = make(), draw_batch(images(2, side), WEIGHTED, purpose="x")
     assert operator_error(hessian_operator(model, in_parts(batch, 3)), dense_hessian(model, batch)) < 1e-9
 
 
 @pytest.mark.parametrize("per", ["draw", "example"])
 @pytest.mark.parametrize(("make", "side"), CASES, ids=IDS)
 def test_the_empirical_fisher_operator_is_the_dense_one(make, side, per):
-    model, batch = make(), draw_batch(images(2, side), WEIGHTED, stage="x")
+    model, batch = make(), draw_batch(images(2, side), WEIGHTED, purpose="x")
     operator = empirical_fisher_operator(model, in_parts(batch, 3), per=per)
     assert operator_error(operator, dense_empirical_fisher(model, batch, per=per)) < 1e-9
 
 
 def test_ours_agrees_with_curvlinops_own_hessian():
     """Forward after backward, on a model for which it exists: backward after backward gives the same numbers."""
-    model, batch = conv_denoiser(), draw_batch(images(2, 4), DRAWS, stage="x")
+    model, batch = conv_denoiser(), draw_batch(images(2, 4), DRAWS, purpose="x")
     layers = curvature_layers(model)
     theirs = curvlinops.HessianLinearOperator(
         FlatDenoiser(model), torch.nn.MSELoss(), layer_parameters(layers), [packed(batch)],
@@ -106,7 +106,7 @@ def test_ours_agrees_with_curvlinops_own_hessian():
 
 
 def test_an_operator_multiplies_with_vectors_columns_and_matrices_of_layers():
-    model, batch = conv_denoiser(), draw_batch(images(2, 4), DRAWS, stage="x")
+    model, batch = conv_denoiser(), draw_batch(images(2, 4), DRAWS, purpose="x")
     operator, dense = ggn_operator(model, batch), dense_ggn(model, batch)
     gradients = example_gradients(model, batch)
     columns = flatten_layers(gradients)
@@ -118,7 +118,7 @@ def test_an_operator_multiplies_with_vectors_columns_and_matrices_of_layers():
 
 
 def test_many_vectors_are_multiplied_a_few_at_a_time(monkeypatch):
-    model, batch = conv_denoiser(), draw_batch(images(3, 4), DRAWS, stage="x")
+    model, batch = conv_denoiser(), draw_batch(images(3, 4), DRAWS, purpose="x")
     operator = ggn_operator(model, batch)
     vectors = torch.randn(operator.shape[1], 5, dtype=torch.float64)
     expected, widths, inner = operator @ vectors, [], type(operator.inner)
@@ -132,7 +132,7 @@ def test_many_vectors_are_multiplied_a_few_at_a_time(monkeypatch):
 
 def test_vectors_and_layers_convert_both_ways():
     model = tiny_unet()
-    gradients = example_gradients(model, draw_batch(images(3, 4), DRAWS, stage="x"))
+    gradients = example_gradients(model, draw_batch(images(3, 4), DRAWS, purpose="x"))
     columns = flatten_layers(gradients)
     for name, back in split_layers(model, columns).items():
         assert torch.equal(back, gradients[name])
@@ -147,7 +147,7 @@ def test_vectors_and_layers_convert_both_ways():
 
 @pytest.mark.parametrize("make_operator", [ggn_operator, hessian_operator, empirical_fisher_operator])
 def test_a_frozen_model_in_training_gives_the_same_and_is_left_as_it_was(make_operator):
-    model, batch = tiny_unet(), draw_batch(images(2, 4), DRAWS, stage="x")
+    model, batch = tiny_unet(), draw_batch(images(2, 4), DRAWS, purpose="x")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
@@ -174,7 +174,7 @@ def system(make, side, monkeypatch, count=8, draws=16):
     """A model, its dense GGN, EK-FAC fitted to the same draws, and right-hand sides."""
     same_draws_for_both_passes(monkeypatch)
     model, data, draws = make(), images(count, side), DrawConfig(draws)
-    batch = draw_batch(data, draws, stage="x")
+    batch = draw_batch(data, draws, purpose="x")
     curvature = fit_curvature(model, data, by_definition(draws))
     return model, dense_ggn(model, batch), curvature, flatten_layers(example_gradients(model, batch)), batch
 
@@ -332,10 +332,10 @@ def test_exact_influence_is_leaving_one_out_in_a_quadratic_problem():
     """With fixed draws a linear denoiser's loss is quadratic, and leaving example n out moves its optimum by exactly
     (N H − H_n)⁻¹ ∇ℓ_n; influence has (N H)⁻¹ in its place, which is right to first order in 1/N."""
     count, draws = 12, DrawConfig(32)
-    batch = draw_batch(images(count, 2), draws, stage="x")
+    batch = draw_batch(images(count, 2), draws, purpose="x")
     model = optimum(batch)
     train = flatten_layers(example_gradients(model, batch))
-    queries = flatten_layers(example_gradients(model, draw_batch(images(3, 2, seed=1), draws, stage="q")))
+    queries = flatten_layers(example_gradients(model, draw_batch(images(3, 2, seed=1), draws, purpose="q")))
     moved = torch.empty(20, count, dtype=torch.float64)
     exact = torch.empty(3, count, dtype=torch.float64)
     whole = dense_hessian(model, batch)
@@ -362,7 +362,7 @@ def test_exact_influence_is_leaving_one_out_in_a_quadratic_problem():
 
 
 def test_traces_are_right_within_their_error():
-    model, batch = conv_denoiser(), draw_batch(images(4, 4), DrawConfig(8), stage="x")
+    model, batch = conv_denoiser(), draw_batch(images(4, 4), DrawConfig(8), purpose="x")
     operator, dense = ggn_operator(model, batch), dense_ggn(model, batch)
     exact, samples = float(dense.trace()), 30
     off_diagonal = dense - torch.diag(dense.diagonal())
@@ -376,7 +376,7 @@ def test_traces_are_right_within_their_error():
 
 
 def test_a_trace_depends_on_its_seed_only_and_leaves_torch_alone():
-    operator = ggn_operator(linear_denoiser(), draw_batch(images(2, 2), DRAWS, stage="x"))
+    operator = ggn_operator(linear_denoiser(), draw_batch(images(2, 2), DRAWS, purpose="x"))
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -386,7 +386,7 @@ def test_a_trace_depends_on_its_seed_only_and_leaves_torch_alone():
 
 
 def test_extreme_eigenvalues_and_density_describe_the_spectrum():
-    model, batch = conv_denoiser(), draw_batch(images(4, 4), DrawConfig(8), stage="x")
+    model, batch = conv_denoiser(), draw_batch(images(4, 4), DrawConfig(8), purpose="x")
     operator, dense = hessian_operator(model, batch), dense_hessian(model, batch)
     values = torch.linalg.eigvalsh(dense)
     torch.testing.assert_close(extreme_eigenvalues(operator, 3), values[-3:], rtol=1e-6, atol=1e-12)
@@ -409,7 +409,7 @@ def test_the_largest_eigenvalue_is_approached_from_below(monkeypatch):
 
 
 def test_bad_requests_for_spectra_are_refused():
-    operator = ggn_operator(linear_denoiser(), draw_batch(images(2, 2), DRAWS, stage="x"))
+    operator = ggn_operator(linear_denoiser(), draw_batch(images(2, 2), DRAWS, purpose="x"))
     for call, message in [
         (lambda: trace(operator, "hutch"), "method='hutch'"),
         (lambda: trace(operator, "hutch++", 10), "samples=10: hutch\\+\\+ takes a positive multiple of 3 below the 20"),

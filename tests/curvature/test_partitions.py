@@ -19,7 +19,7 @@ from diffinf_lib.attribution import influence
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Process
 from diffinf_lib.curvature import curvature_blocks, fit, fit_curvature
 from diffinf_lib.curvature.exact import dense_ggn, layer_slices
-from diffinf_lib.curvature.labels import KeyedRandomness
+from diffinf_lib.curvature.label_vectors import KeyedRandomness
 from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters
 from diffinf_lib.diffusion import Denoiser, per_draw_loss
 from diffinf_lib.errors import ConfigurationError
@@ -48,7 +48,7 @@ def grouped_denoiser():
 
 def draw_gradients(model, data, draws):
     """∇ of each draw's loss, `[N·S, P]`, parameters ordered as in the dense matrices."""
-    layers, batch, rows = curvature_layers(model), draw_batch(data, draws, stage="x"), []
+    layers, batch, rows = curvature_layers(model), draw_batch(data, draws, purpose="x"), []
     losses = per_draw_loss(model, batch.images, batch.timesteps, batch.noise)
     for loss in losses:
         gradients = torch.autograd.grad(loss, layer_parameters(layers), retain_graph=True)
@@ -59,7 +59,7 @@ def draw_gradients(model, data, draws):
 def dense(model, data, partition):
     """The matrix that a partition means, by brute force."""
     if partition == "model":
-        return dense_ggn(model, draw_batch(data, DRAWS, stage="x"))
+        return dense_ggn(model, draw_batch(data, DRAWS, purpose="x"))
     gradients = draw_gradients(model, data, DRAWS)
     if partition == "loss_per_example":
         gradients = gradients.view(len(data), DRAWS.count, -1).mean(1)
@@ -137,7 +137,7 @@ def test_kfac_reduce_is_its_definition(monkeypatch):
 
 def test_an_example_with_one_draw_is_a_draw(monkeypatch):
     same_draws_for_both_passes(monkeypatch)
-    model, data, one = conv_denoiser(), images(5, 4), DrawConfig(1, noise="independent")
+    model, data, one = conv_denoiser(), images(5, 4), DrawConfig(1, noise_rule="independent")
     per_draw, per_example = (
         fit_curvature(model, data, replace(definition(partition), draws=one, factor_draws=one))
         for partition in PARTITIONS[1:]
@@ -169,7 +169,7 @@ def test_batched_correction_agrees_with_per_draw_in_expectation(partition, exact
     model, data = conv_denoiser(), images(3, 4)
     config = replace(definition(partition), approximation="diagonal")
     reference = fit_curvature(model, data, config)
-    batched = replace(config, correction="batched", group=6, exact_labels=exact_labels)
+    batched = replace(config, correction="batched", draws_per_sum=6, exact_labels=exact_labels)
     fits = []
     for seed in range(150):
         seeded(monkeypatch, seed)
@@ -204,7 +204,7 @@ def test_sampled_positions_agree_with_all_in_expectation(monkeypatch):
 def test_groups_do_not_depend_on_the_batch_size():
     model, data = conv_denoiser(), images(5, 4)
     for partition in PARTITIONS:
-        config = CurvatureConfig(draws=DRAWS, group=10, partition=partition)
+        config = CurvatureConfig(draws=DRAWS, draws_per_sum=10, partition=partition)
         whole, parts = (fit_curvature(model, data, config, batch_size=size) for size in (64, 3))
         for name, layer in whole.layers.items():
             torch.testing.assert_close(parts.layers[name].block("ekfac"), layer.block("ekfac"), rtol=1e-8, atol=1e-12)
@@ -217,9 +217,9 @@ def test_groups_do_not_depend_on_the_batch_size():
         ({"sharing": "sum"}, "sharing='sum'"),
         ({"correction": "none"}, "correction='none'"),
         ({"bias": "no"}, "bias='no'"),
-        ({"group": 0}, "group=0: give a positive whole number"),
-        ({"labels": 2, "partition": "loss_per_draw"}, "labels=2"),
-        ({"labels": 2, "exact_labels": True}, "labels=2"),
+        ({"draws_per_sum": 0}, "draws_per_sum=0: give a positive whole number"),
+        ({"sampled_labels": 2, "partition": "loss_per_draw"}, "sampled_labels=2"),
+        ({"sampled_labels": 2, "exact_labels": True}, "sampled_labels=2"),
         ({"exact_labels": True, "partition": "loss_per_draw"}, "has no labels"),
         ({"partition": "loss_per_example", "factor_draws": DRAWS}, "leave factor_draws=None"),
         ({"precision": "float8"}, "precision='float8'"),

@@ -28,7 +28,7 @@ from diffinf_lib.sampling import sample
 from diffinf_lib.training import train
 
 DRAWS = DrawConfig(2)
-PROCESS = Process(timesteps=10)
+PROCESS = Process(num_train_timesteps=10)
 
 
 def images(*shape):

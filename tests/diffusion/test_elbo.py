@@ -59,12 +59,12 @@ def test_the_posterior_is_bayes_rule():
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("process", [Process(), Process(0.00085, 0.012, "scaled_linear", 50)])
 def test_a_step_is_that_of_diffusers(clip, process):
-    timesteps = torch.arange(process.timesteps)
+    timesteps = torch.arange(process.num_train_timesteps)
     _, _, prediction, noisy = batch(timesteps)
     scheduler = process.scheduler()
     scheduler.register_to_config(clip_sample=clip)
     mean = reverse_mean(noisy, prediction, timesteps, process=process, clip=clip)
-    for t in timesteps[:: process.timesteps // 25].tolist():
+    for t in timesteps[:: process.num_train_timesteps // 25].tolist():
         # Generators that make no noise visible: the same seed on both sides, whatever the variance
         made, drawn = (torch.Generator().manual_seed(t) for _ in range(2))
         step = scheduler.step(prediction[t : t + 1], t, noisy[t : t + 1], generator=made)
@@ -112,7 +112,7 @@ class Slanted(torch.nn.Module):
 
 
 def test_a_sampled_trajectory_has_standard_normal_residuals():
-    process = Process(timesteps=50)
+    process = Process(num_train_timesteps=50)
     model = Denoiser(Slanted(), process)
     states = sample_states(model, 40, (1, 6, 6), steps=50)
     total, unclipped, dimensions = 0.0, 0.0, 36
@@ -137,8 +137,8 @@ def test_a_sampled_trajectory_has_standard_normal_residuals():
 
 
 def test_one_timestep_is_refused():
-    with pytest.raises(ConfigurationError, match="timesteps=1"):
-        posterior_variance(process=Process(timesteps=1))
+    with pytest.raises(ConfigurationError, match="num_train_timesteps=1"):
+        posterior_variance(process=Process(num_train_timesteps=1))
 
 
 # The ELBO

@@ -15,7 +15,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from diffinf_lib.configuration import MEASUREMENT_STAGE, DrawConfig, MeasurementConfig, Process
+from diffinf_lib.configuration import MEASUREMENT_PURPOSE, DrawConfig, MeasurementConfig, Process
 from diffinf_lib.configuration.process import PREDICTION_TYPES
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, example_draws, per_draw_loss
@@ -68,9 +68,9 @@ def test_any_scheduler_s_process_is_read(scheduler):
     expected = scheduler.alphas_cumprod.double()
     torch.testing.assert_close(process.alphas_cumprod, expected, rtol=1e-4, atol=1e-6)
     assert PREDICTION_TYPES[process.target] == scheduler.config.prediction_type
-    assert process.timesteps == len(expected)
+    assert process.num_train_timesteps == len(expected)
     assert Process.of(process.scheduler()) == process  # what is written is read again
-    steps = torch.tensor([0, 1, process.timesteps - 1])
+    steps = torch.tensor([0, 1, process.num_train_timesteps - 1])
     images, noise = torch.randn(3, 1, 4, 4).double(), torch.randn(3, 1, 4, 4).double()
     if isinstance(scheduler, (DDPMScheduler, DDIMScheduler)):
         torch.testing.assert_close(
@@ -160,7 +160,9 @@ def test_the_measured_loss_is_the_mean_over_the_draws(batch_size):
     config, data = DrawConfig(8), ImageSet(torch.randn(3, 1, 4, 4), torch.zeros(3).long(), torch.tensor([4, 0, 11]))
     expected = []
     for image, example_id in zip(data.images.double(), data.ids, strict=True):
-        draws = example_draws(int(example_id), (1, 4, 4), config, seed=0, stage=MEASUREMENT_STAGE)
+        draws = example_draws(
+            int(example_id), (1, 4, 4), config, seed=0, purpose=MEASUREMENT_PURPOSE, process=Process()
+        )
         losses = per_draw_loss(
             Denoiser(Scaled(0.5), Process()), image.expand(8, -1, -1, -1), draws.timesteps, draws.noise.double()
         )
@@ -171,16 +173,16 @@ def test_the_measured_loss_is_the_mean_over_the_draws(batch_size):
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 PROCESSES = [
-    Process(beta_schedule=schedule, target=target, zero_terminal_snr=zero, timesteps=timesteps, clip_sample=clip)
+    Process(beta_schedule=schedule, target=target, zero_terminal_snr=zero, num_train_timesteps=timesteps, clip_sample=clip)
     for schedule in SCHEDULES
     for target in ("noise", "image", "v")
     for zero in (False, True)
     for timesteps, clip in ((12, 1.0), (1000, None), (2, 2.5))
 ] + [
-    *(Process(timesteps=12, target="velocity", flow_shift=shift) for shift in (1.0, 3.0)),
-    Process(0.00085, 0.012, "scaled_linear"), Process(0.001, 0.3, "sigmoid", timesteps=50),
-    *(Process(timesteps=3, trained_betas=(0.1, 0.2, last), target="v") for last in (0.3, 1.0)),
-    Process(timesteps=3, trained_betas=(0.1, 0.2, 0.3), zero_terminal_snr=True, target="v"),
+    *(Process(num_train_timesteps=12, target="velocity", flow_shift=shift) for shift in (1.0, 3.0)),
+    Process(0.00085, 0.012, "scaled_linear"), Process(0.001, 0.3, "sigmoid", num_train_timesteps=50),
+    *(Process(num_train_timesteps=3, trained_betas=(0.1, 0.2, last), target="v") for last in (0.3, 1.0)),
+    Process(num_train_timesteps=3, trained_betas=(0.1, 0.2, 0.3), zero_terminal_snr=True, target="v"),
 ]  # fmt: skip
 
 
@@ -197,7 +199,7 @@ def test_a_process_is_what_it_was_after_it_was_written(process, tmp_path):
 def test_every_way_of_sampling_gives_images_or_is_refused(process):
     model = Denoiser(Scaled(0.5).float(), process)
     for method in ("ddpm", "ddim", "euler"):
-        for steps in {1, 2, min(12, process.timesteps)}:
+        for steps in {1, 2, min(12, process.num_train_timesteps)}:
             solvable = bool((process.coefficients.determinant != 0).all())
             if method in process.samplers and solvable:
                 assert sample(model, 2, (1, 2, 2), method=method, steps=steps).isfinite().all()
@@ -213,12 +215,12 @@ def test_every_way_of_sampling_gives_images_or_is_refused(process):
         ({"target": "velocity", "zero_terminal_snr": True}, "zero_terminal_snr=True with target='velocity'"),
         ({"target": "velocity", "clip_sample": 0.5}, "clip_sample=0.5 with target='velocity'"),
         ({"target": "velocity", "beta_end": 0.1}, "beta_end=0.1 with target='velocity'"),
-        ({"target": "velocity", "timesteps": 1, "trained_betas": (0.1,)}, "^trained_betas with target='velocity'"),
+        ({"target": "velocity", "num_train_timesteps": 1, "trained_betas": (0.1,)}, "^trained_betas with target='velocity'"),
         ({"flow_shift": 3.0}, "flow_shift=3.0 with target='noise'"),
-        ({"timesteps": 1, "trained_betas": (0.1,), "beta_start": 0.001}, "beta_start=0.001 with trained_betas"),
+        ({"num_train_timesteps": 1, "trained_betas": (0.1,), "beta_start": 0.001}, "beta_start=0.001 with trained_betas"),
         ({"beta_schedule": "squaredcos_cap_v2", "beta_start": 0.001}, "beta_start=0.001 with beta_schedule='squaredcos"),
-        ({"timesteps": 2, "trained_betas": (1.0, 0.5)}, "trained_betas: only the last can be 1"),
-        ({"timesteps": 1, "zero_terminal_snr": True, "target": "v"}, "timesteps=1 with zero_terminal_snr: give 2 or more"),
+        ({"num_train_timesteps": 2, "trained_betas": (1.0, 0.5)}, "trained_betas: only the last can be 1"),
+        ({"num_train_timesteps": 1, "zero_terminal_snr": True, "target": "v"}, "num_train_timesteps=1 with zero_terminal_snr"),
     ],
 )  # fmt: skip
 def test_options_that_say_nothing_are_refused(options, said):
@@ -230,13 +232,13 @@ def test_options_that_diffusers_writes_and_does_not_use_are_read_away():
     cosine = DDPMScheduler(beta_schedule="squaredcos_cap_v2", beta_start=0.00085, beta_end=0.012)
     assert Process.of(cosine) == Process(beta_schedule="squaredcos_cap_v2")
     trained = DDPMScheduler(3, trained_betas=[0.1, 0.2, 0.3], beta_schedule="scaled_linear", beta_start=0.00085)
-    assert Process.of(trained) == Process(timesteps=3, trained_betas=(0.1, 0.2, 0.3))
+    assert Process.of(trained) == Process(num_train_timesteps=3, trained_betas=(0.1, 0.2, 0.3))
 
 
 def test_bad_schedules_are_refused():
     with pytest.raises(ConfigurationError, match="beta_start"):
         Process(beta_start=0.1, beta_end=0.01)
-    with pytest.raises(ConfigurationError, match="timesteps=0"):
-        Process(timesteps=0)
+    with pytest.raises(ConfigurationError, match="num_train_timesteps=0"):
+        Process(num_train_timesteps=0)
     with pytest.raises(ConfigurationError, match="method"):
         Process().scheduler("euler")

@@ -142,7 +142,7 @@ def curve(anchor=5) -> Curve:
     return Curve(
         x,
         by(y, DAMPING),
-        by(5 * rates[:, None] * y, DAMPING),
+        by(5 * rates[:, None] * y if anchor is None else 5 * rates * y[:, anchor], DAMPING),
         "ε",
         "measurement",
         point="ε",
@@ -169,6 +169,7 @@ def points() -> Points:
     share = Choice("Share", ("2 %", "10 %"))
     outlier = Slider("Outlier", (0, 1, 2, 3))
     y = 1.5 * x[:, None] + np.array(outlier.values)[None, :, None] * np.eye(12)[3]
+    y[1, :, 9:] = np.nan  # fewer points for the other share
     handle = Handle(outlier, by(np.repeat(x[:, 3, None], 4, 1), share), by(y[:, :, 3], share))
     return Points(
         by(x, share), by(y, share, outlier), "measured", "predicted", marked=[3], identity=True, handle=handle

@@ -34,6 +34,7 @@ from diffinf_lib.interactive import (
     Slider,
     Together,
     by,
+    computed,
     texts_by,
 )
 from diffinf_lib.interactive.lines import reading
@@ -230,6 +231,14 @@ def test_states_are_named_by_option_value_or_place():
     assert MADE["scatter"]().state()["Subsets"] == 16  # all 24 of them, from 8 on
 
 
+def test_numbers_are_computed_for_every_state():
+    rates = {"a": 1.0, "b": 10.0, "c": 100.0}
+    found = computed(lambda damping, which: torch.tensor([damping, rates[which]]), DAMPING, THREE)
+    assert found.values.shape == (3, 3, 2) and found.controls == (DAMPING, THREE)
+    state = {"Damping λ": 2, "which": 1}
+    np.testing.assert_allclose(found.at(state), [1e-4, 10.0], rtol=1e-6)
+
+
 def test_parts_of_one_figure_share_controls_and_differ_in_none():
     figure = MADE["together"]()
     assert [control.name for control in figure.controls] == ["ε", "Damping λ"]
@@ -259,6 +268,7 @@ NOTHING, UNSEEN = torch.zeros(5, 40), Removal("x", [[0]] * 5, np.zeros(5), np.ze
         (lambda: Scatter(torch.zeros(4, 30), TRUTH.first_subsets(3)), "3 subsets: too few"),
         (lambda: by(np.zeros((2, 4)), THREE), r"values of shape \(2, 4\): the leading axes must be which \(3\)"),
         (lambda: by([1.0], bits=8), "bits=8: give 32, or 16"),
+        (lambda: computed(lambda which: [0.0] * ord(which), THREE), r"results of shapes \(97,\), \(98,\), \(99,\)"),
         (lambda: texts_by(["x", "y"], THREE), "texts: which has 3 options"),
         (lambda: Slider("λ", (1, 1)), "λ: values must ascend"),
         (lambda: Slider("λ", (1, 2), "3"), "form='3': give d, or"),
@@ -272,7 +282,9 @@ NOTHING, UNSEEN = torch.zeros(5, 40), Removal("x", [[0]] * 5, np.zeros(5), np.ze
         (lambda: Lines([Line("a", [0, 1], [1, 2])], "x", "y", costs={"bytes": [[1.0]]}), "costs: bytes has shapes"),
         (lambda: Handle(DAMPING, [0.0], [0.0]), "handle: places of shapes"),
         (lambda: Curve([0, 1], [0, 1, 2], [0, 1, 2], "x", "y"), "y of shape"),
-        (lambda: Curve([0, 1], [0, 1], [0, 1], "x", "y", anchor=2), "anchor=2: give a place of the grid, 0 to 1"),
+        (lambda: Curve([0, 1], [0, 1], [0, 1], "x", "y", anchor=0), r"slopes of shape \(2,\): with an anchor they need"),
+        (lambda: Curve([0, 1], [0, 1], 1.0, "x", "y"), r"slopes of shape \(\): without an anchor they need \(2,\)"),
+        (lambda: Curve([0, 1], [0, 1], 1.0, "x", "y", anchor=2), "anchor=2: give a place of the grid, 0 to 1"),
         (lambda: Matrices(np.zeros((2, 2)), np.zeros((2, 3))), "matrices of shapes"),
         (lambda: Matrices(np.zeros((65, 2)), np.zeros((65, 2))), "more than 64 a side"),
         (lambda: Points([1.0, 2], [1.0], "x", "y"), "2 values of x and 1 of y"),

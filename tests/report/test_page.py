@@ -102,7 +102,7 @@ def test_what_the_page_says_of_planted_images(report, page):
     assert "pixel for pixel the training image" in text  # the first query is training image 3
     assert [group.members for group in report.findings.copies] == [(4, 5)] and "The same pixels" in text
     assert report.findings.unusual[0].image == 2
-    assert 9 in [doubt.image for doubt in report.findings.labels]
+    assert 9 in [doubt.image for doubt in report.findings.label_doubts]
 
 
 def test_a_page_of_many_images_stays_small(tmp_path):

@@ -206,7 +206,7 @@ def test_a_bundle_of_other_subsets_is_refused(bundles, tmp_path, monkeypatch):
 
 
 def test_measurements_along_trajectories_cannot_go_on(bundles, tmp_path):
-    sampling = SamplingConfig(count=3, steps=PRESET.process.timesteps)
+    sampling = SamplingConfig(count=3, steps=PRESET.process.num_train_timesteps)
     along = replace(PRESET, sampling=sampling, further_measurements=(di.MeasurementConfig("trajectory_log_prob"),))
     run = di.open_run(along, tmp_path / "along", progress=False)
     with pytest.raises(ArtifactError, match="along trajectories, which a bundle does not keep; leave known out"):

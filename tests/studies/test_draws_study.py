@@ -27,7 +27,7 @@ def test_a_cell_is_the_lds_of_influence_with_its_draws(study):
     scores = di.influence(
         di.runs.full_model(run).model, di.runs.curvature_of_run(run), run.data.train, truth.queries,
         measurement=preset.measurement,
-        draws=di.DrawConfig(4, timesteps="signal", shared=True), damping=preset.damping,
+        draws=di.DrawConfig(4, timestep_rule="signal", shared=True), damping=preset.damping,
     )  # fmt: skip
     torch.testing.assert_close(study.scores(cell)["held-out"], scores, rtol=1e-5, atol=1e-6 * float(scores.abs().max()))
     np.testing.assert_allclose(study.lds(cell)["held-out"], di.lds(scores, truth).per_query, atol=1e-12)

@@ -9,7 +9,7 @@ from diffinf_lib.studies.ladder import LadderStudy, Rung
 
 def test_the_ladder_climbs_from_checkpoints_of_two_models(run, tmp_path):
     truths = {name: random_truth(run, images, 3) for name, images in di.runs.measured_queries(run).items()}
-    uniform = di.DrawConfig(4, timesteps="uniform", noise="independent")
+    uniform = di.DrawConfig(4, timestep_rule="uniform", noise_rule="independent")
     rungs = [
         Rung("first", "uniform", draws=uniform, query_draws=uniform),
         Rung("second", "half-way", "first", draws=di.DrawConfig(4), checkpoints=(0.5,), inverse="kfac"),

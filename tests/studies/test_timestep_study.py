@@ -20,8 +20,8 @@ PRESET = replace(di.get_preset("smoke"), further_measurements=())
 BINS, SUBSETS = 4, 8
 RULES = [
     di.DrawConfig(40),
-    di.DrawConfig(60, timesteps="uniform", noise="independent"),
-    di.DrawConfig(80, timesteps="signal", shared=True),
+    di.DrawConfig(60, timestep_rule="uniform", noise_rule="independent"),
+    di.DrawConfig(80, timestep_rule="signal", shared=True),
 ]
 
 
@@ -42,32 +42,32 @@ def finished(tmp_path_factory):
     return study, di.load_bundle(study.bundle(root=root).name, root=root)
 
 
-@pytest.mark.parametrize("draws", RULES, ids=lambda draws: draws.timesteps)
+@pytest.mark.parametrize("draws", RULES, ids=lambda draws: draws.timestep_rule)
 def test_a_range_s_loss_is_the_mean_over_its_draws(draws):
     model, queries = conv_denoiser(), images(3, 4)
     losses = losses_by_timestep(model, queries, draws, bins=BINS, seed=2, batch_size=7)
     for query in range(3):
         image = queries.images[query].double().expand(draws.count, -1, -1, -1)
         drawn = di.diffusion.example_draws(
-            int(queries.ids[query]), queries.shape, draws, seed=2, stage="measurement", process=model.process
+            int(queries.ids[query]), queries.shape, draws, seed=2, purpose="measurement", process=model.process
         )
         values = di.per_draw_loss(model, image, drawn.timesteps, drawn.noise.double()).detach()
         for place in range(BINS):
             inside = (drawn.timesteps >= 250 * place) & (drawn.timesteps < 250 * (place + 1))
-            weights = drawn.weights[inside].double()
+            weights = drawn.draw_weights[inside].double()
             expected = (weights * values[inside]).sum() / weights.sum()
             torch.testing.assert_close(losses[place, query], expected, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("draws", RULES, ids=lambda draws: draws.timesteps)
+@pytest.mark.parametrize("draws", RULES, ids=lambda draws: draws.timestep_rule)
 def test_the_ranges_add_up_to_the_loss(draws):
     model, queries = conv_denoiser(), images(5, 4)
     shares = timestep_shares(queries, draws, bins=BINS, seed=1, process=model.process)
     total = (shares * losses_by_timestep(model, queries, draws, bins=BINS, seed=1)).sum(0)
     torch.testing.assert_close(total, measure(model, queries, di.MeasurementConfig(draws=draws), seed=1))
-    if draws.timesteps == "stratified":  # five slices a range: a weighted loss is then the range's own
+    if draws.timestep_rule == "stratified":  # five slices a range: a weighted loss is then the range's own
         torch.testing.assert_close(shares, torch.full_like(shares, 1 / BINS))
-        weighted = di.MeasurementConfig("weighted_loss", draws, weights=(0.0, 4.0, 0.0, 0.0))
+        weighted = di.MeasurementConfig("weighted_loss", draws, loss_weights=(0.0, 4.0, 0.0, 0.0))
         second = losses_by_timestep(model, queries, draws, bins=BINS, seed=1)[1]
         torch.testing.assert_close(second, measure(model, queries, weighted, seed=1), rtol=1e-12, atol=0)
 
@@ -92,7 +92,7 @@ def test_scores_of_a_range_are_those_of_its_weighted_loss(finished):
         weights = tuple(float(BINS * (slot == place)) for slot in range(BINS))
         expected = di.influence(
             di.runs.full_model(run).model, di.runs.curvature_of_run(run), run.data.train, run.data.queries,
-            measurement=di.MeasurementConfig("weighted_loss", PRESET.measurement.draws, weights=weights),
+            measurement=di.MeasurementConfig("weighted_loss", PRESET.measurement.draws, loss_weights=weights),
             draws=PRESET.gradient_draws, damping=PRESET.damping,
         )  # fmt: skip
         torch.testing.assert_close(scores[place], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))

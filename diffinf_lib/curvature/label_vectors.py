@@ -1,4 +1,4 @@
-"""Labels: the vectors v whose pull-backs Jᵀv make up the curvature, E[Jᵀv vᵀJ] = F.
+"""Label vectors: the v whose pull-backs Jᵀv make up the curvature, E[Jᵀv vᵀJ] = F.
 
 - GGN^model: with h(f) = ‖y − f‖²/C the Hessian of the loss in the network's output is (2/C) I, whatever the target: the
   matrix does not see the target (Mlodozeniec et al. 2025, section 3.1). Sampling targets from the model's own
@@ -61,7 +61,7 @@ class KeyedRandomness:
         def make(draws: int, generator: torch.Generator) -> Float[Tensor, "S n"]:
             return (torch.arange(count) + torch.rand(draws, count, generator=generator)) / count
 
-        return self.of(batch, "positions", make).clamp(max=1 - 2**-20)  # float32: ⌊place · P⌋ must stay below P
+        return self.of(batch, "positions", make).clamp(max=1 - 2**-20)  # float32: ⌊place · L⌋ must stay below L
 
 
 def exact_vectors(images: ImageBatch) -> Float[Tensor, "V B C H W"]:
@@ -92,10 +92,10 @@ def label_vectors(
         if config.exact_labels:
             vectors = exact_vectors(batch.images)
         else:
-            vectors = sampled_vectors(batch, config.labels, random) / math.sqrt(config.labels)
-        scale = batch.weights.sqrt()
+            vectors = sampled_vectors(batch, config.sampled_labels, random) / math.sqrt(config.sampled_labels)
+        scale = batch.draw_weights.sqrt()
     else:
         vectors = (2 / batch.images[0].numel()) * (prediction.detach() - batch.target).unsqueeze(0)
         per_example = config.partition == "loss_per_example"
-        scale = batch.weights / math.sqrt(random.draws) if per_example else batch.weights.sqrt()
+        scale = batch.draw_weights / math.sqrt(random.draws) if per_example else batch.draw_weights.sqrt()
     return vectors * scale.view(1, -1, 1, 1, 1)

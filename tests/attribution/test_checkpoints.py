@@ -4,7 +4,7 @@ import pytest
 import torch
 from annotations import unchecked
 
-from diffinf_lib.attribution.trajectory import average_scores, split_draws
+from diffinf_lib.attribution.checkpoints import average_scores, split_draws
 from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.errors import ConfigurationError, DataError
 
@@ -57,7 +57,7 @@ def test_a_query_without_influence_stays_at_zero():
 def test_draws_are_shared_out_in_whole_pairs():
     assert split_draws(DrawConfig(64), 5).count == 12
     assert split_draws(DrawConfig(64), 40).count == 2
-    assert split_draws(DrawConfig(7, noise="independent"), 3).count == 2
+    assert split_draws(DrawConfig(7, noise_rule="independent"), 3).count == 2
 
 
 def test_bad_input_is_refused():

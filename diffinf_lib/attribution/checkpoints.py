@@ -63,5 +63,5 @@ def average_scores(
 def split_draws(draws: DrawConfig, parts: int) -> DrawConfig:
     """The same rule with the draws shared out over `parts` checkpoints, in whole pairs; at least one pair each."""
     require(parts > 0, f"parts={parts}: give a positive number")
-    pair = 2 if draws.noise == "antithetic" else 1
+    pair = 2 if draws.noise_rule == "antithetic" else 1
     return replace(draws, count=max(pair, draws.count // parts // pair * pair))
