@@ -30,7 +30,7 @@ class Matrices(Figure):
         row_names, column_names: default: their numbers.
         notes: for each state, a sentence for every cell, row by row.
         free: let the scale of colours follow the state; otherwise one serves all states.
-        form: of the cells; `error_form` of the relative error in Frobenius' norm.
+        form: of the cells; `error_form` of the relative error in Frobenius' norm, None where there is none to tell.
     """
 
     exact: Any
@@ -41,7 +41,7 @@ class Matrices(Figure):
     notes: SwitchedText | None = None
     free: bool = False
     form: str = ".3g"
-    error_form: str = ".1%"
+    error_form: str | None = ".1%"
 
     kind: ClassVar[str] = "matrices"
 
@@ -59,7 +59,8 @@ class Matrices(Figure):
         ):
             require(len(given) in (0, count), f"{name}: {len(given)} for {count}; give one for each")
         check_form("form", self.form)
-        check_form("error_form", self.error_form)
+        if self.error_form is not None:
+            check_form("error_form", self.error_form)
 
     @cached_property
     def _pair(self) -> tuple[Switched, Switched]:
@@ -83,7 +84,9 @@ class Matrices(Figure):
             return float(np.linalg.norm(near - exact) / np.float64(np.linalg.norm(exact)))
 
     def tell(self, state: State) -> str:
-        """The relative error."""
+        """The relative error, if it is to be told."""
+        if self.error_form is None:
+            return ""
         exact, near, _ = self.names
         return f"Relative error ‖{near} − {exact}‖ / ‖{exact}‖ = {text(self.relative_error(state), self.error_form)}."
 

@@ -215,6 +215,11 @@ def test_the_relative_error_is_frobenius():
     assert figure.relative_error(state) == pytest.approx(float((near - exact).norm() / exact.norm()))
 
 
+def test_matrices_that_are_no_approximation_tell_no_error():
+    figure = replace(matrices(), error_form=None)
+    assert figure.told(Dial=1) == "" and figure.data()["views"][0]["errorForm"] is None
+
+
 def test_the_slope_is_least_squares():
     figure = points()
     state = figure.state(Outlier=2)

@@ -792,6 +792,7 @@
       });
       key.replaceChildren(make("span", { text: text(-largest, data.form) }), make("span", { class: "diffinf-ramp", "aria-hidden": "true" }), make("span", { text: text(largest, data.form) }));
       const norm = (values) => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));
+      if (data.errorForm === null) return "";
       return `Relative error ‖${data.names[1]} − ${data.names[0]}‖ / ‖${data.names[0]}‖ = ${text(norm(error) / norm(exact), data.errorForm)}.`;
     };
   };
