@@ -292,16 +292,10 @@ sampled = next(gradients(other, [label]))
 
 
 # %%
-def basis(name):
-    kept = curvature.layers[name]
-    return (
-        kept.output_eigenvectors.double(),
-        kept.input_eigenvectors.double(),
-    )
-
-
-def rotate(name, G):
-    Q_B, Q_A = basis(name)
+def rotate(layer, G):
+    """Gradients in the directions of a fitted layer, in a row."""
+    Q_B = layer.output_eigenvectors.double()
+    Q_A = layer.input_eigenvectors.double()
     return (Q_B.T @ G @ Q_A).flatten(1)
 
 
@@ -312,7 +306,10 @@ def batched(rotated, each):
 
 
 # %%
-by_draw = {n: rotate(n, each)[mixed] for n, each in sampled.items()}
+by_draw = {
+    name: rotate(curvature.layers[name], G)[mixed]
+    for name, G in sampled.items()
+}
 
 
 def strays(each):
@@ -356,20 +353,20 @@ print(f"about {100 * noise:.0f}%")
 
 
 # %%
-def exact_blocks(batch):
-    """The curvature of each layer, in the fitted directions."""
+def exact_blocks(batch, fit):
+    """The curvature of each layer, in the directions of a fit."""
     outputs = torch.eye(64).view(64, 1, 1, 8, 8) * (2 / 64) ** 0.5
     every = outputs.expand(-1, len(batch.images), -1, -1, -1)
     found = dict.fromkeys(NAMES, 0.0)
     for of_output in gradients(batch, every):
         for name, G in of_output.items():
-            rows = rotate(name, G)
+            rows = rotate(fit.layers[name], G)
             found[name] = found[name] + rows.T @ rows / len(rows)
     return found
 
 
 # %%
-blocks = exact_blocks(batch_of(images, 2, "exact"))
+blocks = exact_blocks(batch_of(images, 2, "exact"), curvature)
 exact = {name: block.diagonal() for name, block in blocks.items()}
 products = {
     name: curvature.layers[name].kfac_eigenvalues.double().flatten()
@@ -390,11 +387,10 @@ config = di.CurvatureConfig(
     correction="per_draw",
 )
 fitted = di.fit_curvature(model, few, config, covers=covers)
-own, curvature = curvature, fitted  # rotate into the fit's directions
-for name, block in exact_blocks(batch_of(few, 2, "corrections")).items():
+by_hand = exact_blocks(batch_of(few, 2, "corrections"), fitted)
+for name, block in by_hand.items():
     found = fitted.layers[name].corrected_eigenvalues.flatten()
     same(found, block.diagonal())
-curvature = own
 
 # %% [markdown]
 # **Before you look:** the last convolution was one of the cases where K-FAC is exact. So there K-FAC's products are right.
@@ -402,11 +398,12 @@ curvature = own
 
 # %% tags=["hide-input"]
 interactive = di.interactive
-LAYER = interactive.Choice("Layer", tuple(NAMES.values()))
+SHOWN = "conv_in", "conv_out"
+LAYER = interactive.Choice("Layer", [NAMES[name] for name in SHOWN])
 DRAWS = interactive.Slider("Draws", (128, 512, 1024))
 SUMS = interactive.Slider("Draws in a sum", (1, 8, 64))
 order = {name: exact[name].argsort(descending=True) for name in NAMES}
-longest = max(map(len, exact.values()))
+longest = max(len(exact[name]) for name in SHOWN)
 
 
 def ranked(name, sizes):
@@ -424,7 +421,7 @@ def over_states(value):
     """value(name, draws, draws in a sum) in every state."""
     return [
         [[value(name, d, each) for each in SUMS.values] for d in DRAWS.values]
-        for name in NAMES
+        for name in SHOWN
     ]
 
 
@@ -436,7 +433,7 @@ errors = over_states(lambda n, d, w: error_of(blocks[n], estimate(n, d, w)))
 
 
 def by_layer(sizes):
-    rows = [ranked(name, sizes[name]) for name in NAMES]
+    rows = [ranked(name, sizes[name]) for name in SHOWN]
     return interactive.by(torch.stack(rows), LAYER)
 
 
@@ -451,14 +448,14 @@ lines = interactive.Lines(
         Line("exact", ranks, by_layer(exact)),
     ],
     "direction, by rank of its exact size", "size of the curvature along it",
-    log_x=True, log_y=True,
+    log_x=True, log_y=True, height=360,
     alternative="Curvature along each direction of a layer, exact, "
     "by K-FAC and by EK-FAC",
 )  # fmt: skip
 
 
 def per_layer(sizes):
-    rows = [error_of(blocks[name], sizes[name]) for name in NAMES]
+    rows = [error_of(blocks[name], sizes[name]) for name in SHOWN]
     return interactive.by(rows, LAYER)
 
 
@@ -482,7 +479,7 @@ interactive.Together(
     presets=[
         Preset("the products are wrong",
                {"Layer": FIRST, "Draws": 1024, "Draws in a sum": 8},
-               "The first directions are three to eight times too large."),
+               "Along most of the first directions K-FAC is far too large."),
         Preset("nothing to repair",
                {"Layer": LAST, "Draws": 1024, "Draws in a sum": 8},
                "K-FAC is exact here, and measuring only adds noise."),
@@ -498,7 +495,7 @@ interactive.Together(
 first, last = "conv_in", "conv_out"
 top = order[first][:16]
 ratio = (products[first] / exact[first])[top]
-assert ratio.max() > 3
+assert ratio.max() > 3 and ratio.median() > 1.5
 assert error_of(blocks[last], products[last]) < 0.05
 assert error_of(blocks[last], estimate(last, 1024, 8)) > 0.05
 assert error_of(blocks[first], estimate(first, 1024, 8)) < error_of(
@@ -656,7 +653,7 @@ notes = interactive.texts_by(
 interactive.Matrices(
     grid("ekfac"), grid("kfac"), ("EK-FAC", "K-FAC", "K-FAC − EK-FAC"),
     row_names=list(PARTITIONS.values()), column_names=SHARING, notes=notes,
-    error_form=None, form=".1f",
+    error_form=None, written=True, form=".1f",
     presets=[
         Preset("held-out digits", {"Queries": "held-out"},
                "Expand (left columns) beats reduce in every row."),
@@ -664,7 +661,8 @@ interactive.Matrices(
                "The same picture for digits that nobody wrote."),
     ],
     caption="LDS (%) of each combination on 3s and 8s, and K-FAC minus "
-    "EK-FAC. Rows: partition. Columns: expand, reduce.",
+    "EK-FAC. Columns: expand, reduce. Rows: GGN^model, GGN^loss of each "
+    "draw, GGN^loss of each image.",
     alternative="Heat maps of the LDS by partition and sharing",
 )  # fmt: skip
 
@@ -677,13 +675,33 @@ interactive.Matrices(
 # - *EK-FAC or K-FAC?* The paper finds EK-FAC ahead. With reduce it is, by far. With expand it depends on the row: on
 #   GGN{sup}`loss` of images EK-FAC is ahead, on the other two K-FAC.
 #
-# So with reduce, where K-FAC's sizes are badly wrong, measuring them rescues a good deal. That is what EK-FAC is for.
-# But in the combination that the paper recommends, GGN{sup}`model` with expand, it costs a point on these images.
-#
+# So with reduce, where the last chapter found K-FAC to have sizes of nearly zero that the curvature has not, measuring
+# rescues a good deal. That is what EK-FAC is for. But in the combination that the paper recommends, GGN{sup}`model` with
+# expand, it costs a point on these images.
+
+# %% tags=["hide-input"]
+for queries in SETS:
+    ends = {
+        place[1:]: row.get("difference_interval", (0.0, 0.0))
+        for place, row in cells.items()
+        if place[0] == queries
+    }
+    for part in PARTITIONS:
+        for sharing in SHARING:
+            ahead = sharing == "expand" and part != "loss_per_example"
+            kinds = ("kfac", "ekfac") if ahead else ("ekfac", "kfac")
+            one, two = (ends[kind, part, sharing] for kind in kinds)
+            assert one[0] > two[1]
+    for kind in ("ekfac", "kfac"):
+        low = min(ends[kind, part, "expand"][0] for part in PARTITIONS)
+        high = max(ends[kind, part, "reduce"][1] for part in PARTITIONS)
+        assert low > high + 0.05
+
+# %% [markdown]
 # ## On other images
 #
-# Is that the method, or the digits? Here is the difference of K-FAC to EK-FAC, in pairs, on every data set for which we
-# have retrained models. *CIFAR-2, tiny* is cars and horses with a small network. **Guess:** on how many of the eight
+# Is that the method, or the digits? Here is the difference of K-FAC to EK-FAC, in pairs, on every data set on which we
+# held both against retrained models. *CIFAR-2, tiny* is cars and horses, 300 images and a small network. **Guess:** on how many of the eight
 # rows does K-FAC lead?
 
 # %%
@@ -732,11 +750,12 @@ assert settled == {
 assert sum(row["difference"] > 0 for _, row in difference.values()) == 5
 
 # %% [markdown]
-# K-FAC leads in five rows of eight, but count only intervals without zero, and three rows are left. On 3s and 8s K-FAC is
-# ahead, held-out and generated. On CIFAR-2 EK-FAC is ahead on held-out images. On generated ones it leans the same way,
-# and its interval has room for zero. On the other digits neither is ahead. So the claim that the nearer matrix ranks better is
-# *false on one data set and true on another*. The difference is a point or two either way, much less than what expand or
-# the number of draws decide.
+# K-FAC leads in five rows of eight. But count only intervals without zero, and three rows are left. On 3s and 8s K-FAC is
+# ahead, on held-out and on generated digits. On CIFAR-2 EK-FAC is ahead on held-out images, where the interval only just
+# leaves zero out. On generated ones it leans the same way, and zero is well inside. On the other digits neither is ahead.
+#
+# So the two data sets that settle anything settle it in *opposite* ways. The paper's claim holds on its own kind of
+# images, and fails on ours. Either way it is a point or two, much less than what expand or reduce decides.
 #
 # ## Two suspects
 #
@@ -824,11 +843,12 @@ assert abs(by_noise.value) < 0.003 and lead.value > 3 * abs(by_noise.value)
 assert along[3].value > along[2].value > along[1].value > 0
 
 # %% [markdown]
-# Noise is innocent: as much of it on K-FAC's products changes the LDS by next to nothing. And if K-FAC were better for
-# being nearer to some truth, the LDS should peak near it. It goes on rising past K-FAC, toward sizes that are wrong by
-# more. So what helps here is a *lean*: sizes that are larger than measured where K-FAC overrates the curvature, and smaller
-# elsewhere. Why these images like that lean we do not know. It was looked at on the same retrained models that it is
-# judged by. The same walk on CIFAR-2, where K-FAC is behind, would tell whether it is a matter of the data.
+# Noise is innocent: as much of it on K-FAC's products changes the LDS by next to nothing. And if K-FAC's sizes were the
+# right ones, the LDS should peak near $\gamma = 1$. It goes on rising past it, toward sizes that are farther from the
+# measured ones than K-FAC's. So what helps here is a *lean*: larger sizes where K-FAC overrates the curvature, smaller
+# ones where it underrates it. Why these images like that lean we do not know. And do not take $\gamma = 2$ for a method. It was
+# chosen on the same retrained models that judge it. The same walk on CIFAR-2, where K-FAC is behind, would tell whether it is
+# a matter of the data.
 #
 # ## Pitfalls
 #

@@ -205,7 +205,7 @@ MADE = {
     "curve": curve,
     "moving-tangent": lambda: curve(None),
     "matrices": matrices,
-    "grid": lambda: replace(matrices(), error_form=None),
+    "grid": lambda: replace(matrices(), error_form=None, written=True, form="+.1f"),
     "points": points,
     "readouts": readouts,
     "together": together,
