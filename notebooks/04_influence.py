@@ -121,8 +121,8 @@ print(f"w = {theta[0]:.3f}, b = {theta[1]:.3f}")
 print(f"loss of the query: {loss(theta, query):.4f}")
 
 # %% [markdown]
-# The **measurement** $m(\theta)$ is what we want to explain. Here it is the model's loss on a query, $x_q = 0.6$. The 30
-# training images scatter around 0.5.
+# The **measurement** $m(\theta)$ is what we want to explain ({doc}`03_measurements`). Here it is the model's loss on a query,
+# $x_q = 0.6$. The 30 training images scatter around 0.5.
 #
 # **Before you go on:** which training image matters most to the query, the one nearest to it or one farther out? And in which
 # direction does the query's loss go when an image from the other side of the data is left out?
@@ -549,7 +549,7 @@ def network(theta, states, timesteps):
 def draws_of(images, each):
     """The same draws in every training: 4×4 pixels, float64."""
     small = nn.functional.avg_pool2d(images.images, 2).double()
-    keys = {"seed": 0, "stage": "one-less", "process": di.Process()}
+    keys = {"seed": 0, "purpose": "one-less", "process": di.Process()}
     count = di.DrawConfig(each)
     return next(di.diffusion.iterate_draws(
         small, images.ids, count, batch_size=len(images) * each, **keys

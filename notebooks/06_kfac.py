@@ -19,7 +19,7 @@
 # first for a plain layer, then for one that is used at every pixel. Then you measure on the trained digit network how
 # wrong it is elsewhere, and what that does to scores.
 #
-# *20 minutes to read · two cores: about 30 seconds · builds on {doc}`02_ddpm`*
+# *20 minutes to read · two cores: about 30 seconds · builds on {doc}`02_ddpm` and {doc}`04_influence`*
 # :::
 
 # %% tags=["hide-input"]
@@ -749,10 +749,10 @@ di.tables.table([
 #
 # ## Dividing by it
 #
-# K-FAC saves time as well as memory, because the inverse of a Kronecker product is one too: $(B \otimes A)^{-1}$ turns
-# $G$ into $B^{-1} G A^{-1}$. Two small inverses do the work of a large one. But a score has damping too, $(B \otimes A
-# + \lambda I)^{-1}$, and the sum with $\lambda I$ is no Kronecker product. Eigenvectors solve it. With $A = Q_A
-# \operatorname{diag}(e_A)\, Q_A^\top$ and $B$ alike,
+# K-FAC saves time as well as memory, because the inverse of a Kronecker product is one too:
+# $(B \otimes A)^{-1}$ turns $G$ into $B^{-1} G A^{-1}$. Two small inverses do the work of a large one. But a score has damping
+# too, and in $(B \otimes A + \lambda I)^{-1}$ the sum with $\lambda I$ is no Kronecker product. Eigenvectors solve it. With
+# $A = Q_A \operatorname{diag}(e_A)\, Q_A^\top$ and $B$ alike,
 #
 # $$ (B \otimes A + \lambda I)^{-1}:\quad G \;\mapsto\; Q_B \Bigl[ \bigl(Q_B^\top G\, Q_A\bigr) \,/\, \bigl(e_B e_A^\top + \lambda\bigr) \Bigr] Q_A^\top , $$ (eq-inverse)
 #

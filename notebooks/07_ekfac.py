@@ -333,8 +333,7 @@ for each in (8, 64):
     assert 0.8 < strays(each) / (2 * each / len(label)) ** 0.5 < 1.25
 
 # %% [markdown]
-# It holds. Squares of single draws are noisy as well, but far less. The library sums 100 draws and takes 30 draws of
-# each of 300 images. **In your head:** by how much is each of its corrected eigenvalues off?
+# It holds. The library sums 100 draws, and takes 30 draws of each of 300 images. **In your head:** by how much is each of its corrected eigenvalues off?
 
 # %%
 config = run.preset.curvature
@@ -400,8 +399,8 @@ for name, block in by_hand.items():
 interactive = di.interactive
 SHOWN = "conv_in", "conv_out"
 LAYER = interactive.Choice("Layer", [NAMES[name] for name in SHOWN])
-DRAWS = interactive.Slider("Draws", (128, 512, 1024))
-SUMS = interactive.Slider("Draws in a sum", (1, 8, 64))
+DRAWS = interactive.Slider("Draws", (256, 512, 1024))
+SUMS = interactive.Slider("Draws in a sum", (1, 8, 32))
 order = {name: exact[name].argsort(descending=True) for name in NAMES}
 longest = max(len(exact[name]) for name in SHOWN)
 
@@ -483,8 +482,8 @@ interactive.Together(
         Preset("nothing to repair",
                {"Layer": LAST, "Draws": 1024, "Draws in a sum": 8},
                "K-FAC is exact here, and measuring only adds noise."),
-        Preset("two sums",
-               {"Layer": FIRST, "Draws": 128, "Draws in a sum": 64},
+        Preset("eight sums",
+               {"Layer": FIRST, "Draws": 256, "Draws in a sum": 32},
                "Noisy, direction by direction, and with no lean."),
     ],
     caption="The curvature along the directions of a layer, largest first. "
@@ -860,7 +859,7 @@ assert along[3].value > along[2].value > along[1].value > 0
 #   not by $S w$.
 # - **Nearest is nearest in $F$.** It bounds no inverse, no score and no rank.
 # - **An estimate.** The theorem is about the exact $\Lambda$. In a layer where K-FAC is exact, too few sums make things worse.
-# - **A loss for K-FAC is no bug.** Report the paired difference with its interval, on more than one data set.
+# - **K-FAC ahead is no bug.** Report the paired difference with its interval, on more than one data set.
 #
 # ## What comes next
 #
