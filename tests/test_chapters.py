@@ -15,7 +15,7 @@ LAYOUT = set(
         r"\frac \tfrac \dfrac \sqrt \sum \prod \int \lVert \rVert \lvert \rvert \langle \rangle \top \bar \hat \tilde "
         r"\bigl \bigr \Bigl \Bigr \sim \mid \le \ge \ne \neq \approx \equiv \propto \cdot \cdots \ldots \dots \times \otimes "
         r"\left \right \odot \quad \qquad \in \to \mapsto \log \exp \sin \cos \tanh \max \min \arg \det \partial \nabla "
-        r"\infty \pm \ll \gg \underbrace \Rightarrow \iff \forall",
+        r"\infty \pm \ll \gg \underbrace \Rightarrow \iff \forall \ln \dot",
     )
 )
 """What shapes a formula without standing for anything of ours."""
@@ -57,6 +57,9 @@ def test_chapters_fit_the_page_and_degrade_gracefully():
                 assert not [line for line in cell.source.splitlines() if len(line) > 78], path.name
             else:
                 assert "```{" not in cell.source, path.name
+                assert not re.search(r"^[+*] ", cell.source, re.MULTILINE), (
+                    f"{path.name}: a formula's sign begins a list"
+                )
 
 
 def test_every_chapter_has_a_checked_exercise():

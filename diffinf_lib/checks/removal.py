@@ -25,7 +25,7 @@ def _unlike(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
 @exercise(
     gives="the scores",
     mistakes={
-        "the sign is the other way round: removal is ε = −1/N, and its minus meets that of the implicit function theorem": (
+        "the sign is the other way round: removal is δ = −1/N, and its minus meets that of the implicit function theorem": (
             _unlike(lambda scores, *given: -scores)
         ),
         "the 1/N is missing: removing one of N images changes its weight by 1/N": _unlike(

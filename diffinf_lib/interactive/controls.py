@@ -5,8 +5,9 @@ what a figure shows in each of its states.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,21 @@ def by(values: Any, *controls: Control, bits: int = 32) -> Switched:
     names = " × ".join(f"{control.name} ({len(control.options)})" for control in controls)
     require(fits, f"values of shape {array.shape}: the leading axes must be {names}")
     return Switched(rounded(array, bits), tuple(controls), bits)
+
+
+def computed(function: Callable[..., Any], *controls: Control, bits: int = 32) -> Switched:
+    """Numbers of every state: `function` is called with a value of each control, or with an option where it has no values.
+
+    Raises:
+        ConfigurationError: the results differ in shape, or `bits` is neither 16 nor 32.
+    """
+    choices = [control.values if isinstance(control, Slider) else control.options for control in controls]
+    found = [np.asarray(function(*chosen), dtype=np.float64) for chosen in product(*choices)]
+    shapes = sorted({one.shape for one in found})
+    require(
+        len(shapes) == 1, f"results of shapes {first_few(shapes)}: give one shape in every state, filled up with NaN"
+    )
+    return by(np.stack(found).reshape(*map(len, choices), *shapes[0]), *controls, bits=bits)
 
 
 def texts_by(values: Any, *controls: Control) -> SwitchedText:

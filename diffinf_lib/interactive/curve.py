@@ -27,7 +27,8 @@ class Curve(Figure):
     Attributes:
         x: the grid, ascending, `[n]`.
         y: the curve, `[n]`, or with leading axes for controls.
-        slopes: its derivative at every place of the grid, of the same shape.
+        slopes: its derivative at every place of the grid, `[n]`; with an anchor there alone, one number; either with leading
+            axes for controls.
         point: what the moving point is called, such as "ε".
         anchor: place of the grid where the tangent stays; None lets it move.
         names: of curve, tangent and secant.
@@ -53,10 +54,9 @@ class Curve(Figure):
 
     def __post_init__(self) -> None:
         grid = (len(self.x),)
-        require(
-            self._y.shape == grid and self._slopes.shape == grid,
-            f"y of shape {self._y.shape} and slopes of {self._slopes.shape}: the grid needs {grid}",
-        )
+        require(self._y.shape == grid, f"y of shape {self._y.shape}: the grid needs {grid}")
+        wanted, where = (grid, "without an anchor") if self.anchor is None else ((), "with an anchor")
+        require(self._slopes.shape == wanted, f"slopes of shape {self._slopes.shape}: {where} they need {wanted}")
         require(
             self.anchor is None or 0 <= self.anchor < len(self.x),
             f"anchor={self.anchor}: give a place of the grid, 0 to {len(self.x) - 1}",
@@ -71,6 +71,11 @@ class Curve(Figure):
     @cached_property
     def _slopes(self) -> Switched:
         return switched(self.slopes)
+
+    def slope(self, state: State) -> float:
+        """Of the tangent."""
+        slopes = self._slopes.at(state)
+        return float(slopes if self.anchor is not None else slopes[state[self.point]])
 
     @cached_property
     def moving(self) -> Slider:
@@ -89,16 +94,16 @@ class Curve(Figure):
 
     def tell(self, state: State) -> str:
         """What the curve does between anchor and point, and what the tangent says of it."""
-        here, y, slopes, x = state[self.point], self._y.at(state), self._slopes.at(state), self.moving.values
+        here, y, steep, x = state[self.point], self._y.at(state), self.slope(state), self.moving.values
         place = f"{self.point} {self.moving.options[here]}"
         if self.anchor is None:
-            return f"{place}: {self.y_label} {text(y[here], self.y_form)}, slope {text(slopes[here], self.slope_form)}."
+            return f"{place}: {self.y_label} {text(y[here], self.y_form)}, slope {text(steep, self.slope_form)}."
         change, step = y[here] - y[self.anchor], x[here] - x[self.anchor]
-        changed, predicted = (text(value, "+" + self.y_form) for value in (change, slopes[self.anchor] * step))
+        changed, predicted = (text(value, "+" + self.y_form) for value in (change, steep * step))
         told = f"{place}: the curve changes by {changed}, the tangent says {predicted}"
         if step == 0:
             return told + "."
-        secant, tangent = (text(slope, self.slope_form) for slope in (change / step, slopes[self.anchor]))
+        secant, tangent = (text(slope, self.slope_form) for slope in (change / step, steep))
         return f"{told}; slope of the secant {secant}, of the tangent {tangent}."
 
     def payload(self) -> dict[str, Any]:
@@ -120,12 +125,12 @@ class Curve(Figure):
 
     def still(self, state: State) -> str:
         """The curve of one state."""
-        here, y, slopes, x = state[self.point], self._y.at(state), self._slopes.at(state), np.array(self.moving.values)
+        here, y, x = state[self.point], self._y.at(state), np.array(self.moving.values)
         foot = here if self.anchor is None else self.anchor
         figure, axes = subplots(figsize=(5.4, 3.2))
         axes.plot(x, y, color=BLUE, label=self.names[0])
         limits = axes.get_ylim()
-        axes.axline((x[foot], y[foot]), slope=slopes[foot], color=VERMILION, linestyle="--", label=self.names[1])
+        axes.axline((x[foot], y[foot]), slope=self.slope(state), color=VERMILION, linestyle="--", label=self.names[1])
         if here != foot:
             axes.axline((x[foot], y[foot]), (x[here], y[here]), color=GREEN, linestyle=":", label=self.names[2])
         axes.plot(x[here], y[here], "o", color=BLUE)

@@ -22,9 +22,9 @@ class Points(Figure):
     """A point for each pair, such as predicted and measured change.
 
     Attributes:
-        x, y: `[n]` each, or with leading axes for controls.
+        x, y: `[n]` each, or with leading axes for controls; NaN leaves a point out, where states differ in how many there are.
         labels: of the points; default "point 1" and so on.
-        marked: points that stand out, by position.
+        marked: points that stand out and lie on top, by position.
         slope: draw and tell the least-squares line of y on x.
         identity: draw the line y = x.
         handle: a point that is dragged to move a control.
@@ -75,16 +75,22 @@ class Points(Figure):
         """Alternative text."""
         return self.alternative or f"Scatter plot: {self.y_label} against {self.x_label}"
 
+    def there(self, state: State) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The points of a state: which they are, their x and their y."""
+        x, y = self._x.at(state), self._y.at(state)
+        which = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+        return which, x[which], y[which]
+
     def fit(self, state: State) -> tuple[float, float]:
         """Least-squares slope and intercept."""
-        x, y = self._x.at(state), self._y.at(state)
+        _, x, y = self.there(state)
         squares = float(((x - x.mean()) ** 2).sum())
         slope = float(((x - x.mean()) * (y - y.mean())).sum()) / squares if squares > 0 else float("nan")
         return slope, float(y.mean()) - slope * float(x.mean())
 
     def tell(self, state: State) -> str:
         """Spearman's correlation and the slope."""
-        x, y = self._x.at(state), self._y.at(state)
+        _, x, y = self.there(state)
         slope = f", slope {text(self.fit(state)[0], '.3g')}" if self.slope else ""
         return f"Spearman {text(float(spearman(x, y)), '.3f')}{slope} over {len(x)} points."
 
@@ -104,11 +110,11 @@ class Points(Figure):
 
     def still(self, state: State) -> str:
         """The points of one state."""
-        x, y = self._x.at(state), self._y.at(state)
+        which, x, y = self.there(state)
         figure, axes = subplots(figsize=(4.6, 3.2))
-        colours = np.full(len(x), BLUE, dtype=object)
-        colours[list(self.marked)] = VERMILION
-        axes.scatter(x, y, c=colours.tolist(), s=16)
+        stands_out = np.isin(which, self.marked)
+        for some, colour in ((~stands_out, BLUE), (stands_out, VERMILION)):
+            axes.scatter(x[some], y[some], color=colour, s=16)
         if self.slope and np.isfinite(self.fit(state)[0]):
             axes.axline((float(x.mean()), float(y.mean())), slope=self.fit(state)[0], color=VERMILION)
         axes.set(xlabel=self.x_label, ylabel=self.y_label)

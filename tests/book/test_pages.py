@@ -135,6 +135,23 @@ def test_nothing_is_cut_on_a_phone(opened, path):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if 'class="math' in path.read_text()], ids=lambda path: path.stem
+)
+def test_a_long_formula_opens_at_its_beginning(opened, path):
+    page = opened(path, width=390)
+    page.wait_for_selector("mjx-container", timeout=20_000)
+    begun = page.evaluate(
+        """() => [...document.querySelectorAll('.bd-article div.math')].filter(box => box.offsetParent).map(box => {
+            const formula = box.querySelector('mjx-math'), number = box.querySelector('.eqno');
+            const left = formula.getBoundingClientRect().left;
+            return left >= box.getBoundingClientRect().left - 1 && (!number || number.getBoundingClientRect().left > left);
+        })"""
+    )
+    assert all(begun)
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [1400, 390])
 def test_there_is_one_search_field(opened, width):
     page = opened(HTML / "book" / "methods.html", width=width)

@@ -1,5 +1,7 @@
 """One figure of every kind, small and made up, with ties, hostile names and several controls."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from cases import images
@@ -142,7 +144,7 @@ def curve(anchor=5) -> Curve:
     return Curve(
         x,
         by(y, DAMPING),
-        by(5 * rates[:, None] * y, DAMPING),
+        by(5 * rates[:, None] * y if anchor is None else 5 * rates * y[:, anchor], DAMPING),
         "ε",
         "measurement",
         point="ε",
@@ -169,6 +171,7 @@ def points() -> Points:
     share = Choice("Share", ("2 %", "10 %"))
     outlier = Slider("Outlier", (0, 1, 2, 3))
     y = 1.5 * x[:, None] + np.array(outlier.values)[None, :, None] * np.eye(12)[3]
+    y[1, :, 9:] = np.nan  # fewer points for the other share
     handle = Handle(outlier, by(np.repeat(x[:, 3, None], 4, 1), share), by(y[:, :, 3], share))
     return Points(
         by(x, share), by(y, share, outlier), "measured", "predicted", marked=[3], identity=True, handle=handle
@@ -202,6 +205,7 @@ MADE = {
     "curve": curve,
     "moving-tangent": lambda: curve(None),
     "matrices": matrices,
+    "grid": lambda: replace(matrices(), error_form=None, written=True, form="+.1f"),
     "points": points,
     "readouts": readouts,
     "together": together,

@@ -446,6 +446,23 @@ def test_points_are_read_by_arrow_keys(shown):
     assert tab.locator(".diffinf-detail").text_content() == ""
 
 
+def test_a_state_may_have_fewer_points(shown):
+    figure = made("points")
+    tab = shown(figure)
+    put(tab, {"Share": 1})
+    which, x, y = figure.there(figure.state(Share=1))
+    assert which.tolist() == list(range(9)) and "over 9 points" in status(tab)
+    order = np.argsort(np.isin(which, figure.marked), kind="stable")  # those that stand out are drawn on top
+    found = centres(tab, ".diffinf-dot")
+    assert_drawn_to_scale(found[:, 0], x[order])
+    assert_drawn_to_scale(-found[:, 1], y[order])
+    assert "diffinf-series-1" in tab.locator(".diffinf-dot").last.get_attribute("class")
+    tab.locator(".diffinf-zone").focus()
+    tab.keyboard.press("End")
+    last = int(which[np.argsort(x, kind="stable")[-1]])
+    assert tab.locator(".diffinf-detail").text_content().startswith(f"point {last + 1}: ")
+
+
 def test_the_budget_reads_every_line_off(shown):
     figure = made("budget")
     tab = shown(figure)
@@ -490,11 +507,11 @@ def test_tangent_and_secant_have_their_slopes(shown, kind):
     for wanted in ({"ε": 0.1}, {"ε": -0.1, "Damping λ": 1e-4}):
         state = figure.state(**wanted)
         put(tab, state)
-        x, y, slopes = np.array(figure.moving.values), figure.y.at(state), figure.slopes.at(state)
+        x, y = np.array(figure.moving.values), figure.y.at(state)
         curve = path(tab, "svg.diffinf-plot path.diffinf-series-0")
         unit = np.polyfit(x, curve[:, 0], 1)[0], np.polyfit(y, curve[:, 1], 1)[0]
         here, foot = state["ε"], figure.anchor if figure.anchor is not None else state["ε"]
-        expected = [slopes[foot]] + ([(y[here] - y[foot]) / (x[here] - x[foot])] if here != foot else [])
+        expected = [figure.slope(state)] + ([(y[here] - y[foot]) / (x[here] - x[foot])] if here != foot else [])
         drawn = tab.locator("svg.diffinf-plot line.diffinf-line").evaluate_all(
             "all => all.map(e => ['x1', 'y1', 'x2', 'y2'].map(k => +e.getAttribute(k)))"
         )
@@ -543,6 +560,20 @@ def test_heat_maps_hold_the_cells(shown):
         assert np.abs(found[..., 3] - 255 * np.abs(values) / largest).max() <= 1
         clear = found[..., 3] > 25
         assert ((found[..., 0] > found[..., 2]) == (values < 0))[clear].all()
+
+
+def test_numbers_stand_in_the_cells(shown):
+    figure = made("grid")
+    tab = shown(figure)
+    put(tab, {"Dial": 2})
+    state = figure.state(Dial=1)
+    exact, near = figure.exact.at(state), figure.approximation.at(state)
+    for panel, values in zip(tab.locator(".diffinf-written").all(), (exact, near, near - exact), strict=True):
+        assert panel.locator("span").all_text_contents() == [text(value, "+.1f") for value in values.flatten()]
+        assert (
+            panel.locator("span").first.bounding_box()["width"] < panel.locator("xpath=..").bounding_box()["width"] / 6
+        )
+    assert status(tab) == ""
 
 
 def test_cells_are_told_by_keys_and_pointer(shown):

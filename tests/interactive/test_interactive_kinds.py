@@ -34,6 +34,7 @@ from diffinf_lib.interactive import (
     Slider,
     Together,
     by,
+    computed,
     texts_by,
 )
 from diffinf_lib.interactive.lines import reading
@@ -214,6 +215,11 @@ def test_the_relative_error_is_frobenius():
     assert figure.relative_error(state) == pytest.approx(float((near - exact).norm() / exact.norm()))
 
 
+def test_matrices_that_are_no_approximation_tell_no_error():
+    figure = replace(matrices(), error_form=None)
+    assert figure.told(Dial=1) == "" and figure.data()["views"][0]["errorForm"] is None
+
+
 def test_the_slope_is_least_squares():
     figure = points()
     state = figure.state(Outlier=2)
@@ -228,6 +234,14 @@ def test_states_are_named_by_option_value_or_place():
     figure = explorer(start={"Damping λ": 1e-6})
     assert figure.state(Method="K-FAC", Query=3) == {"Query": 3, "Method": 1, "Damping λ": 1, "Left out": 0}
     assert MADE["scatter"]().state()["Subsets"] == 16  # all 24 of them, from 8 on
+
+
+def test_numbers_are_computed_for_every_state():
+    rates = {"a": 1.0, "b": 10.0, "c": 100.0}
+    found = computed(lambda damping, which: torch.tensor([damping, rates[which]]), DAMPING, THREE)
+    assert found.values.shape == (3, 3, 2) and found.controls == (DAMPING, THREE)
+    state = {"Damping λ": 2, "which": 1}
+    np.testing.assert_allclose(found.at(state), [1e-4, 10.0], rtol=1e-6)
 
 
 def test_parts_of_one_figure_share_controls_and_differ_in_none():
@@ -259,6 +273,7 @@ NOTHING, UNSEEN = torch.zeros(5, 40), Removal("x", [[0]] * 5, np.zeros(5), np.ze
         (lambda: Scatter(torch.zeros(4, 30), TRUTH.first_subsets(3)), "3 subsets: too few"),
         (lambda: by(np.zeros((2, 4)), THREE), r"values of shape \(2, 4\): the leading axes must be which \(3\)"),
         (lambda: by([1.0], bits=8), "bits=8: give 32, or 16"),
+        (lambda: computed(lambda which: [0.0] * ord(which), THREE), r"results of shapes \(97,\), \(98,\), \(99,\)"),
         (lambda: texts_by(["x", "y"], THREE), "texts: which has 3 options"),
         (lambda: Slider("λ", (1, 1)), "λ: values must ascend"),
         (lambda: Slider("λ", (1, 2), "3"), "form='3': give d, or"),
@@ -272,9 +287,12 @@ NOTHING, UNSEEN = torch.zeros(5, 40), Removal("x", [[0]] * 5, np.zeros(5), np.ze
         (lambda: Lines([Line("a", [0, 1], [1, 2])], "x", "y", costs={"bytes": [[1.0]]}), "costs: bytes has shapes"),
         (lambda: Handle(DAMPING, [0.0], [0.0]), "handle: places of shapes"),
         (lambda: Curve([0, 1], [0, 1, 2], [0, 1, 2], "x", "y"), "y of shape"),
-        (lambda: Curve([0, 1], [0, 1], [0, 1], "x", "y", anchor=2), "anchor=2: give a place of the grid, 0 to 1"),
+        (lambda: Curve([0, 1], [0, 1], [0, 1], "x", "y", anchor=0), r"slopes of shape \(2,\): with an anchor they need"),
+        (lambda: Curve([0, 1], [0, 1], 1.0, "x", "y"), r"slopes of shape \(\): without an anchor they need \(2,\)"),
+        (lambda: Curve([0, 1], [0, 1], 1.0, "x", "y", anchor=2), "anchor=2: give a place of the grid, 0 to 1"),
         (lambda: Matrices(np.zeros((2, 2)), np.zeros((2, 3))), "matrices of shapes"),
         (lambda: Matrices(np.zeros((65, 2)), np.zeros((65, 2))), "more than 64 a side"),
+        (lambda: Matrices(np.zeros((7, 2)), np.zeros((7, 2)), written=True), "numbers have room up to 6 a side"),
         (lambda: Points([1.0, 2], [1.0], "x", "y"), "2 values of x and 1 of y"),
         (lambda: Readouts({"h": by([1.0, 2.0])}), "h: a value of shape"),
         (lambda: Scrubber(by(np.zeros((3, 2, 1, 4, 4)), THREE), ABC, names=("one",)), "names: 1 for 2 pictures"),

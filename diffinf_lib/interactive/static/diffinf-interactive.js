@@ -637,15 +637,15 @@
     const point = cursor(chart.zone, chart.detail, (item) => chart.mark(item)), drag = dragged(chart, data, figure);
     chart.zone.setAttribute("aria-label", data.alternative + "; arrow keys go through the points");
     return function (state) {
-      const across = at(x, state), up = at(y, state), [slope, start] = fit(across, up);
+      const pairs = [at(x, state), at(y, state)], there = Array.from(pairs[0].keys()).filter((i) => Number.isFinite(pairs[0][i]) && Number.isFinite(pairs[1][i]));
+      const [across, up] = pairs.map((values) => there.map((i) => values[i])), [slope, start] = fit(across, up);
       const xs = extent([data.free ? across : x.values]), ys = extent([data.free ? up : y.values]);
       const layer = chart.frame(data, xs, ys);
       if (data.identity) chart.ray(0, 0, 1, layer, { class: "diffinf-reference" });
       if (data.slope) chart.ray(mean(across), start + slope * mean(across), slope, layer, { class: "diffinf-line diffinf-series-1" });
-      const items = Array.from(across, (value, i) => {
-        chart.dot(value, up[i], layer, data.marked.includes(i) ? 3 : 0, { class: "diffinf-dot diffinf-series-" + (data.marked.includes(i) ? 1 : 0) });
-        return { x: chart.x(value), y: chart.y(up[i]), text: `${data.labels[i]}: ${text(value, data.xForm)}, ${text(up[i], data.yForm)}` };
-      }).sort((a, b) => a.x - b.x);
+      const dot = (i, marked) => chart.dot(across[i], up[i], layer, marked ? 3 : 0, { class: "diffinf-dot diffinf-series-" + (marked ? 1 : 0) });
+      for (const marked of [false, true]) there.forEach((which, i) => { if (data.marked.includes(which) === marked) dot(i, marked); }); // those that stand out on top
+      const items = across.map((value, i) => ({ x: chart.x(value), y: chart.y(up[i]), text: `${data.labels[there[i]]}: ${text(value, data.xForm)}, ${text(up[i], data.yForm)}` })).sort((a, b) => a.x - b.x);
       point.show(items, "");
       drag(state);
       return `Spearman ${text(spearman(across, up), ".3f")}` + (data.slope ? `, slope ${text(slope, ".3g")}` : "") + ` over ${across.length} points.`;
@@ -741,20 +741,21 @@
     const chart = new Chart(host, data.alternative), move = handle(chart, control, figure);
     legend(chart, data.names, "dashes");
     return function (state) {
-      const values = at(y, state), steep = at(slopes, state), here = state[data.point], foot = data.anchor === null ? here : data.anchor;
+      const values = at(y, state), here = state[data.point], foot = data.anchor === null ? here : data.anchor;
+      const steep = at(slopes, state)[data.anchor === null ? here : 0];
       const layer = chart.frame(data, extent([x]), extent([data.free ? values : y.values]));
       chart.path(x.map((across, i) => [across, values[i]]), layer, { class: "diffinf-line diffinf-series-0" });
-      chart.ray(x[foot], values[foot], steep[foot], layer, { class: "diffinf-line diffinf-series-1", "stroke-dasharray": DASHES[1] });
+      chart.ray(x[foot], values[foot], steep, layer, { class: "diffinf-line diffinf-series-1", "stroke-dasharray": DASHES[1] });
       if (data.anchor !== null) {
         if (here !== foot) chart.ray(x[foot], values[foot], (values[here] - values[foot]) / (x[here] - x[foot]), layer, { class: "diffinf-line diffinf-series-2", "stroke-dasharray": DASHES[2] });
         shape("circle", { class: "diffinf-foot", r: 4.5, cx: chart.x(x[foot]), cy: chart.y(values[foot]) }, layer);
       }
       move(x.map((across, i) => [across, values[i]]), state);
       const place = `${data.point} ${control.options[here]}`;
-      if (data.anchor === null) return `${place}: ${data.yLabel} ${text(values[here], data.yForm)}, slope ${text(steep[here], data.slopeForm)}.`;
-      const change = values[here] - values[foot], predicted = steep[foot] * (x[here] - x[foot]);
+      if (data.anchor === null) return `${place}: ${data.yLabel} ${text(values[here], data.yForm)}, slope ${text(steep, data.slopeForm)}.`;
+      const change = values[here] - values[foot], predicted = steep * (x[here] - x[foot]);
       return `${place}: the curve changes by ${text(change, "+" + data.yForm)}, the tangent says ${text(predicted, "+" + data.yForm)}`
-        + (here === foot ? "." : `; slope of the secant ${text(change / (x[here] - x[foot]), data.slopeForm)}, of the tangent ${text(steep[foot], data.slopeForm)}.`);
+        + (here === foot ? "." : `; slope of the secant ${text(change / (x[here] - x[foot]), data.slopeForm)}, of the tangent ${text(steep, data.slopeForm)}.`);
     };
   };
 
@@ -765,11 +766,13 @@
       const canvas = make("canvas", { class: "diffinf-heat", width: columns, height: rows, role: "img", "aria-label": `${data.alternative}: ${name}` });
       const mark = make("span", { class: "diffinf-cell", hidden: true, "aria-hidden": "true" });
       const zone = make("div", { class: "diffinf-zone", "aria-label": `${name}; arrow keys go through the cells` }, canvas, mark);
+      const words = make("div", { class: "diffinf-written", "aria-hidden": "true" });
+      if (data.written) zone.append(words);
       const point = cursor(zone, detail, (item) => panels.forEach((panel) => {
         panel.mark.hidden = !item;
         if (item) panel.mark.style.cssText = `left:${100 * item.column / columns}%;top:${100 * item.row / rows}%;width:${100 / columns}%;height:${100 / rows}%`;
       }));
-      panels.push({ canvas, mark, zone, point });
+      panels.push({ canvas, mark, zone, point, words });
       grid.append(make("div", { class: "diffinf-panel" }, make("p", { class: "diffinf-panel-title", text: name }), zone));
     });
     const key = make("p", { class: "diffinf-key" });
@@ -788,9 +791,15 @@
         }));
         items.columns = columns;
         panel.point.show(items, "");
+        if (data.written) panel.words.replaceChildren(...Array.from(shown[which], (value, i) => {
+          const word = make("span", { text: text(value, data.form) });
+          word.style.cssText = `left:${100 * (i % columns + 0.5) / columns}%;top:${100 * (Math.floor(i / columns) + 0.5) / rows}%`;
+          return word;
+        }));
       });
       key.replaceChildren(make("span", { text: text(-largest, data.form) }), make("span", { class: "diffinf-ramp", "aria-hidden": "true" }), make("span", { text: text(largest, data.form) }));
       const norm = (values) => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));
+      if (data.errorForm === null) return "";
       return `Relative error ‖${data.names[1]} − ${data.names[0]}‖ / ‖${data.names[0]}‖ = ${text(norm(error) / norm(exact), data.errorForm)}.`;
     };
   };
