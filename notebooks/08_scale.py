@@ -187,7 +187,8 @@ di.tables.table([
 ], caption="36 pairs; eight uniform draws, shared.")  # fmt: skip
 
 # %% [markdown]
-# The prediction comes from other draws than the scores, and is about right. And the addition dwarfs the scores. If you expected a small correction, note what is in the trace: a sum
+# The prediction comes from other draws than the scores, and is about right. And the addition dwarfs the scores. If you
+# expected a small correction, note what is in the trace: a sum
 # over all directions that the weights can take. In most of them a draw's gradient is nearly pure noise, and whitening makes
 # every direction count.
 #
