@@ -218,7 +218,7 @@ limits, (apart, alike) = ((0, 1000), (-0.2, 0.2)), which.options
 states = [
     ("two draws", apart, 2, "On the same draws both lines shake together."),
     ("many", apart, 64, "Both are known better, but one still far better."),
-    ("no difference", alike, 64, "Here the bands lie around zero."),
+    ("a small gap", alike, 64, "Draws of their own leave open who is ahead."),
 ]
 kit.Together(
     [
@@ -389,16 +389,16 @@ di.tables.table(
 )
 
 # %% [markdown]
-# The remedy is **dequantisation**. Spread each level evenly over its *bin*, the interval of width $\delta$ around it, with
+# The remedy is **dequantisation**. Spread each level evenly over its *bin*, the interval of width $\eta$ around it, with
 # noise $u$. The bin's probability is a true probability again, and a mean of log-densities bounds it from below:
 #
-# $$ \log_2 P(x) \;\ge\; \mathbb{E}_u \log_2 p(x + u) + C \log_2 \delta. $$ (eq-dequantised)
+# $$ \log_2 P(x) \;\ge\; \mathbb{E}_u \log_2 p(x + u) + C \log_2 \eta. $$ (eq-dequantised)
 #
 # :::{admonition} Step by step
 # :class: dropdown
 # The probability that the density $p$ gives to the bin is $P(x) = \int p(x + u)\,du$ over the bin. With $u$ uniform, this is
-# the bin's volume $\delta^C$ times $\mathbb{E}_u\, p(x + u)$. A logarithm of a mean is at least the mean of the logarithms
-# (Jensen), so $\log_2 P(x) \ge C\log_2\delta + \mathbb{E}_u \log_2 p(x + u)$. Equality holds if $p$ is constant on the
+# the bin's volume $\eta^C$ times $\mathbb{E}_u\, p(x + u)$. A logarithm of a mean is at least the mean of the logarithms
+# (Jensen), so $\log_2 P(x) \ge C\log_2\eta + \mathbb{E}_u \log_2 p(x + u)$. Equality holds if $p$ is constant on the
 # bin. See {cite:t}`theis2016note`.
 # :::
 #
@@ -435,8 +435,8 @@ di.tables.table(
 # The means are {eq}`eq-posterior` with the image $x$, and with the guess $\hat x$. They differ by
 # $\frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1-\bar\alpha_t}(x - \hat x)$. Solve $x_t = \sqrt{\bar\alpha_t}\,\hat x +
 # \sqrt{1-\bar\alpha_t}\,\varepsilon_\theta$ for the guess: $x - \hat x = -\sqrt{(1-\bar\alpha_t)/\bar\alpha_t}\,(\varepsilon -
-# \varepsilon_\theta)$. Two Gaussians of variance $\tilde\beta_t$ have $\mathrm{KL} = \lVert\text{difference of
-# means}\rVert^2 / (2\tilde\beta_t)$. Put together,
+# \varepsilon_\theta)$. Two Gaussians of variance $\tilde\beta_t$ have a $\mathrm{KL}$ of the
+# squared distance of their means over $2\tilde\beta_t$. Put together,
 #
 # $$ w_t = \frac{\bar\alpha_{t-1}\beta_t^2}{(1-\bar\alpha_t)^2} \cdot \frac{1-\bar\alpha_t}{\bar\alpha_t} \cdot \frac{1-\bar\alpha_t}{2\,\beta_t\,(1-\bar\alpha_{t-1})}, $$
 #
@@ -550,7 +550,8 @@ di.tables.table(
 # their distribution stays that of $x_\phi$.
 #
 # *The density along the way.* In a step $d\phi$ a small volume around the point grows by the factor $1 +
-# \operatorname{tr}(\partial h/\partial x)\, d\phi$: the determinant of $I + \frac{\partial h}{\partial x} d\phi$. The probability in it
+# \operatorname{tr}(\partial h/\partial x)\, d\phi$, to first order the determinant of
+# $I + \frac{\partial h}{\partial x} d\phi$. The probability in it
 # stays, so the log-density falls by $\operatorname{tr}(\partial h/\partial x)\, d\phi$. Add up from the image to the end, and
 # solve for the density at the image: hence the plus.
 # :::

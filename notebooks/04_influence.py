@@ -121,8 +121,8 @@ print(f"w = {theta[0]:.3f}, b = {theta[1]:.3f}")
 print(f"loss of the query: {loss(theta, query):.4f}")
 
 # %% [markdown]
-# The **measurement** $m(\theta)$ is what we want to explain. Here it is the model's loss on a query, $x_q = 0.6$. The 30
-# training images scatter around 0.5.
+# The **measurement** $m(\theta)$ is what we want to explain ({doc}`03_measurements`). Here it is the model's loss on a query,
+# $x_q = 0.6$. The 30 training images scatter around 0.5.
 #
 # **Before you go on:** which training image matters most to the query, the one nearest to it or one farther out? And in which
 # direction does the query's loss go when an image from the other side of the data is left out?
@@ -516,7 +516,7 @@ print(f"their sum {leverage.sum():.3f}")
 #
 # This is the **proximal Bregman** question. For a squared error, $D_j$ is the mean squared distance between the network's
 # outputs at $\theta$ and at $\theta^*$. The first term has its minimum at $\theta^*$ whether or not training ended there. Its
-# Hessian there is the **Gauss–Newton matrix** (GGN) $\tfrac2C\,\mathbb{E}[J^\top J]$, with $J$ the derivative of the outputs in
+# Hessian there is the **Gauss-Newton matrix** (GGN) $\tfrac2C\,\mathbb{E}[J^\top J]$, with $J$ the derivative of the outputs in
 # the weights. It never curves down, and $\lambda$ makes it invertible. One step with this matrix solves {eq}`eq-proximal` to
 # first order, and that step is the damped influence function. How far is one step from the solution?
 #
@@ -525,7 +525,7 @@ print(f"their sum {leverage.sum():.3f}")
 # $D_j(\theta)$ is a mean of squares of $f(\theta) - f(\theta^*)$, with $f$ the outputs. Its second derivative is
 # $\tfrac{2}{C}\,\mathbb{E}[J^\top J]$ plus a term that has the difference $f(\theta) - f(\theta^*)$ as a factor, and at
 # $\theta^*$ this is zero. The gradient of {eq}`eq-proximal` at $\theta^*$ is $-\tfrac1N\nabla\ell_n$. Dividing by
-# the matrix and changing the sign gives $+\tfrac1N(F + \lambda I)^{-1}\nabla\ell_n$, with $F$ the Gauss–Newton matrix. What
+# the matrix and changing the sign gives $+\tfrac1N(F + \lambda I)^{-1}\nabla\ell_n$, with $F$ the Gauss-Newton matrix. What
 # one step leaves out is the curvature of $\tfrac1N\ell_n$, which was the $1 - h_n$ of {eq}`eq-leverage`, and how $F$ itself
 # changes on the way.
 # :::
@@ -549,7 +549,7 @@ def network(theta, states, timesteps):
 def draws_of(images, each):
     """The same draws in every training: 4×4 pixels, float64."""
     small = nn.functional.avg_pool2d(images.images, 2).double()
-    keys = {"seed": 0, "stage": "one-less", "process": di.Process()}
+    keys = {"seed": 0, "purpose": "one-less", "process": di.Process()}
     count = di.DrawConfig(each)
     return next(di.diffusion.iterate_draws(
         small, images.ids, count, batch_size=len(images) * each, **keys
@@ -612,7 +612,7 @@ print(f"smallest eigenvalue of the Hessian {smallest:.1e}")
 
 # %% [markdown]
 # Two of the four legs are gone: the gradient is not zero, and the Hessian has directions that curve down. Here are the
-# scores all the same, with the Gauss–Newton matrix. It *is* the Hessian of "answers as before", as an assertion shows.
+# scores all the same, with the Gauss-Newton matrix. It *is* the Hessian of "answers as before", as an assertion shows.
 
 
 # %%

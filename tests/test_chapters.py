@@ -57,6 +57,9 @@ def test_chapters_fit_the_page_and_degrade_gracefully():
                 assert not [line for line in cell.source.splitlines() if len(line) > 78], path.name
             else:
                 assert "```{" not in cell.source, path.name
+                assert not re.search(r"^[+*] ", cell.source, re.MULTILINE), (
+                    f"{path.name}: a formula's sign begins a list"
+                )
 
 
 def test_every_chapter_has_a_checked_exercise():
