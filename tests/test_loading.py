@@ -296,11 +296,33 @@ def test_a_transformer_of_classes_is_read(tmp_path):
     assert measure(model, data, MeasurementConfig(draws=DrawConfig(4))).isfinite().all()
 
 
-def test_a_latent_pipeline_says_so(tmp_path):
-    saved(tmp_path, LATENT, DDIMScheduler())
-    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
-    with pytest.warns(UserWarning, match="a latent model, it denoises what its vae makes of images"):
-        load_model(tmp_path)
+def latent(folder, *, index):
+    """A pipeline with an autoencoder; its index is what diffusers writes, and may have been left out."""
+    saved(folder, LATENT, DDIMScheduler())
+    if index:
+        told = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps(told | {"first_stage": ["diffusers", "VQModel"]}))
+    else:
+        (folder / "model_index.json").unlink()
+        AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(folder / "vae")
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("part", ["", "unet"])
+def test_a_latent_pipeline_says_so_and_its_network_is_known_by_what_stands_beside_it(tmp_path, part, index):
+    latent(tmp_path, index=index)
+    name = "first_stage" if index else "vae"
+    with pytest.warns(UserWarning, match=f"a latent model, it denoises what its {name} makes of images"):
+        assert load_model(tmp_path / part).encoder == name
+
+
+def test_a_pipeline_of_pixels_has_no_encoder(tmp_path, recwarn):
+    saved(tmp_path / "a", LATENT, DDIMScheduler())
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")  # of something else
+    told = json.loads((tmp_path / "a" / "model_index.json").read_text())
+    (tmp_path / "a" / "model_index.json").write_text(json.dumps(told | {"vae": [None, None]}))
+    assert load_model(tmp_path / "a").encoder is None and load_model(tmp_path / "a" / "unet").encoder is None
+    assert not [warning for warning in recwarn if "latent" in str(warning.message)]
 
 
 def test_schedulers_that_are_not_understood_are_refused(tmp_path):

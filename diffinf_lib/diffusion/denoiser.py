@@ -41,6 +41,7 @@ class Denoiser(nn.Module):
         classes: number of classes that a network of one's own is told apart by (`class_labels`); diffusers' say it themselves.
         no_class: the label that stands for no class, where the network was trained to do without (classifier-free guidance,
             Ho & Salimans 2022); draws with `drop_condition` tell it so.
+        encoder: what makes the latents of images that the network denoises, by its name in the pipeline; None for pixels.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Denoiser(nn.Module):
         *,
         classes: int | None = None,
         no_class: int | None = None,
+        encoder: str | None = None,
     ):
         super().__init__()
         require(isinstance(network, nn.Module), f"network: {type(network).__name__} is no torch module; give a network, or a "
@@ -60,7 +62,7 @@ class Denoiser(nn.Module):
         )
         self.network, self.process = in_full_precision(network), Process.of(process)
         self.classes = _classes(network) if classes is None else classes
-        self.no_class = no_class
+        self.no_class, self.encoder = no_class, encoder
         require(
             no_class is None or self.classes > 0, f"no_class={no_class}: this network is not told classes; leave it out"
         )
