@@ -109,7 +109,7 @@ def check_savable(model: Denoiser) -> None:
     network: Any = model.network
     kind = type(network)
     require(hasattr(network, "save_pretrained") and hasattr(kind, "from_config"), f"out: a {kind.__name__} is no network of "
-            "diffusers and cannot be read back from a folder; train without out= and keep its state_dict()")  # fmt: skip
+            "diffusers and cannot be read back from a folder; keep its state_dict(), and train without out=")  # fmt: skip
     with torch.device("meta"):
         known = kind.from_config(network.config).state_dict().keys()
     strange = sorted(network.state_dict().keys() ^ known)
@@ -118,9 +118,14 @@ def check_savable(model: Denoiser) -> None:
 
 
 def save_model(model: Denoiser, folder: Path | str) -> None:
-    """Write network and process as a pipeline folder: what `load_model` and diffusers' `DDPMPipeline` read."""
+    """Write network and process as a pipeline folder: what `load_model` and diffusers' `DDPMPipeline` read.
+
+    Raises:
+        ConfigurationError: the folder could not give the network back (see `check_savable`), or cannot be written.
+    """
     import diffusers
 
+    check_savable(model)
     folder = ensure_writable(folder)
     scheduler = model.process.scheduler()
     network: Any = model.network

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import diffusers
+import peft
 import pytest
 import torch
 from annotations import unchecked
@@ -407,6 +408,13 @@ def test_training_into_a_folder_is_refused_where_the_folder_could_not_give_it_ba
     config = TrainingConfig(steps=1, batch_size=2)
     with pytest.raises(ConfigurationError, match="Sequential is no network of diffusers.*train without out="):
         train(own, images(2), config, out=tmp_path / "own", progress=False)
+    with pytest.raises(ConfigurationError, match="Sequential is no network of diffusers"):
+        save_model(own, tmp_path / "own")
+    adapted = Denoiser(peft.inject_adapter_in_model(
+        peft.LoraConfig(r=2, target_modules=["conv1"]), network(BUTTERFLIES)), DDPMScheduler())  # fmt: skip
+    with pytest.raises(ConfigurationError, match="merge adapters first"):
+        save_model(adapted, tmp_path / "adapted")
+    assert not list(tmp_path.iterdir())
     frozen = Denoiser(network(BUTTERFLIES).requires_grad_(False), DDPMScheduler())
     with pytest.raises(ConfigurationError, match="no parameter of the network is trainable"):
         train(frozen, images(2), config, progress=False)

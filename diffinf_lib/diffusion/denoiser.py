@@ -150,6 +150,10 @@ def _why_not_taken(network: nn.Module, noisy: ImageBatch, told: Conditions, erro
     except TypeError as unbound:
         words = ", ".join(["state", "time", *(f"{key}=" for key in told)])
         return f"{name}: it is called as network({words}), which its forward does not take ({unbound}); give a module that does"
+    hidden = 0 if told else max((_classes(module) for module in network.modules()), default=0)
+    if hidden and "class_labels" in reason:
+        return (f"{name}: the network inside is told the class of each image, and {name} hides it; give the network inside, or "
+                f"a wrapper that passes class_labels on and di.Denoiser(network, process, classes={hidden})")  # fmt: skip
     if isinstance(error, (TypeError, torch.OutOfMemoryError)) or not _ABOUT_SHAPES.search(reason):
         return None
     config = config_of(network)

@@ -176,6 +176,19 @@ def test_a_network_that_is_not_called_with_state_and_time_is_told_so():
         Denoiser(WithClass(), PROCESS, classes=2)(state, time, class_labels=time)
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda network: Wrapped(network)], ids=["DataParallel", "wrapper"])
+@pytest.mark.parametrize("door", ["measure", "train", "sample"])
+def test_a_wrapper_that_hides_the_classes_of_its_network_is_told_so(wrap, door):
+    network = build(diffusers.UNet2DModel, num_class_embeds=3)
+    with pytest.raises(
+        ConfigurationError, match=r"told the class of each image.*network inside.*classes=3\)"
+    ) as caught:
+        DOORS[door](Denoiser(wrap(network), PROCESS), images(2, 1, 8, 8))
+    assert "\n" not in str(caught.value)
+    told = Denoiser(nn.DataParallel(network), PROCESS, classes=3)
+    assert measure(told, images(2, 1, 8, 8), MeasurementConfig(draws=DRAWS)).isfinite().all()
+
+
 def test_a_network_without_parameters_is_measured_and_sampled_and_has_nothing_to_attribute():
     model, data = Denoiser(Returning(lambda x: 0.5 * x), PROCESS), images(2, 1, 4, 4)
     assert model.device.type == "cpu" and model.dtype == torch.float32
@@ -210,11 +223,12 @@ class Scaled(diffusers.UNet2DModel):
         return self._scale * super().forward(noisy, time).sample
 
 
-def build(kind):
+def build(kind, **options):
     torch.manual_seed(0)
     return kind(
         sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
         down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), add_attention=False,
+        **options,
     )  # fmt: skip
 
 
