@@ -4,9 +4,7 @@ import inspect
 import json
 from ast import literal_eval
 from collections.abc import Mapping
-from dataclasses import is_dataclass
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from diffinf_lib.artifacts.files import tensor_digest
 Settings = dict[str, str]
 
 _SCALARS = (bool, int, float, complex, str)
-_PLAIN = (*_SCALARS, tuple, list, dict, type(None), Tensor, SimpleNamespace)
+_PLAIN = (*_SCALARS, tuple, list, dict, type(None), Tensor)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _NOT_OF_THE_OUTPUT = {"gradient_checkpointing", "device", "device_ids", "output_device"}
 """Attributes that say how or where a network is computed, not what."""
@@ -63,7 +61,7 @@ def _settings(network: nn.Module) -> Settings:
 def _is_setting(module: nn.Module, key: str, value: Any) -> bool:
     """Private ones count if they are scalars or lists of them, as adapters keep their switches; torch's follow from others."""
     if not key.startswith("_"):
-        return isinstance(value, _PLAIN) or is_dataclass(value)
+        return isinstance(value, _PLAIN)
     parts = value if isinstance(value, list | tuple) else [value]
     return not type(module).__module__.startswith("torch.") and all(isinstance(part, _SCALARS) for part in parts)
 
@@ -73,11 +71,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return "meta" if value.is_meta else tensor_digest(value)
     if isinstance(value, dict):
-        return {repr(_plain(key)): _plain(part) for key, part in value.items()}
+        return {
+            key if isinstance(key, _SCALARS) else type(key).__qualname__: _plain(part) for key, part in value.items()
+        }
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value)) if isinstance(value, tuple) else list(map(_plain, value))
-    if isinstance(value, SimpleNamespace) or (is_dataclass(value) and not isinstance(value, type)):
-        return _plain(vars(value))
     return value if isinstance(value, (*_SCALARS, type(None))) else type(value).__qualname__
 
 

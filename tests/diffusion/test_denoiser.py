@@ -310,6 +310,8 @@ def test_what_a_model_is_depends_neither_on_the_process_nor_on_the_device():
     first, second = Denoiser(Options(), PROCESS), Denoiser(Options(), PROCESS)
     assert first.identity == second.identity
     assert "0x" not in json.dumps(first.identity["settings"])
+    adapted = json.dumps(Denoiser(with_adapters(), PROCESS).identity["settings"])
+    assert "lora_alpha" in adapted and "base_model_name_or_path" not in adapted and "peft_version" not in adapted
     second.network.gradient_checkpointing = True  # spares memory, changes no output
     assert first.eval().identity == second.train().identity
     assert first.identity != Denoiser(Options(3.0), PROCESS).identity
