@@ -63,13 +63,13 @@ def load_model(
     folder = _local(source)
     network_folder = _network_folder(folder, source)
     process = Process.of(process) if process is not None else _process_beside(network_folder, folder, source)
-    model = Denoiser(load_network(network_folder), process, no_class=no_class).eval()
+    encoder = _encoder_beside(network_folder)
+    model = Denoiser(load_network(network_folder), process, no_class=no_class, encoder=encoder).eval()
     if learned_variance(model):
         warnings.warn(f"model={source}: it predicts variances beside its target; the target is attributed, the variances are "
                       "left alone", stacklevel=3)  # fmt: skip
-    latent = [name for name in AUTOENCODERS if (folder / name / "config.json").exists()]
-    if latent:
-        warnings.warn(f"model={source}: a latent model, it denoises what its {latent[0]} makes of images; give encoded images",
+    if encoder:
+        warnings.warn(f"model={source}: a latent model, it denoises what its {encoder} makes of images; give encoded images",
                       stacklevel=3)  # fmt: skip
     return model.to(device)
 
@@ -109,7 +109,7 @@ def check_savable(model: Denoiser) -> None:
     network: Any = model.network
     kind = type(network)
     require(hasattr(network, "save_pretrained") and hasattr(kind, "from_config"), f"out: a {kind.__name__} is no network of "
-            "diffusers and cannot be read back from a folder; train without out= and keep its state_dict()")  # fmt: skip
+            "diffusers and cannot be read back from a folder; keep its state_dict(), and train without out=")  # fmt: skip
     with torch.device("meta"):
         known = kind.from_config(network.config).state_dict().keys()
     strange = sorted(network.state_dict().keys() ^ known)
@@ -118,9 +118,14 @@ def check_savable(model: Denoiser) -> None:
 
 
 def save_model(model: Denoiser, folder: Path | str) -> None:
-    """Write network and process as a pipeline folder: what `load_model` and diffusers' `DDPMPipeline` read."""
+    """Write network and process as a pipeline folder: what `load_model` and diffusers' `DDPMPipeline` read.
+
+    Raises:
+        ConfigurationError: the folder could not give the network back (see `check_savable`), or cannot be written.
+    """
     import diffusers
 
+    check_savable(model)
     folder = ensure_writable(folder)
     scheduler = model.process.scheduler()
     network: Any = model.network
@@ -160,7 +165,7 @@ def _needed(names: Sequence[str], source: str) -> list[str]:
         return []
     inside = [name.removeprefix(place) for name in names if name.startswith(place)]
     shards = [name for name in inside if name.startswith(f"{WEIGHTS}.index")]  # which shard holds which tensor
-    told = [f"{part}config.json" for part in (place, *(f"{name}/" for name in AUTOENCODERS))]
+    told = [PIPELINE, *(f"{part}config.json" for part in (place, *(f"{name}/" for name in AUTOENCODERS)))]
     told += [f"{part}{SCHEDULER_CONFIG}" for part in ("scheduler/", place, "")]
     weights = [place + name for name in (*shards, *_chosen_weights(inside, source)[1])]
     return [name for name in dict.fromkeys([*told, *weights]) if name in names]
@@ -185,6 +190,19 @@ def _process_beside(network: Path, folder: Path, source: Path | str) -> Process:
         f"model={source}: no scheduler_config.json in it or beside it, so what the network predicts is not known; put the "
         "scheduler's folder beside the network's, or give process=, such as diffusers.DDPMScheduler()"
     )
+
+
+def _encoder_beside(network: Path) -> str | None:
+    """What the pipeline of a network encodes images with: a part that its index names, or a folder beside the network's."""
+    network = network.resolve()
+    pipeline = network.parent if network.name in NETWORKS else network
+    index = read_json(pipeline / PIPELINE) if (pipeline / PIPELINE).exists() else {}
+    parts = {name: str(part[-1]) for name, part in index.items() if isinstance(part, list) and part and part[-1]}
+    named = [
+        name for name, kind in parts.items() if name in AUTOENCODERS or kind.startswith(("Autoencoder", "VQModel"))
+    ]
+    there = [name for name in AUTOENCODERS if (pipeline / name / "config.json").exists()]
+    return next(iter([*named, *there]), None)
 
 
 def _network_class(folder: Path) -> Any:

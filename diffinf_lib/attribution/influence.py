@@ -135,12 +135,13 @@ def influence(
 
     Raises:
         ConfigurationError: a damping is negative or NaN, the approximation or measurement is unknown, the curvature
-            belongs to a model of other layers, or a gradient is not finite.
+            belongs to a model of other layers or weights, or a gradient is not finite.
         ArtifactError: a store holds gradients of another configuration.
     """
     approximations: list[Approximation] = [approximation] if isinstance(approximation, str) else list(approximation)  # type: ignore[list-item]
     inverses = Inverses(check_dampings(damping), approximations, damping_kind)
     curvature.check_approximations(approximations)
+    curvature.check_fitted_to(model)
     require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
     for name, images in (("train", train), ("queries", queries)):
         require(

@@ -22,7 +22,7 @@ from diffinf_lib.artifacts import (
 from diffinf_lib.artifacts.comparison import check_same
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature.ekfac import LayerCurvature, eigenbasis
-from diffinf_lib.curvature.fitted import Curvature
+from diffinf_lib.curvature.fitted import Curvature, weights_digest
 from diffinf_lib.curvature.kfac import KroneckerFactors
 from diffinf_lib.curvature.label_vectors import KeyedRandomness
 from diffinf_lib.curvature.layers import GRADIENTS_NOT_FINITE, Covers, check_finite
@@ -145,7 +145,8 @@ class _Fit:
 
     def _curvature(self, layers: dict[str, LayerCurvature]) -> Curvature:
         covered = self.passes.coverage
-        return Curvature(layers, self.config.bias, covered.names, tuple(covered.left_out))
+        fitted_to = weights_digest(self.model)
+        return Curvature(layers, self.config.bias, covered.names, tuple(covered.left_out), fitted_to)
 
 
 @own_settings

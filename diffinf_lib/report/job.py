@@ -138,9 +138,11 @@ def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
     """(C, H, W) of the images that a network takes, from its configuration.
 
     Raises:
-        ConfigurationError: its configuration names no size, and none is given.
+        ConfigurationError: its configuration names no size, and none is given; or it takes latents, which no file holds.
     """
     checked("image_size", image_size, PositiveInt | None)
+    require(model.encoder is None, f"model: it denoises the latents that its {model.encoder} makes of images, and files are "
+            "read as pixels here: encode the images and score them with di.fit_curvature and di.influence")  # fmt: skip
     config: Any = getattr(model.network, "config", {})
     size = config.get("sample_size") if image_size is None else image_size
     require(

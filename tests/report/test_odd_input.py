@@ -97,6 +97,21 @@ def test_files_of_every_kind(root, tmp_path):
     assert len(str(report).splitlines()) == 6
 
 
+def test_files_are_not_taken_for_the_latents_that_a_model_denoises(root, tmp_path, capsys):
+    """Latents of three channels look like RGB; only what stands beside the network tells."""
+    DDPMPipeline(network(3), DDPMScheduler()).save_pretrained(tmp_path / "ldm")
+    (tmp_path / "ldm" / "vqvae").mkdir()
+    (tmp_path / "ldm" / "vqvae" / "config.json").write_text('{"_class_name": "VQModel"}')
+    for source in (tmp_path / "ldm", tmp_path / "ldm" / "unet"):
+        with pytest.raises(di.DiffinfError, match="latents that its vqvae makes of images, .*encode .*di.influence"):
+            di.attribute(source, root / "rgb", root / "asked", tmp_path / "out", **QUICK)
+        with pytest.raises(di.DiffinfError, match="latents that its vqvae makes of images"):
+            di.attribute(di.load_model(source), root / "rgb", root / "asked", tmp_path / "out", **QUICK)
+    code = main(["attribute", str(source), str(root / "rgb"), str(root / "asked"), "--out", str(tmp_path / "out")])
+    refusal = [line for line in capsys.readouterr().err.splitlines() if line.startswith("diffinf: ")]
+    assert code == 2 and len(refusal) == 1 and "latents" in refusal[0] and not (tmp_path / "out").exists()
+
+
 def test_queries_that_are_training_images_and_images_all_alike(root, tmp_path):
     report = di.attribute(root / "grey", root / "photos", root / "photos" / "1.png", tmp_path / "a", **QUICK)
     assert "It is pixel for pixel the training image <bdi>1.png</bdi>" in report.page.read_text()
