@@ -264,6 +264,7 @@ def test_a_warning_points_at_who_asked(tmp_path):
 def test_a_name_that_is_no_folder_is_told_without_asking_a_hub():
     refused("nobody/no-such-model", "nothing of that name was downloaded before, and DIFFINF_OFFLINE=1 forbids asking")
     refused("./missing", "there is no such folder")
+    refused("~nosuchuser/x", "there is no such folder")
     refused("a/b/c", "there is no such folder")
 
 

@@ -18,7 +18,8 @@ from diffinf_lib.artifacts import file_digest, read_json, read_tensor_metadata
 from diffinf_lib.data import ImageSet
 from diffinf_lib.devices import usable_device
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, require
-from diffinf_lib.hub import HUB_ID, repository
+from diffinf_lib.hub import repository
+from diffinf_lib.model_sources import HUB_ID
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageBatch
 

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffinf_lib.artifacts.paths import resolved
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.options import Options, PositiveInt
 
@@ -47,7 +48,7 @@ class DatasetConfig(Options):
                 bool(path.strip()),
                 f"dataset={self.name!r}: no path; give folder:PATH, folder:. for the current directory",
             )
-            object.__setattr__(self, "name", f"folder:{os.path.realpath(os.path.expanduser(path))}")
+            object.__setattr__(self, "name", f"folder:{resolved(path)}")
 
     @property
     def folder(self) -> Path | None:

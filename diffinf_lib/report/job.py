@@ -29,6 +29,7 @@ from diffinf_lib.artifacts import (
     write_tensors,
 )  # fmt: skip
 from diffinf_lib.artifacts.manifest import MANIFEST
+from diffinf_lib.artifacts.paths import spelt_out
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementConfig, MeasurementName
 from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.data import ImageSet, read_image_folder
@@ -110,7 +111,7 @@ def attribute(
         DataError: a folder or file that is missing or cannot be read.
         ArtifactError: `out` holds a report of other options, and `force` is not given; or a model that cannot be read.
     """
-    asked, folder = check_sources(model, images, queries, generate, out), Path(out).expanduser()
+    asked, folder = check_sources(model, images, queries, generate, out), spelt_out(out)
     device = usable_device(device)
     network = (load_model(model) if isinstance(model, Source) else require_denoiser(model)).to(device)
     shape = image_shape(network, image_size)
