@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from numbers import Integral, Real
+from os import PathLike
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from diffinf_lib.errors import ConfigurationError, require
@@ -81,6 +82,26 @@ def checked(name: str, value: Any, kind: Any) -> Any:
         return _fitting(value, kind)
     except (ValueError, OverflowError):
         raise ConfigurationError(f"{name}={value!r}: give {_wanted(kind)}") from None
+
+
+def check_counts(**options: object) -> None:
+    """Refuse what is no positive whole number, by name.
+
+    Raises:
+        ConfigurationError: for the first that is none.
+    """
+    for name, value in options.items():
+        checked(name, value, PositiveInt)
+
+
+def check_folders(**options: object) -> None:
+    """Refuse what is neither a path nor None, by name.
+
+    Raises:
+        ConfigurationError: for the first that is not.
+    """
+    for name, value in options.items():
+        require(value is None or isinstance(value, (str, PathLike)), f"{name}={value!r}: give a folder, or None")
 
 
 def check_shard(shard: int, shards: int) -> None:

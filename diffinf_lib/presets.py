@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from diffinf_lib.configuration import (
+    DEFAULT_DAMPING,
     CurvatureConfig,
     DatasetConfig,
     DrawConfig,
@@ -77,7 +78,7 @@ class Preset(Options):
     further_measurements: tuple[MeasurementConfig, ...] = ()
     curvature: CurvatureConfig = CurvatureConfig()
     gradient_draws: DrawConfig = DrawConfig(250)
-    damping: NonNegativeFloat = 1e-8
+    damping: NonNegativeFloat = DEFAULT_DAMPING
     store_format: StoreFormat = StoreFormat()
     query_format: StoreFormat | None = None
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,6 +120,8 @@ class Process(Options):
         """
         if isinstance(scheduler, Process):
             return scheduler
+        require(not isinstance(scheduler, type), f"process={getattr(scheduler, '__name__', '')}: that is a class; give one of "
+                f"its kind, {getattr(scheduler, '__name__', '')}()")  # fmt: skip
         name, config = type(scheduler).__name__, dict(getattr(scheduler, "config", {}))
         kind = config.get("prediction_type", "epsilon")
         for option, usual in (("timestep_type", "discrete"), ("invert_sigmas", False)):
@@ -218,9 +221,8 @@ class Process(Options):
     def check_sampler(self, method: SamplerName | None, steps: int) -> None:
         """Refuse a way of sampling that this process does not have, and more steps than it has timesteps."""
         self._check_method(method)
-        require(
-            0 < steps <= self.num_train_timesteps, f"steps={steps}: give a number from 1 to {self.num_train_timesteps}"
-        )
+        whole = isinstance(steps, Integral) and 0 < steps <= self.num_train_timesteps
+        require(whole, f"steps={steps!r}: give a whole number from 1 to {self.num_train_timesteps}")
         self.check_solvable()
 
     def _check_method(self, method: SamplerName | None) -> None:

@@ -30,12 +30,13 @@ from diffinf_lib.artifacts import (
 )  # fmt: skip
 from diffinf_lib.artifacts.manifest import MANIFEST
 from diffinf_lib.artifacts.paths import spelt_out
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementConfig, MeasurementName
+from diffinf_lib.configuration import DEFAULT_DAMPING, CurvatureConfig, DrawConfig, MeasurementConfig, MeasurementName
 from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.data import ImageSet, read_image_folder
 from diffinf_lib.data.files import NO_CLASS
 from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser, require_denoiser
+from diffinf_lib.diffusion.denoiser import _config
 from diffinf_lib.errors import ArtifactError, DataError, first_few, require
 from diffinf_lib.loading import load_model
 from diffinf_lib.options import PositiveInt, checked
@@ -69,7 +70,7 @@ def attribute(
     *,
     generate: int = 0,
     seed: int = 0,
-    damping: float | Sequence[float] = 1e-8,
+    damping: float | Sequence[float] = DEFAULT_DAMPING,
     draws: DrawConfig | int | None = None,
     curvature: CurvatureConfig | None = None,
     measurement: MeasurementConfig | MeasurementName | None = None,
@@ -142,7 +143,7 @@ def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
         ConfigurationError: its configuration names no size, and none is given.
     """
     checked("image_size", image_size, PositiveInt | None)
-    config: Any = getattr(model.network, "config", {})
+    config: Any = _config(model.network)
     size = config.get("sample_size") if image_size is None else image_size
     require(
         size is not None, "image_size: the network's configuration names no sample_size; give one (--image-size 32)"

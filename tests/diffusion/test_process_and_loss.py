@@ -3,6 +3,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from annotations import unchecked
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -242,3 +243,15 @@ def test_bad_schedules_are_refused():
         Process(num_train_timesteps=0)
     with pytest.raises(ConfigurationError, match="method"):
         Process().scheduler("euler")
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, Process])
+def test_a_class_in_place_of_a_scheduler_is_told(kind):
+    with pytest.raises(ConfigurationError, match=rf"process={kind.__name__}: that is a class; .* {kind.__name__}\(\)"):
+        Denoiser(Scaled(0.5), kind)
+
+
+@pytest.mark.parametrize("steps", [2.5, "8", 0, 1001])
+def test_steps_are_whole_numbers(steps):
+    with unchecked(), pytest.raises(ConfigurationError, match=f"steps={steps!r}: give a whole number from 1 to 1000"):
+        Process().check_sampler("ddim", steps)
