@@ -183,9 +183,13 @@ def _network_class(folder: Path) -> Any:
             "or build the network and give di.Denoiser(network, scheduler)", ConfigurationError)  # fmt: skip
     assert kind is not None
     _, *parameters = inspect.signature(kind.forward).parameters.values()
-    denoises = len(parameters) > 1 and parameters[1].name.startswith("timestep")
-    require(denoises, f"{folder}: a {name} takes no timestep, so it is no network that denoises; give the folder of the one "
+    inputs = [parameter.name for parameter in parameters]
+    timed = [place for place, parameter in enumerate(inputs) if parameter.startswith("timestep")]
+    require(bool(timed), f"{folder}: a {name} takes no timestep, so it is no network that denoises; give the folder of the one "
             "that does", ConfigurationError)  # fmt: skip
+    require(timed[0] == 1, f"{folder}: a {name} takes {', '.join(inputs[1 : timed[0]])} before the timestep, and only networks "
+            "called with a state and a timestep are understood here; give one that is unconditional or conditioned on classes",
+            ConfigurationError)  # fmt: skip
     wanted = [
         p.name for p in parameters[2:] if p.default is inspect.Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     ]

@@ -205,7 +205,11 @@ def _replaced(config: Any, options: dict[str, Any], prefix: str) -> Any:
             first = fields(part)[0].name
             raise ConfigurationError(f"option {path}={value!r}: it has parts; give {path}.{first}=VALUE")
         changes[name] = checked(path, value, kinds[name])
-    return replace(config, **changes)
+    try:
+        return replace(config, **changes)
+    except ConfigurationError as error:  # of options that do not go together; a field's own name says too little
+        given = ", ".join(f"{prefix}{name}={value}" for name, value in changes.items() if not is_dataclass(value))
+        raise ConfigurationError(f"{given}: {error}" if prefix and given else str(error)) from None
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
@@ -232,18 +236,23 @@ def read_text(path: str, text: str, kind: Any) -> Any:
         return text
 
 
-def _read_list(path: str, text: str, kind: Any) -> tuple[Any, ...]:
-    """`32,64`, `[32, 64]` or `(32, 64)`, words with or without quotes, as a tuple; nothing is the empty one."""
+def words_of(text: str) -> list[str]:
+    """The entries of `32,64`, `[32, 64]` or `(32, 64)`, with or without quotes; none of nothing."""
     inner = text.strip()
     if (inner[:1], inner[-1:]) in (("[", "]"), ("(", ")")):
         inner = inner[1:-1].strip()
-    words = [_unquoted(word.strip()) for word in inner.removesuffix(",").split(",")] if inner else []
+    return [_unquoted(word.strip()) for word in inner.removesuffix(",").split(",")] if inner else []
+
+
+def _read_list(path: str, text: str, kind: Any) -> tuple[Any, ...]:
+    """A text as a tuple of entries of a kind."""
+    words = words_of(text)
     require(not words or not is_dataclass(kind), f"{path}={text!r}: its entries have parts, which no text gives; give [] or "
             "set it in Python")  # fmt: skip
     items = tuple(read_text(path, word, kind) for word in words)
     example = {int: "32,64,96", float: "0.5,1.5"}.get(_alternatives(kind)[0], "first,second")
     try:
-        require(all(words) and not inner.startswith(("[", "(")), "not a list")
+        require(all(words) and not "".join(words[:1]).startswith(("[", "(")), "not a list")
         return tuple(checked(path, item, kind) for item in items)
     except ConfigurationError:
         raise ConfigurationError(f"{path}={text!r}: give a list, such as {path}={example} or "

@@ -85,7 +85,9 @@ class Preset(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         labels = [measurement.label for measurement in self.measurements]
-        require(len(set(labels)) == len(labels), f"measurements={', '.join(labels)}: give each once")
+        twice = next((label for label in labels if labels.count(label) > 1), "")
+        require(not twice, f"measurement={self.measurement.label!r}: {twice} is there twice, for further_measurements are "
+                f"{', '.join(labels[1:])}; give others, or none by --set 'further_measurements=[]'")  # fmt: skip
 
     @property
     def measurements(self) -> tuple[MeasurementConfig, ...]:

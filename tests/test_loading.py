@@ -279,6 +279,12 @@ def test_networks_that_must_be_told_more_are_refused(tmp_path):
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
     DDPMScheduler().save_pretrained(tmp_path / "vae")
     refused(tmp_path / "vae", "a AutoencoderKL takes no timestep", ConfigurationError)
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
+    refused(
+        tmp_path / "vae",
+        "FluxTransformer2DModel takes encoder_hidden_states, .* before the timestep",
+        ConfigurationError,
+    )
     config = json.loads((tmp_path / "text" / "config.json").read_text())
     (tmp_path / "text" / "config.json").write_text(json.dumps(config | {"_class_name": "MyNetwork"}))
     refused(tmp_path / "text", "'MyNetwork', which is no network of diffusers", ConfigurationError)

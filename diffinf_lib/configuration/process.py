@@ -20,6 +20,7 @@ x = (b_t x_t − n_t y_t) / D_t and ε = (s_t y_t − a_t x_t) / D_t.
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
@@ -134,6 +135,7 @@ class Process(Options):
                 "alphas_cumprod (DDPM, DDIM, DPM-Solver, …), or FlowMatchEulerDiscreteScheduler")  # fmt: skip
         targets = {theirs: ours for ours, theirs in PREDICTION_TYPES.items() if ours != "velocity"}
         require(kind in targets, f"{name}: prediction_type={kind!r} is not understood; known are {', '.join(targets)}")
+        _warn_of_sampling(name, config)
         clip = float(config.get("clip_sample_range") or 1.0) if config.get("clip_sample", False) else None
         return _with_variances(targets[kind], scheduler.alphas_cumprod, config, clip)  # type: ignore[arg-type]
 
@@ -261,6 +263,16 @@ class Process(Options):
             unscaled = diffusers.DDPMScheduler(**shared | {"rescale_betas_zero_snr": False})
             shared["trained_betas"] = unscaled.betas.tolist()
         return diffusers.DDIMScheduler(**shared)
+
+
+def _warn_of_sampling(name: str, config: dict[str, Any]) -> None:
+    """Say which options of a scheduler samples made here do not follow; what the network predicts they leave alone."""
+    variance = config.get("variance_type")
+    ignored = [f"variance_type={variance!r}"] if str(variance).startswith("fixed_large") else []
+    ignored += ["thresholding=True"] if config.get("thresholding") else []
+    if ignored:
+        warnings.warn(f"{name}: samples made here do not follow {' and '.join(ignored)}: they take fixed_small and a fixed "
+                      "bound; for its own samples use diffusers and give the files", stacklevel=3)  # fmt: skip
 
 
 def _flow(name: str, config: dict[str, Any]) -> Process:

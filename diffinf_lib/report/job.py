@@ -42,6 +42,7 @@ from diffinf_lib.loading import load_model
 from diffinf_lib.options import PositiveInt, checked
 from diffinf_lib.pictures import picture
 from diffinf_lib.planner.plan import readable_time
+from diffinf_lib.randomness import keyed_seed
 from diffinf_lib.report.findings import Likeness, compare, find_copies, find_label_doubts, find_unusual
 from diffinf_lib.report.options import SAMPLER_STEPS, ReportOptions, options_for
 from diffinf_lib.report.page import render
@@ -291,10 +292,8 @@ class _Job:
         with stage(folder, {"model": _short(self.model), "count": count, "seed": self.options.seed, "steps": steps},
                    name="samples") as needed:  # fmt: skip
             if needed:
-                first = self.options.seed * count
-                images = sample(
-                    self.model, range(first, first + count), self.shape, steps=steps, progress=self.progress
-                )
+                seeds = sample_seeds(self.options.seed, count)
+                images = sample(self.model, seeds, self.shape, steps=steps, progress=self.progress)
                 for name, image in zip(names, images, strict=True):
                     _write_picture(folder / name, image)
                 write_tensors(folder / "samples.safetensors", {"images": images})
@@ -386,6 +385,11 @@ class _Job:
             "versions": versions,
             "diffinf commit": made["environment"]["git_commit"],
         }
+
+
+def sample_seeds(seed: int, count: int) -> list[int]:
+    """A seed for each sample: its number for seed 0, and for others what no other (seed, number) has."""
+    return [index if seed == 0 else keyed_seed("generated", seed, index) for index in range(count)]
 
 
 def _counted_digest(images: ImageSet) -> dict[str, Any]:

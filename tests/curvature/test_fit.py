@@ -8,6 +8,7 @@ from cases import (
     by_definition,
     conv_denoiser,
     deep_linear_denoiser,
+    dense_blocks,
     draw_batch,
     images,
     linear_denoiser,
@@ -17,7 +18,6 @@ from cases import (
 
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig
 from diffinf_lib.curvature import Curvature, fit_curvature
-from diffinf_lib.curvature.exact import dense_blocks
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 
 DRAWS = DrawConfig(4)
