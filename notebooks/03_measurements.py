@@ -389,16 +389,16 @@ di.tables.table(
 )
 
 # %% [markdown]
-# The remedy is **dequantisation**. Spread each level evenly over its *bin*, the interval of width $\delta$ around it, with
+# The remedy is **dequantisation**. Spread each level evenly over its *bin*, the interval of width $\eta$ around it, with
 # noise $u$. The bin's probability is a true probability again, and a mean of log-densities bounds it from below:
 #
-# $$ \log_2 P(x) \;\ge\; \mathbb{E}_u \log_2 p(x + u) + C \log_2 \delta. $$ (eq-dequantised)
+# $$ \log_2 P(x) \;\ge\; \mathbb{E}_u \log_2 p(x + u) + C \log_2 \eta. $$ (eq-dequantised)
 #
 # :::{admonition} Step by step
 # :class: dropdown
 # The probability that the density $p$ gives to the bin is $P(x) = \int p(x + u)\,du$ over the bin. With $u$ uniform, this is
-# the bin's volume $\delta^C$ times $\mathbb{E}_u\, p(x + u)$. A logarithm of a mean is at least the mean of the logarithms
-# (Jensen), so $\log_2 P(x) \ge C\log_2\delta + \mathbb{E}_u \log_2 p(x + u)$. Equality holds if $p$ is constant on the
+# the bin's volume $\eta^C$ times $\mathbb{E}_u\, p(x + u)$. A logarithm of a mean is at least the mean of the logarithms
+# (Jensen), so $\log_2 P(x) \ge C\log_2\eta + \mathbb{E}_u \log_2 p(x + u)$. Equality holds if $p$ is constant on the
 # bin. See {cite:t}`theis2016note`.
 # :::
 #

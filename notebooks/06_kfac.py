@@ -159,10 +159,10 @@ print(f"two draws: {100 * error:.0f}% off; all four pairs: exact")
 # The covariance vanishes if one side is constant. That gives three cases.
 #
 # 1. *One draw.* Its $a$ is the only one.
-# 2. *The rest of the network is linear.* From this layer on, the network's output is $L\,Wa$ plus a constant, with a fixed
-#    matrix $L$. Then $g = \sqrt2\, L_c$, row $c$ of $L$, the same for every draw. In a deep linear network this holds for every
+# 2. *The rest of the network is linear.* From this layer on, the network's output is $U\,Wa$ plus a constant, with a fixed
+#    matrix $U$. Then $g = \sqrt2\, U_c$, row $c$ of $U$, the same for every draw. In a deep linear network this holds for every
 #    layer.
-# 3. *The last layer.* What comes after it is $L = I$, however crooked the network below. Here $g = \sqrt2\, I_c$, and $B = \tfrac2C I$.
+# 3. *The last layer.* What comes after it is $U = I$, however crooked the network below. Here $g = \sqrt2\, I_c$, and $B = \tfrac2C I$.
 #
 # To see what lies between, we need the $a$ and $g$ of any layer in any network. Hooks note what a layer reads and writes.
 # One backward pass for each output brings the gradients back; draws do not mix in the network, so their sum can be taken
@@ -171,7 +171,7 @@ print(f"two draws: {100 * error:.0f}% off; all four pairs: exact")
 
 # %%
 def look_inside(layers, forward):
-    """Of each layer a [draws, P, d_in] and g [draws, C, P, d_out]."""
+    """Of each layer a [draws, L, d_in] and g [draws, C, L, d_out]."""
     seen = {}
 
     def remember(layer, inputs, output):
@@ -193,13 +193,13 @@ def look_inside(layers, forward):
 
 
 # %% [markdown]
-# The axis $P$ is for layers that are used at several places; a plain layer has $P = 1$. For a convolution, an input is the
+# The axis $L$ is for layers that are used at several places; a plain layer has $L = 1$. For a convolution, an input is the
 # *patch* of pixels under its kernel. We come to that below.
 
 
 # %% tags=["hide-input"]
 def inputs_at(layer, x):
-    """A layer's inputs, [draws, P, d_in]."""
+    """A layer's inputs, [draws, L, d_in]."""
     if isinstance(layer, nn.Linear):
         return x.reshape(len(x), -1, x.shape[-1])
     mode = layer.padding_mode.replace("zeros", "constant")
@@ -211,7 +211,7 @@ def inputs_at(layer, x):
 
 
 def gradients_at(layer, back):
-    """Output gradients [draws, C, P, d_out], from one tensor an output."""
+    """Output gradients [draws, C, L, d_out], from one tensor an output."""
     g = torch.stack(back, dim=1)
     if isinstance(layer, nn.Linear):
         return g.flatten(2, -2) if g.ndim > 3 else g.unsqueeze(2)
@@ -219,7 +219,7 @@ def gradients_at(layer, back):
 
 
 # %% [markdown]
-# From these, K-FAC and the exact block are a line or two each. The block adds up $G$ over the $P$ places before it
+# From these, K-FAC and the exact block are a line or two each. The block adds up $G$ over the $L$ places before it
 # squares. The *relative error* is the Frobenius norm of the difference, the root of its summed squares, over that of
 # the exact block.
 
@@ -362,7 +362,7 @@ di.tables.table(
 # ## A layer at many positions
 #
 # A convolution uses one weight matrix at every pixel, an attention layer at every token. Call these places the
-# **positions** of the layer, $P$ of them. At each, it is a plain linear layer: $a_p$ is the patch of pixels under the
+# **positions** of the layer, $L$ of them. At each, it is a plain linear layer: $a_p$ is the patch of pixels under the
 # kernel, and $Wa_p$ the output there.
 
 # %%
@@ -374,7 +374,7 @@ same(outputs, convolution(image).flatten(2).transpose(1, 2))
 
 # %% [markdown]
 # All positions share the weights, so their gradients add up: $G = \sum_p g_p a_p^\top$. Put that into {eq}`eq-block`.
-# Now even *one* draw is no Kronecker product but a sum of $P^2$ of them,
+# Now even *one* draw is no Kronecker product but a sum of $L^2$ of them,
 #
 # $$ F = \mathbb{E}\Bigl[ \sum_p \sum_{p'} g_p g_{p'}^\top \otimes a_p a_{p'}^\top \Bigr]. $$ (eq-positions)
 #
@@ -382,28 +382,28 @@ same(outputs, convolution(image).flatten(2).transpose(1, 2))
 #
 # **Expand** takes every position for a datum of its own. Terms with $p \ne p'$ are dropped, and inputs are shuffled against
 # gradients over draws and positions together. **Reduce** takes the positions for one datum. Inputs are averaged over them,
-# $\bar a = \tfrac1P \sum_p a_p$, and gradients added up, $g_\Sigma = \sum_p g_p$.
+# $\bar a = \tfrac1L \sum_p a_p$, and gradients added up, $g_\Sigma = \sum_p g_p$.
 #
 # $$ \begin{aligned}
-# \text{expand:} \quad A &= \mathbb{E}\Bigl[\tfrac1P \sum_p a_p a_p^\top\Bigr] & B &= \mathbb{E}\Bigl[\sum_p g_p g_p^\top\Bigr] \\
+# \text{expand:} \quad A &= \mathbb{E}\Bigl[\tfrac1L \sum_p a_p a_p^\top\Bigr] & B &= \mathbb{E}\Bigl[\sum_p g_p g_p^\top\Bigr] \\
 # \text{reduce:} \quad A &= \mathbb{E}\bigl[\bar a\, \bar a^\top\bigr] & B &= \mathbb{E}\bigl[g_\Sigma\, g_\Sigma^\top\bigr]
 # \end{aligned} $$ (eq-sharing)
 #
-# Look where $1/P$ goes: to the inputs, once, and nowhere else.
+# Look where $1/L$ goes: to the inputs, once, and nowhere else.
 #
-# :::{admonition} Step by step: one 1/P, not two and not none
+# :::{admonition} Step by step: one 1/L, not two and not none
 # :class: dropdown
 # *Expand.* Without the cross terms, {eq}`eq-positions` is $\mathbb{E}[\sum_p g_p g_p^\top \otimes a_p a_p^\top]$: a *sum* over
-# positions. Write it as $P$ times a mean. K-FAC replaces the mean of products by the product of means,
+# positions. Write it as $L$ times a mean. K-FAC replaces the mean of products by the product of means,
 #
-# $$ P\;\mathbb{E}\Bigl[\tfrac1P \sum_p g_p g_p^\top\Bigr] \otimes \mathbb{E}\Bigl[\tfrac1P \sum_p a_p a_p^\top\Bigr], $$
+# $$ L\;\mathbb{E}\Bigl[\tfrac1L \sum_p g_p g_p^\top\Bigr] \otimes \mathbb{E}\Bigl[\tfrac1L \sum_p a_p a_p^\top\Bigr], $$
 #
-# and the $P$ in front cancels one of the two $1/P$. The library lets $A$ keep its own, so that the constant input of a bias
+# and the $L$ in front cancels one of the two $1/L$. The library lets $A$ keep its own, so that the constant input of a bias
 # gives a 1 in $A$.
 #
 # *Reduce.* Suppose all positions of a draw read the same: $a_p = \bar a$. Then $G = \sum_p g_p \bar a^\top = g_\Sigma \bar a^\top$, one
-# pair for each draw, and we are back at {eq}`eq-kfac`. If instead all gradients agree, $g_p = g_\Sigma / P$, then
-# $G = \tfrac1P g_\Sigma \sum_p a_p^\top = g_\Sigma \bar a^\top$ again.
+# pair for each draw, and we are back at {eq}`eq-kfac`. If instead all gradients agree, $g_p = g_\Sigma / L$, then
+# $G = \tfrac1L g_\Sigma \sum_p a_p^\top = g_\Sigma \bar a^\top$ again.
 # :::
 #
 # The function `kfac` above does expand as it stands. Reduce is the same function for other arguments:
@@ -411,7 +411,7 @@ same(outputs, convolution(image).flatten(2).transpose(1, 2))
 
 # %%
 def reduced(a, g):
-    """The mean input and the summed gradient, as if P were 1."""
+    """The mean input and the summed gradient, as if L were 1."""
     return a.mean(1, keepdim=True), g.sum(2, keepdim=True)
 
 
@@ -609,7 +609,7 @@ assert found[up][1] < 0.6 < 1 < found[up][0]
 
 # %% [markdown]
 # The last convolution, with expand: it is case 3 again, in a real network with all its bends, to twelve digits. For the
-# layer that reads the timestep, $P = 1$, and the two are one.
+# layer that reads the timestep, $L = 1$, and the two are one.
 #
 # The other entries are sobering. K-FAC's block is off by most of its own size, and in one layer by *more* than all of it:
 # a block of zeros would be nearer. Should we stop here?
@@ -869,8 +869,8 @@ di.tables.table(of_damping, caption="K-FAC on held-out digits.")
 #
 # - **The order.** For gradients flattened row by row the block is $B \otimes A$. The other order has the same
 #   shape and runs without complaint. Written as $B^{-1} G A^{-1}$ it does not, for a layer that is not square.
-# - **1/P twice, or not at all.** One factor is a mean over positions, the other a sum. kronfluence takes the mean in both, so
-#   its K-FAC is $P$ times smaller than the block. {ref}`The conventions <conv-factors>` assert this with kronfluence itself.
+# - **1/L twice, or not at all.** One factor is a mean over positions, the other a sum. kronfluence takes the mean in both, so
+#   its K-FAC is $L$ times smaller than the block. {ref}`The conventions <conv-factors>` assert this with kronfluence itself.
 # - **Covariances.** The factors are called covariances in many codes, and they are not: no mean is subtracted.
 # - **Averaging too early.** $\mathbb{E}[aa^\top]$ is not $\mathbb{E}[a]\,\mathbb{E}[a]^\top$. A draw is a datum of its own; take the
 #   outer product before the mean over draws.
@@ -888,7 +888,7 @@ di.tables.table(of_damping, caption="K-FAC on held-out digits.")
 # %% [markdown]
 # :::{exercise} The same λ in another library · 10 minutes · ★
 # :label: ex-kronfluence
-# kronfluence divides $B$ by the number of positions $P$ as well. By hand: which damping there gives the same *ranking* of
+# kronfluence divides $B$ by the number of positions $L$ as well. By hand: which damping there gives the same *ranking* of
 # images by one layer as $\lambda$ here, and how do the scores of that layer compare? Why does no single damping do it for a
 # whole network?
 # :::
@@ -898,17 +898,17 @@ di.tables.table(of_damping, caption="K-FAC on held-out digits.")
 # :class: dropdown
 # :::
 #
-# Its block is $\tfrac1P B \otimes A$. From $(\tfrac1P B \otimes A + \lambda' I)^{-1} = P\,(B \otimes A + P\lambda'
-# I)^{-1}$ follows $\lambda' = \lambda / P$, and the scores of the layer are $P$ times ours (and without the $1/N$). A
-# network has layers with different $P$: in ours 64, 16 and 1, among others. Each would need its own $\lambda'$, and the
+# Its block is $\tfrac1L B \otimes A$. From $(\tfrac1L B \otimes A + \lambda' I)^{-1} = L\,(B \otimes A + L\lambda'
+# I)^{-1}$ follows $\lambda' = \lambda / L$, and the scores of the layer are $L$ times ours (and without the $1/N$). A
+# network has layers with different $L$: in ours 64, 16 and 1, among others. Each would need its own $\lambda'$, and the
 # layers' scores are added with different weights. Its EK-FAC measures the eigenvalues anew and is free of this.
 
 # %%
 A, B = of_expand["conv_in"]
-P, eye = 64, torch.eye(160)
+L, eye = 64, torch.eye(160)
 ours = torch.linalg.inv(torch.kron(B, A) + 1e-3 * eye)
-theirs = torch.linalg.inv(torch.kron(B / P, A) + 1e-3 / P * eye)
-same(theirs, P * ours)
+theirs = torch.linalg.inv(torch.kron(B / L, A) + 1e-3 / L * eye)
+same(theirs, L * ours)
 
 # %% [markdown]
 # :::{solution-end}

@@ -41,12 +41,13 @@ def everything():
     likelihood = di.configuration.LikelihoodConfig(steps=2, draws=2)
     options = {"measurement": di.MeasurementConfig(draws=DRAWS), "draws": DRAWS, "damping": 1e-6}
     gradients = di.gradients_of(model, curvature, data.train, di.Expectation(DRAWS))
+    keyed = {"seed": 0, "purpose": "x", "process": model.process}
     return {
         "images": data.train.images,
-        "noise": di.diffusion.example_draws(3, (1, 8, 8), DRAWS, seed=0, purpose="x").noise,
-        "draw_weights": di.diffusion.example_draws(3, (1, 8, 8), DRAWS, seed=0, purpose="x").draw_weights,
-        "even": di.diffusion.example_draws(3, (1, 8, 8), di.DrawConfig(4, "grid"), seed=0, purpose="x").timesteps,
-        "batch": next(di.diffusion.iterate_draws(data.train.images, data.train.ids, DRAWS, seed=0, purpose="x")).noise,
+        "noise": di.diffusion.example_draws(3, (1, 8, 8), DRAWS, **keyed).noise,
+        "draw_weights": di.diffusion.example_draws(3, (1, 8, 8), DRAWS, **keyed).draw_weights,
+        "even": di.diffusion.example_draws(3, (1, 8, 8), di.DrawConfig(4, "grid"), **keyed).timesteps,
+        "batch": next(di.diffusion.iterate_draws(data.train.images, data.train.ids, DRAWS, **keyed)).noise,
         "model": torch.cat([parameter.flatten() for parameter in model.parameters()]),
         "sample": di.sample(model, 2, (1, 8, 8), steps=3),
         "measured": di.measure(model, data.queries, di.MeasurementConfig("elbo", draws=DRAWS, levels=17)),

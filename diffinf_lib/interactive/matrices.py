@@ -17,6 +17,8 @@ from diffinf_lib.interactive.stills import chart
 
 LARGEST = 64
 """Longest side that can be told apart on a page."""
+LARGEST_WRITTEN = 6
+"""Longest side whose cells have room for a number."""
 _COLOURS = LinearSegmentedColormap.from_list("difference", ["#E47628", "white", "#2E8ACD"])
 
 
@@ -30,7 +32,8 @@ class Matrices(Figure):
         row_names, column_names: default: their numbers.
         notes: for each state, a sentence for every cell, row by row.
         free: let the scale of colours follow the state; otherwise one serves all states.
-        form: of the cells; `error_form` of the relative error in Frobenius' norm.
+        written: write the value into each cell; of small matrices.
+        form: of the cells; `error_form` of the relative error in Frobenius' norm, None where there is none to tell.
     """
 
     exact: Any
@@ -40,8 +43,9 @@ class Matrices(Figure):
     column_names: Sequence[str] = ()
     notes: SwitchedText | None = None
     free: bool = False
+    written: bool = False
     form: str = ".3g"
-    error_form: str = ".1%"
+    error_form: str | None = ".1%"
 
     kind: ClassVar[str] = "matrices"
 
@@ -54,12 +58,17 @@ class Matrices(Figure):
             max(shapes[0]) <= LARGEST,
             f"{shapes[0]} cells: more than {LARGEST} a side cannot be told apart; average blocks first",
         )
+        require(
+            not self.written or max(shapes[0]) <= LARGEST_WRITTEN,
+            f"written: {shapes[0]} cells; numbers have room up to {LARGEST_WRITTEN} a side",
+        )
         for name, given, count in zip(
             ("row_names", "column_names"), (self.row_names, self.column_names), shapes[0], strict=True
         ):
             require(len(given) in (0, count), f"{name}: {len(given)} for {count}; give one for each")
         check_form("form", self.form)
-        check_form("error_form", self.error_form)
+        if self.error_form is not None:
+            check_form("error_form", self.error_form)
 
     @cached_property
     def _pair(self) -> tuple[Switched, Switched]:
@@ -83,7 +92,9 @@ class Matrices(Figure):
             return float(np.linalg.norm(near - exact) / np.float64(np.linalg.norm(exact)))
 
     def tell(self, state: State) -> str:
-        """The relative error."""
+        """The relative error, if it is to be told."""
+        if self.error_form is None:
+            return ""
         exact, near, _ = self.names
         return f"Relative error ‖{near} − {exact}‖ / ‖{exact}‖ = {text(self.relative_error(state), self.error_form)}."
 
@@ -97,6 +108,7 @@ class Matrices(Figure):
             "columnNames": list(self.column_names) or [f"column {j + 1}" for j in range(columns)],
             "notes": self.notes and self.notes.payload(),
             "free": self.free,
+            "written": self.written,
             "form": self.form,
             "errorForm": self.error_form,
         }
@@ -110,5 +122,7 @@ class Matrices(Figure):
         for axis, values, name in zip(axes, shown, self.names, strict=True):
             drawn = axis.imshow(values, cmap=_COLOURS, vmin=-largest, vmax=largest)
             axis.set(title=name, xticks=[], yticks=[])
+            for (row, column), value in np.ndenumerate(values) if self.written else ():
+                axis.text(column, row, text(value, self.form), ha="center", va="center", color="black")
         figure.colorbar(drawn, ax=axes, shrink=0.8)
         return chart(figure, f"{self.own_alternative}. {self.tell(state)}", colours=128)

@@ -124,10 +124,13 @@ def eigenvalues(gradients, output_eigenvectors, input_eigenvectors):
     return torch.stack([(output_eigenvectors.T @ g @ input_eigenvectors) ** 2 for g in gradients]).mean(0)
 
 
-def from_batches(gradients, output_eigenvectors, input_eigenvectors, signs, group):
+def from_batches(gradients, output_eigenvectors, input_eigenvectors, signs, draws_per_sum):
     total = 0
-    for start in range(0, len(gradients), group):
-        summed = sum(s * g for s, g in zip(signs[start : start + group], gradients[start : start + group], strict=True))
+    for start in range(0, len(gradients), draws_per_sum):
+        summed = sum(
+            s * g
+            for s, g in zip(signs[start : start + draws_per_sum], gradients[start : start + draws_per_sum], strict=True)
+        )
         total = total + (output_eigenvectors.T @ summed @ input_eigenvectors) ** 2
     return total / len(gradients)
 
@@ -296,9 +299,9 @@ def library_corrected(gradients, output_eigenvectors, input_eigenvectors):
     return correction_sum(LayerCurvature(input_eigenvectors, output_eigenvectors), gradients) / len(gradients)
 
 
-def library_batched(gradients, output_eigenvectors, input_eigenvectors, signs, group):
+def library_batched(gradients, output_eigenvectors, input_eigenvectors, signs, draws_per_sum):
     layer = LayerCurvature(input_eigenvectors, output_eigenvectors)
-    sums = torch.stack([part.sum(0) for part in (gradients * signs.view(-1, 1, 1)).split(group)])
+    sums = torch.stack([part.sum(0) for part in (gradients * signs.view(-1, 1, 1)).split(draws_per_sum)])
     return correction_sum(layer, sums) / len(gradients)
 
 

@@ -64,7 +64,7 @@ def test_sampled_labels_converge_to_the_exact_ones(monkeypatch):
     exact = fit_curvature(model, data, by_definition(DRAWS))
 
     def error(labels):
-        sampled = fit_curvature(model, data, by_definition(DRAWS, exact_labels=False, labels=labels))
+        sampled = fit_curvature(model, data, by_definition(DRAWS, exact_labels=False, sampled_labels=labels))
         pairs = [(sampled.layers[name].block("ekfac"), exact.layers[name].block("ekfac")) for name in exact.layers]
         return sum(relative_error(*pair) for pair in pairs)
 

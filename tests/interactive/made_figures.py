@@ -1,5 +1,7 @@
 """One figure of every kind, small and made up, with ties, hostile names and several controls."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from cases import images
@@ -203,6 +205,7 @@ MADE = {
     "curve": curve,
     "moving-tangent": lambda: curve(None),
     "matrices": matrices,
+    "grid": lambda: replace(matrices(), error_form=None, written=True, form="+.1f"),
     "points": points,
     "readouts": readouts,
     "together": together,

@@ -562,6 +562,20 @@ def test_heat_maps_hold_the_cells(shown):
         assert ((found[..., 0] > found[..., 2]) == (values < 0))[clear].all()
 
 
+def test_numbers_stand_in_the_cells(shown):
+    figure = made("grid")
+    tab = shown(figure)
+    put(tab, {"Dial": 2})
+    state = figure.state(Dial=1)
+    exact, near = figure.exact.at(state), figure.approximation.at(state)
+    for panel, values in zip(tab.locator(".diffinf-written").all(), (exact, near, near - exact), strict=True):
+        assert panel.locator("span").all_text_contents() == [text(value, "+.1f") for value in values.flatten()]
+        assert (
+            panel.locator("span").first.bounding_box()["width"] < panel.locator("xpath=..").bounding_box()["width"] / 6
+        )
+    assert status(tab) == ""
+
+
 def test_cells_are_told_by_keys_and_pointer(shown):
     figure = made("matrices")
     tab = shown(figure)

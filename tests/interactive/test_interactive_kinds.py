@@ -209,6 +209,11 @@ def test_the_relative_error_is_frobenius():
     assert figure.relative_error(state) == pytest.approx(float((near - exact).norm() / exact.norm()))
 
 
+def test_matrices_that_are_no_approximation_tell_no_error():
+    figure = replace(matrices(), error_form=None)
+    assert figure.told(Dial=1) == "" and figure.data()["views"][0]["errorForm"] is None
+
+
 def test_the_slope_is_least_squares():
     figure = points()
     state = figure.state(Outlier=2)
@@ -281,6 +286,7 @@ NOTHING, UNSEEN = torch.zeros(5, 40), Removal("x", [[0]] * 5, np.zeros(5), np.ze
         (lambda: Curve([0, 1], [0, 1], 1.0, "x", "y", anchor=2), "anchor=2: give a place of the grid, 0 to 1"),
         (lambda: Matrices(np.zeros((2, 2)), np.zeros((2, 3))), "matrices of shapes"),
         (lambda: Matrices(np.zeros((65, 2)), np.zeros((65, 2))), "more than 64 a side"),
+        (lambda: Matrices(np.zeros((7, 2)), np.zeros((7, 2)), written=True), "numbers have room up to 6 a side"),
         (lambda: Points([1.0, 2], [1.0], "x", "y"), "2 values of x and 1 of y"),
         (lambda: Readouts({"h": by([1.0, 2.0])}), "h: a value of shape"),
         (lambda: Scrubber(by(np.zeros((3, 2, 1, 4, 4)), THREE), ABC, names=("one",)), "names: 1 for 2 pictures"),

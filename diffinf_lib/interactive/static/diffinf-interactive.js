@@ -766,11 +766,13 @@
       const canvas = make("canvas", { class: "diffinf-heat", width: columns, height: rows, role: "img", "aria-label": `${data.alternative}: ${name}` });
       const mark = make("span", { class: "diffinf-cell", hidden: true, "aria-hidden": "true" });
       const zone = make("div", { class: "diffinf-zone", "aria-label": `${name}; arrow keys go through the cells` }, canvas, mark);
+      const words = make("div", { class: "diffinf-written", "aria-hidden": "true" });
+      if (data.written) zone.append(words);
       const point = cursor(zone, detail, (item) => panels.forEach((panel) => {
         panel.mark.hidden = !item;
         if (item) panel.mark.style.cssText = `left:${100 * item.column / columns}%;top:${100 * item.row / rows}%;width:${100 / columns}%;height:${100 / rows}%`;
       }));
-      panels.push({ canvas, mark, zone, point });
+      panels.push({ canvas, mark, zone, point, words });
       grid.append(make("div", { class: "diffinf-panel" }, make("p", { class: "diffinf-panel-title", text: name }), zone));
     });
     const key = make("p", { class: "diffinf-key" });
@@ -789,9 +791,15 @@
         }));
         items.columns = columns;
         panel.point.show(items, "");
+        if (data.written) panel.words.replaceChildren(...Array.from(shown[which], (value, i) => {
+          const word = make("span", { text: text(value, data.form) });
+          word.style.cssText = `left:${100 * (i % columns + 0.5) / columns}%;top:${100 * (Math.floor(i / columns) + 0.5) / rows}%`;
+          return word;
+        }));
       });
       key.replaceChildren(make("span", { text: text(-largest, data.form) }), make("span", { class: "diffinf-ramp", "aria-hidden": "true" }), make("span", { text: text(largest, data.form) }));
       const norm = (values) => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));
+      if (data.errorForm === null) return "";
       return `Relative error ‖${data.names[1]} − ${data.names[0]}‖ / ‖${data.names[0]}‖ = ${text(norm(error) / norm(exact), data.errorForm)}.`;
     };
   };
