@@ -265,6 +265,7 @@ def test_a_warning_points_at_who_asked(tmp_path):
 def test_a_name_that_is_no_folder_is_told_without_asking_a_hub():
     refused("nobody/no-such-model", "nothing of that name was downloaded before, and DIFFINF_OFFLINE=1 forbids asking")
     refused("./missing", "there is no such folder")
+    refused("~nosuchuser/x", "there is no such folder")
     refused("a/b/c", "there is no such folder")
 
 
@@ -279,6 +280,12 @@ def test_networks_that_must_be_told_more_are_refused(tmp_path):
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
     DDPMScheduler().save_pretrained(tmp_path / "vae")
     refused(tmp_path / "vae", "a AutoencoderKL takes no timestep", ConfigurationError)
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
+    refused(
+        tmp_path / "vae",
+        "FluxTransformer2DModel takes encoder_hidden_states, .* before the timestep",
+        ConfigurationError,
+    )
     config = json.loads((tmp_path / "text" / "config.json").read_text())
     (tmp_path / "text" / "config.json").write_text(json.dumps(config | {"_class_name": "MyNetwork"}))
     refused(tmp_path / "text", "'MyNetwork', which is no network of diffusers", ConfigurationError)

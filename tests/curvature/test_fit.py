@@ -8,6 +8,7 @@ from cases import (
     by_definition,
     conv_denoiser,
     deep_linear_denoiser,
+    dense_blocks,
     draw_batch,
     images,
     linear_denoiser,
@@ -18,7 +19,6 @@ from cases import (
 from diffinf_lib.attribution import influence
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig
 from diffinf_lib.curvature import Curvature, fit_curvature, fit_with_curvlinops
-from diffinf_lib.curvature.exact import dense_blocks
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 
 DRAWS = DrawConfig(4)

@@ -7,6 +7,7 @@ import sys
 import time
 import zipfile
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,6 +165,26 @@ def refused(root, tmp_path, match, model="grey", images="photos", queries="asked
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(root, tmp_path, options, match):
     refused(root, tmp_path, match, **options)
+
+
+class OfOnesOwn(torch.nn.Module):
+    """A network whose `config` is no mapping."""
+
+    def __init__(self, config):
+        super().__init__()
+        torch.manual_seed(0)
+        self.config, self.layer = config, torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, noisy, time):
+        return self.layer(noisy)
+
+
+@pytest.mark.parametrize("config", [SimpleNamespace(sample_size=8), "name", None, 3])
+def test_a_network_may_call_anything_its_config(root, tmp_path, config):
+    model = di.Denoiser(OfOnesOwn(config), DDPMScheduler())
+    refused(root, tmp_path, "image_size: the network's configuration names no sample_size; give one", model=model)
+    report = di.attribute(model, root / "rgb", root / "asked", tmp_path / "out", image_size=8, **QUICK)
+    assert report.scores.isfinite().all() and report.scores.shape[-2:] == (2, 4)
 
 
 def test_archives_and_files_that_are_no_images_are_refused(root, tmp_path):
