@@ -21,7 +21,7 @@ from diffinf_lib.configuration import Process
 from diffinf_lib.configuration.process import SCHEDULER_CONFIG
 from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser
-from diffinf_lib.diffusion.denoiser import _config
+from diffinf_lib.diffusion.identity import config_of
 from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require, room_needed
 from diffinf_lib.hub import repository
 from diffinf_lib.model_sources import NETWORKS, PIPELINE, local_folder, network_folder
@@ -94,7 +94,7 @@ def load_network(folder: Path | str) -> Any:
 
 def learned_variance(model: Denoiser) -> bool:
     """Whether a network of diffusers gives a variance for each number of its output (Nichol & Dhariwal 2021)."""
-    config = _config(model.network)
+    config = config_of(model.network)
     return "out_channels" in config and config["out_channels"] == 2 * config["in_channels"]
 
 

@@ -36,7 +36,7 @@ from diffinf_lib.data import ImageSet, read_image_folder
 from diffinf_lib.data.files import NO_CLASS
 from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser, require_denoiser
-from diffinf_lib.diffusion.denoiser import _config
+from diffinf_lib.diffusion.identity import config_of
 from diffinf_lib.errors import ArtifactError, DataError, first_few, require
 from diffinf_lib.loading import load_model
 from diffinf_lib.options import PositiveInt, checked
@@ -146,7 +146,7 @@ def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
     checked("image_size", image_size, PositiveInt | None)
     require(model.encoder is None, f"model: it denoises the latents that its {model.encoder} makes of images, and files are "
             "read as pixels here: encode the images and score them with di.fit_curvature and di.influence")  # fmt: skip
-    config: Any = _config(model.network)
+    config: Any = config_of(model.network)
     size = config.get("sample_size") if image_size is None else image_size
     require(
         size is not None, "image_size: the network's configuration names no sample_size; give one (--image-size 32)"
