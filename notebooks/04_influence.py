@@ -516,7 +516,7 @@ print(f"their sum {leverage.sum():.3f}")
 #
 # This is the **proximal Bregman** question. For a squared error, $D_j$ is the mean squared distance between the network's
 # outputs at $\theta$ and at $\theta^*$. The first term has its minimum at $\theta^*$ whether or not training ended there. Its
-# Hessian there is the **Gauss–Newton matrix** (GGN) $\tfrac2C\,\mathbb{E}[J^\top J]$, with $J$ the derivative of the outputs in
+# Hessian there is the **Gauss-Newton matrix** (GGN) $\tfrac2C\,\mathbb{E}[J^\top J]$, with $J$ the derivative of the outputs in
 # the weights. It never curves down, and $\lambda$ makes it invertible. One step with this matrix solves {eq}`eq-proximal` to
 # first order, and that step is the damped influence function. How far is one step from the solution?
 #
@@ -525,7 +525,7 @@ print(f"their sum {leverage.sum():.3f}")
 # $D_j(\theta)$ is a mean of squares of $f(\theta) - f(\theta^*)$, with $f$ the outputs. Its second derivative is
 # $\tfrac{2}{C}\,\mathbb{E}[J^\top J]$ plus a term that has the difference $f(\theta) - f(\theta^*)$ as a factor, and at
 # $\theta^*$ this is zero. The gradient of {eq}`eq-proximal` at $\theta^*$ is $-\tfrac1N\nabla\ell_n$. Dividing by
-# the matrix and changing the sign gives $+\tfrac1N(F + \lambda I)^{-1}\nabla\ell_n$, with $F$ the Gauss–Newton matrix. What
+# the matrix and changing the sign gives $+\tfrac1N(F + \lambda I)^{-1}\nabla\ell_n$, with $F$ the Gauss-Newton matrix. What
 # one step leaves out is the curvature of $\tfrac1N\ell_n$, which was the $1 - h_n$ of {eq}`eq-leverage`, and how $F$ itself
 # changes on the way.
 # :::
@@ -612,7 +612,7 @@ print(f"smallest eigenvalue of the Hessian {smallest:.1e}")
 
 # %% [markdown]
 # Two of the four legs are gone: the gradient is not zero, and the Hessian has directions that curve down. Here are the
-# scores all the same, with the Gauss–Newton matrix. It *is* the Hessian of "answers as before", as an assertion shows.
+# scores all the same, with the Gauss-Newton matrix. It *is* the Hessian of "answers as before", as an assertion shows.
 
 
 # %%

@@ -549,7 +549,8 @@ di.interactive.Together(
         Preset("at the optimum", at_best,
                "Hessian and GGN^model are one curve. Both GGN^loss are far "
                "too wide: residuals are small, and gradients with them."),
-        Preset("the same size", at_best | {"Size of GGN^loss": "divided by κ"},
+        Preset("the same size",
+               at_best | {"Size of GGN^loss": "divided by κ"},
                "Divided by κ, per draw falls onto the others. Per example "
                "has another shape, and no factor mends that."),
         Preset("few labels", at_best | {"Labels": 4},
@@ -956,7 +957,7 @@ di.checks.sampled_fisher(my_fisher)
 # :::{exercise} A trace that sees nothing · 10 minutes · ★★
 # :label: ex-relu
 # Exchange the U-Net's activation for a ReLU and do not train it. (i) Hold all weights but one. What does $f$ look like as a function of that one?
-# Conclude what stands on the diagonal of the remainder in {eq}`eq-split`. (ii) **Guess** trace and negative mass of the Hessian; then compute them.
+# Conclude what stands on the diagonal of the remainder in {eq}`eq-split`. (ii) Guess the trace and the negative mass of the Hessian; then compute them.
 # :::
 #
 # :::{solution-start} ex-relu
