@@ -160,13 +160,13 @@ di.tables.table(
 #
 # ## The slope, derived
 #
-# Write $L(\theta) = \frac1N\sum_{j} \ell_j(\theta)$ for the mean loss of all images. At every $\delta$ the trained weights
-# are a minimum of $L + \delta\,\ell_n$, so its gradient is zero there:
+# Write $\mathcal{L}(\theta) = \frac1N\sum_{j} \ell_j(\theta)$ for the mean loss of all images. At every $\delta$ the trained weights
+# are a minimum of $\mathcal{L} + \delta\,\ell_n$, so its gradient is zero there:
 #
-# $$ \nabla L(\theta(\delta)) + \delta\, \nabla \ell_n(\theta(\delta)) = 0. $$ (eq-stationary)
+# $$ \nabla \mathcal{L}(\theta(\delta)) + \delta\, \nabla \ell_n(\theta(\delta)) = 0. $$ (eq-stationary)
 #
-# Differentiate in $\delta$. The first term gives $\nabla^2 L\;\theta'$. The second gives $\nabla \ell_n$ and a part that still
-# has the factor $\delta$, which is gone at $\delta = 0$. With the Hessian $H = \nabla^2 L(\theta)$ of the *mean* loss,
+# Differentiate in $\delta$. The first term gives $\nabla^2 \mathcal{L}\;\theta'$. The second gives $\nabla \ell_n$ and a part that still
+# has the factor $\delta$, which is gone at $\delta = 0$. With the Hessian $H = \nabla^2 \mathcal{L}(\theta)$ of the *mean* loss,
 #
 # $$ \theta'(0) = -H^{-1}\, \nabla \ell_n(\theta). $$ (eq-implicit)
 #
@@ -459,7 +459,7 @@ di.tables.table(rows, caption="Change of the query's loss without image 1.")
 #
 # :::{admonition} Step by step
 # :class: dropdown
-# Without image $n$ we minimise $L - \tfrac1N \ell_n$, again a parabola, with the Hessian $H_{-n} = H -
+# Without image $n$ we minimise $\mathcal{L} - \tfrac1N \ell_n$, again a parabola, with the Hessian $H_{-n} = H -
 # \tfrac2N\varphi_n\varphi_n^\top$. Its gradient at the old minimum is $-\tfrac1N\nabla\ell_n$, so one Newton step
 # is exact: $\theta_{-n} - \theta = +\tfrac1N H_{-n}^{-1}\nabla\ell_n$.
 #
@@ -505,7 +505,7 @@ print(f"their sum {leverage.sum():.3f}")
 #
 # Equation {eq}`eq-influence` stands on four legs. Look at each with a trained diffusion model in mind.
 #
-# - **A stationary point.** The gradient of $L$ is zero. A network is trained for a fixed number of steps and stopped on its
+# - **A stationary point.** The gradient of $\mathcal{L}$ is zero. A network is trained for a fixed number of steps and stopped on its
 #   way, perhaps earlier than it could (*early stopping*).
 # - **A Hessian that can be inverted.** A network has many directions in which the loss hardly changes, and some in which it
 #   curves down.
@@ -888,8 +888,8 @@ di.checks.leave_one_out(my_leave_one_out)
 #
 # (i) The two objectives are multiples of each other, so they have the same minimum.
 #
-# (ii) Away from a minimum $\nabla L \neq 0$. With $1/N$, the gradient of what is left is $\nabla L - \tfrac1N\nabla\ell_n$.
-# With $1/(N-1)$, it is $\tfrac{N}{N-1}$ times that. In both, the part with $\nabla L$ is the same for every image. It is
+# (ii) Away from a minimum $\nabla \mathcal{L} \neq 0$. With $1/N$, the gradient of what is left is $\nabla \mathcal{L} - \tfrac1N\nabla\ell_n$.
+# With $1/(N-1)$, it is $\tfrac{N}{N-1}$ times that. In both, the part with $\nabla \mathcal{L}$ is the same for every image. It is
 # training that goes on, and it adds the same number to all scores of a query. What is left differs by the factor
 # $\tfrac{N}{N-1}$, the same for all images.
 #
