@@ -414,8 +414,8 @@ di.tables.table(
 
 # %% [markdown]
 # With ten images our data set is an unlucky one. There the outlier's score mostly has the right sign, and is typically
-# twice the true size. With thirty images the sign is right half of the time, with a hundred nearly always. In between,
-# the true sign turns first and the score's later: a single image lowers the query's loss less and less by going.
+# twice the true size. With thirty images the sign is right half of the time, with a hundred nearly always. As images
+# are added, the true sign turns first and the score's later.
 #
 # ## Two straight lines
 #

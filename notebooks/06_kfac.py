@@ -363,7 +363,8 @@ di.tables.table(
 # of a draw depend on which units are
 # on. Which are on depends on the inputs. So products of inputs and products of gradients move together, and the
 # covariance in {eq}`eq-error` is not zero. The last layer has no unit after it. Which of the other two is further off
-# is no law: for most slopes it is the first, at slope 0 the middle one. And the error need not grow all along the dial,
+# is no law: near the linear end it is the first, near the ReLU the middle one. And the error need not grow all along
+# the dial,
 # as the middle layer shows at its end.
 #
 # ## A layer at many positions
