@@ -2,15 +2,15 @@
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from diffinf_lib import errors
 from diffinf_lib.artifacts import project_root
-from diffinf_lib.configuration import MethodName
+from diffinf_lib.configuration import MeasurementName, MethodName
 from diffinf_lib.errors import ConfigurationError, DiffinfError, require
-from diffinf_lib.options import PositiveInt, check_shard, checked
+from diffinf_lib.options import PositiveInt, Range, Share, WholeNumber, check_shard, checked, read_text, words_of
 
 
 def templates_root() -> Path:
@@ -30,9 +30,16 @@ def template_path(name: str) -> Path:
     return path
 
 
+_LABEL = Range(lambda text: text.partition("-")[0] in get_args(MeasurementName), "a measurement, such as loss or elbo")
+_Label = Annotated[str, _LABEL]
+
 KINDS: dict[str, Any] = {
-    "seed": int, "shard": int, "subsets": PositiveInt, "seeds": PositiveInt, "shards": PositiveInt, "threads": PositiveInt,
-    "methods": tuple[MethodName, ...], "further": tuple[MethodName, ...],
+    **dict.fromkeys(("preset", "run", "known", "ground_truth", "bundle", "results", "clip_source"), str),
+    **dict.fromkeys(("seed", "shard"), int), **dict.fromkeys(("subsets", "seeds"), WholeNumber), "options": dict,
+    **dict.fromkeys(("shards", "threads", "seeds_above_128", "queries", "random_sets", "bins"), PositiveInt),
+    "counts": tuple[PositiveInt, ...], "shares": tuple[Share, ...], "model_seeds": tuple[int, ...],
+    "methods": tuple[MethodName, ...], "further": tuple[MethodName, ...], "formats": tuple[str, ...],
+    "attributed": tuple[_Label, ...], "measured": tuple[_Label, ...],
 }  # fmt: skip
 """What a parameter holds, in every template that has it."""
 
@@ -56,10 +63,19 @@ def check_parameters(name: str, parameters: Mapping[str, Any]) -> None:
         require(
             parameter in known, f"parameter={parameter!r}: {name} has none of that name; give one of {', '.join(known)}"
         )
-        if parameter in KINDS and value is not None:
+        if value is not None:
             checked(parameter, value, KINDS[parameter])
+    if parameters.get("formats"):
+        _check_formats(parameters["formats"])
     if "shard" in parameters:
         check_shard(parameters["shard"], parameters.get("shards", 1))
+
+
+def _check_formats(names: Sequence[str]) -> None:
+    from diffinf_lib.studies.compression import FORMATS  # it loads torch, which a kernel takes longer for
+
+    unknown = [name for name in names if name not in FORMATS]
+    require(not unknown, f"formats={', '.join(unknown)}: give some of {', '.join(FORMATS)}")
 
 
 def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progress: bool = True) -> Path:
@@ -94,8 +110,24 @@ def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progres
     return log
 
 
+def _value_of(text: str, kind: Any) -> Any:
+    """A text as JSON where it is JSON; a list also as `--set` takes it, and what holds text as it is."""
+    listed = get_origin(kind) is tuple
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    if kind is str and not isinstance(value, str):
+        return text
+    if listed and value is not None and not isinstance(value, list):
+        return [read_text("", word, get_args(kind)[0]) for word in words_of(text)]
+    return value
+
+
 def parse_parameters(pairs: list[str], options: Mapping[str, str] | None = None) -> dict[str, Any]:
     """`["shard=0", "preset=digits"]` as a dictionary; values are read as JSON where they are JSON, else as text.
+
+    A list is given as in JSON or, as to `--set`, by its entries: `methods=trak,das`.
 
     Args:
         options: of the preset, by their path; they go with those of the parameter `options`.
@@ -108,10 +140,7 @@ def parse_parameters(pairs: list[str], options: Mapping[str, str] | None = None)
         name, equals, text = pair.partition("=")
         if not (name and equals):
             raise ConfigurationError(f"parameter {pair!r}: give NAME=VALUE")
-        try:
-            parameters[name] = json.loads(text)
-        except json.JSONDecodeError:
-            parameters[name] = text
+        parameters[name] = _value_of(text, KINDS.get(name))
     given = parameters.get("options", {})
     require(isinstance(given, dict), f"parameter options={given!r}: give --set OPTION=VALUE")
     return parameters | ({"options": given | dict(options)} if options else {})

@@ -1,5 +1,7 @@
 """Finite: NaN and infinity stop what would go on with them, and whatever is to blame is named: image, weights or output."""
 
+from collections.abc import Sequence
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -49,13 +51,34 @@ def not_finite_at(
         return ConfigurationError(f"image {image}: some of its pixels are not finite; mend it or leave it out")
     if not all_finite(state):
         return ConfigurationError(f"image {image}: its state at timestep {timestep:g} is not finite; sample it anew")
+    return weights_not_finite(model) or ConfigurationError(
+        f"image {image}: the network's output at timestep {timestep:g} is not finite; mend the network there, or draw other "
+        "timesteps"
+    )  # fmt: skip
+
+
+def weights_not_finite(model: Denoiser) -> ConfigurationError | None:
+    """Which of the model's weights are not finite; None where all are."""
     for name, parameter in [*model.network.named_parameters(), *model.network.named_buffers()]:
         if parameter.is_floating_point() and not all_finite(parameter):
             return ConfigurationError(
                 f"{name}: some of the model's weights there are not finite; give another checkpoint"
             )
-    return ConfigurationError(f"image {image}: the network's output at timestep {timestep:g} is not finite; mend the network "
-                              "there, or draw other timesteps")  # fmt: skip
+    return None
+
+
+def check_samples_finite(values: Float[Tensor, "B ..."], model: Denoiser, seeds: Sequence[int], time: float) -> None:
+    """Refuse what a network gave on the way to samples if it holds NaN or infinity.
+
+    Raises:
+        ConfigurationError: the message names the weights, or the sample's seed and the time.
+    """
+    place = first_not_finite(values)
+    if place is not None:
+        raise weights_not_finite(model) or ConfigurationError(
+            f"sample of seed {seeds[place[0]]}: the network's output at time {time:g} is not finite; mend the network there, "
+            "or give another checkpoint"
+        )  # fmt: skip
 
 
 def check_scores(scores: Float[Tensor, "..."], **axes: Int[Tensor, "_"] | None) -> None:  # noqa: F821

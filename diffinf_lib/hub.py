@@ -1,7 +1,6 @@
 """Hub: of a repository of models the files that are read; without a network, those that were downloaded before."""
 
 import glob
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +9,6 @@ from diffinf_lib.data.download import is_offline
 from diffinf_lib.errors import ArtifactError, require
 
 TIMEOUT_SECONDS = 10.0
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-"""What a repository is called: OWNER/NAME."""
 
 
 def repository(name: str, needed: Callable[[Sequence[str]], Sequence[str]], certain: Sequence[str]) -> Path:

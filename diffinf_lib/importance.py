@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.configuration import DrawConfig, Expectation
+from diffinf_lib.configuration import DEFAULT_DAMPING, DrawConfig, Expectation
 from diffinf_lib.curvature import Curvature, curvature_layers, split_into_blocks
 from diffinf_lib.curvature.damping import damped_inverse
 from diffinf_lib.curvature.layers import Layers, differentiable, gradient_matrices, layer_parameters
@@ -45,7 +45,7 @@ def timestep_proposal(
     draws: DrawConfig = PILOT_DRAWS,
     slices: int = 16,
     seed: int = 0,
-    damping: float = 1e-8,
+    damping: float = DEFAULT_DAMPING,
     batch_size: int = 256,
 ) -> tuple[float, ...]:
     """How often timesteps are best drawn for gradients, from a pilot: one number for each slice of 0..T−1, around 1.

@@ -25,6 +25,7 @@ from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.diffusion.elbo import nats_to_bits_per_dimension, nearest_levels
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.finite import first_not_finite, not_finite_at
+from diffinf_lib.options import check_counts
 from diffinf_lib.precision import require_full_precision
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
@@ -64,7 +65,7 @@ def log_likelihood(
     config = config or LikelihoodConfig()
     require_denoiser(model).process.check_solvable()
     require_full_precision(model)
-    require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
+    check_counts(batch_size=batch_size)
     require(levels is not None or not dequantised, "dequantised with levels=None: give the number of levels")
     spread_levels = None if dequantised else levels
     draws, told = config.draws if spread_levels else 1, conditions_of(model, images) or {}

@@ -7,7 +7,6 @@ over, inputs that nothing here gives, a scheduler of an unknown process.
 
 import inspect
 import json
-import os
 import re
 import shutil
 import warnings
@@ -22,14 +21,13 @@ from diffinf_lib.configuration import Process
 from diffinf_lib.configuration.process import SCHEDULER_CONFIG
 from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser
+from diffinf_lib.diffusion.identity import config_of
 from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require, room_needed
-from diffinf_lib.hub import HUB_ID, repository
+from diffinf_lib.hub import repository
+from diffinf_lib.model_sources import NETWORKS, PIPELINE, local_folder, network_folder
 from diffinf_lib.settings import own_settings
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-PIPELINE = "model_index.json"
-NETWORKS = ("unet", "transformer")
-"""What a pipeline calls the network that it denoises with."""
 PLACES = ("", *(f"{name}/" for name in NETWORKS))
 """Where a network's configuration may lie, in this order: the folder itself, or a part of a pipeline."""
 AUTOENCODERS = ("vae", "vqvae")
@@ -61,15 +59,15 @@ def load_model(
     """
     device = "cpu" if device is None else usable_device(device)  # before anything is read
     folder = _local(source)
-    network_folder = _network_folder(folder, source)
-    process = Process.of(process) if process is not None else _process_beside(network_folder, folder, source)
-    model = Denoiser(load_network(network_folder), process, no_class=no_class).eval()
+    found = network_folder(folder, source)
+    process = Process.of(process) if process is not None else _process_beside(found, folder, source)
+    encoder = _encoder_beside(found)
+    model = Denoiser(load_network(found), process, no_class=no_class, encoder=encoder).eval()
     if learned_variance(model):
         warnings.warn(f"model={source}: it predicts variances beside its target; the target is attributed, the variances are "
                       "left alone", stacklevel=3)  # fmt: skip
-    latent = [name for name in AUTOENCODERS if (folder / name / "config.json").exists()]
-    if latent:
-        warnings.warn(f"model={source}: a latent model, it denoises what its {latent[0]} makes of images; give encoded images",
+    if encoder:
+        warnings.warn(f"model={source}: a latent model, it denoises what its {encoder} makes of images; give encoded images",
                       stacklevel=3)  # fmt: skip
     return model.to(device)
 
@@ -96,7 +94,7 @@ def load_network(folder: Path | str) -> Any:
 
 def learned_variance(model: Denoiser) -> bool:
     """Whether a network of diffusers gives a variance for each number of its output (Nichol & Dhariwal 2021)."""
-    config: Any = getattr(model.network, "config", {})
+    config = config_of(model.network)
     return "out_channels" in config and config["out_channels"] == 2 * config["in_channels"]
 
 
@@ -109,7 +107,7 @@ def check_savable(model: Denoiser) -> None:
     network: Any = model.network
     kind = type(network)
     require(hasattr(network, "save_pretrained") and hasattr(kind, "from_config"), f"out: a {kind.__name__} is no network of "
-            "diffusers and cannot be read back from a folder; train without out= and keep its state_dict()")  # fmt: skip
+            "diffusers and cannot be read back from a folder; keep its state_dict(), and train without out=")  # fmt: skip
     with torch.device("meta"):
         known = kind.from_config(network.config).state_dict().keys()
     strange = sorted(network.state_dict().keys() ^ known)
@@ -118,9 +116,14 @@ def check_savable(model: Denoiser) -> None:
 
 
 def save_model(model: Denoiser, folder: Path | str) -> None:
-    """Write network and process as a pipeline folder: what `load_model` and diffusers' `DDPMPipeline` read."""
+    """Write network and process as a pipeline folder: what `load_model` and diffusers' `DDPMPipeline` read.
+
+    Raises:
+        ConfigurationError: the folder could not give the network back (see `check_savable`), or cannot be written.
+    """
     import diffusers
 
+    check_savable(model)
     folder = ensure_writable(folder)
     scheduler = model.process.scheduler()
     network: Any = model.network
@@ -140,16 +143,9 @@ def save_model(model: Denoiser, folder: Path | str) -> None:
 
 def _local(source: Path | str) -> Path:
     """The folder itself, or a hub's repository brought here; what can be neither is told at once."""
-    require(isinstance(source, str | os.PathLike), f"model: a {type(source).__name__} is no path; give a folder or a hub id, "
-            "and for a network that is there di.Denoiser(network, scheduler)")  # fmt: skip
-    folder = Path(source).expanduser()
-    if os.path.isdir(folder):  # pathlib's own raises for a name that is too long
+    folder, name = local_folder(source), str(source)
+    if folder is not None:
         return folder
-    require(not os.path.exists(folder), f"model={source}: that is a file; give the folder that holds config.json or {PIPELINE}",
-            ArtifactError)  # fmt: skip
-    name = str(source)
-    require(bool(HUB_ID.fullmatch(name)) and not name.startswith("."), f"model={source}: there is no such folder; give a "
-            "pipeline folder, the folder of a network, or a hub id such as google/ddpm-cifar10-32", ArtifactError)  # fmt: skip
     return repository(name, lambda names: _needed(names, name), [f"{place}config.json" for place in PLACES])
 
 
@@ -160,20 +156,10 @@ def _needed(names: Sequence[str], source: str) -> list[str]:
         return []
     inside = [name.removeprefix(place) for name in names if name.startswith(place)]
     shards = [name for name in inside if name.startswith(f"{WEIGHTS}.index")]  # which shard holds which tensor
-    told = [f"{part}config.json" for part in (place, *(f"{name}/" for name in AUTOENCODERS))]
+    told = [PIPELINE, *(f"{part}config.json" for part in (place, *(f"{name}/" for name in AUTOENCODERS)))]
     told += [f"{part}{SCHEDULER_CONFIG}" for part in ("scheduler/", place, "")]
     weights = [place + name for name in (*shards, *_chosen_weights(inside, source)[1])]
     return [name for name in dict.fromkeys([*told, *weights]) if name in names]
-
-
-def _network_folder(folder: Path, source: Path | str) -> Path:
-    """Where the network's config.json is: the folder itself, or the part of a pipeline that denoises."""
-    if (folder / "config.json").exists():
-        return folder
-    found = [folder / name for name in NETWORKS if (folder / name / "config.json").exists()]
-    require(bool(found), f"model={source}: neither config.json nor {' nor '.join(f'{name}/config.json' for name in NETWORKS)} "
-            "is there; give the folder that save_pretrained wrote", ArtifactError)  # fmt: skip
-    return found[0]
 
 
 def _process_beside(network: Path, folder: Path, source: Path | str) -> Process:
@@ -185,6 +171,19 @@ def _process_beside(network: Path, folder: Path, source: Path | str) -> Process:
         f"model={source}: no scheduler_config.json in it or beside it, so what the network predicts is not known; put the "
         "scheduler's folder beside the network's, or give process=, such as diffusers.DDPMScheduler()"
     )
+
+
+def _encoder_beside(network: Path) -> str | None:
+    """What the pipeline of a network encodes images with: a part that its index names, or a folder beside the network's."""
+    network = network.resolve()
+    pipeline = network.parent if network.name in NETWORKS else network
+    index = read_json(pipeline / PIPELINE) if (pipeline / PIPELINE).exists() else {}
+    parts = {name: str(part[-1]) for name, part in index.items() if isinstance(part, list) and part and part[-1]}
+    named = [
+        name for name, kind in parts.items() if name in AUTOENCODERS or kind.startswith(("Autoencoder", "VQModel"))
+    ]
+    there = [name for name in AUTOENCODERS if (pipeline / name / "config.json").exists()]
+    return next(iter([*named, *there]), None)
 
 
 def _network_class(folder: Path) -> Any:
@@ -202,9 +201,13 @@ def _network_class(folder: Path) -> Any:
             "or build the network and give di.Denoiser(network, scheduler)", ConfigurationError)  # fmt: skip
     assert kind is not None
     _, *parameters = inspect.signature(kind.forward).parameters.values()
-    denoises = len(parameters) > 1 and parameters[1].name.startswith("timestep")
-    require(denoises, f"{folder}: a {name} takes no timestep, so it is no network that denoises; give the folder of the one "
+    inputs = [parameter.name for parameter in parameters]
+    timed = [place for place, parameter in enumerate(inputs) if parameter.startswith("timestep")]
+    require(bool(timed), f"{folder}: a {name} takes no timestep, so it is no network that denoises; give the folder of the one "
             "that does", ConfigurationError)  # fmt: skip
+    require(timed[0] == 1, f"{folder}: a {name} takes {', '.join(inputs[1 : timed[0]])} before the timestep, and only networks "
+            "called with a state and a timestep are understood here; give one that is unconditional or conditioned on classes",
+            ConfigurationError)  # fmt: skip
     wanted = [
         p.name for p in parameters[2:] if p.default is inspect.Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     ]

@@ -19,10 +19,11 @@ from diffinf_lib.configuration import (
     as_measurement,
 )
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, objective_of_prediction, require_denoiser
+from diffinf_lib.diffusion import Denoiser, check_images, objective_of_prediction, require_denoiser
 from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.finite import check_draws_finite
 from diffinf_lib.likelihood import log_likelihood
+from diffinf_lib.options import check_counts
 from diffinf_lib.precision import require_full_precision
 from diffinf_lib.settings import own_settings
 
@@ -74,6 +75,9 @@ def measure_all(
 ) -> Float[Tensor, "m Q"]:
     """Several measurements `[m, Q]`, float64, on the CPU; those that take the same draws share the network's passes."""
     require_full_precision(require_denoiser(model))
+    check_images(images=images)
+    check_counts(batch_size=batch_size)
+    configs = [as_measurement(config) for config in configs]
     values = torch.zeros(len(configs), len(images), dtype=torch.float64)
     together: dict[tuple[DrawConfig, bool], list[int]] = {}
     for place, config in enumerate(configs):

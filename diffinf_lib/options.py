@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from numbers import Integral, Real
+from os import PathLike
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from diffinf_lib.errors import ConfigurationError, require
@@ -81,6 +82,26 @@ def checked(name: str, value: Any, kind: Any) -> Any:
         return _fitting(value, kind)
     except (ValueError, OverflowError):
         raise ConfigurationError(f"{name}={value!r}: give {_wanted(kind)}") from None
+
+
+def check_counts(**options: object) -> None:
+    """Refuse what is no positive whole number, by name.
+
+    Raises:
+        ConfigurationError: for the first that is none.
+    """
+    for name, value in options.items():
+        checked(name, value, PositiveInt)
+
+
+def check_folders(**options: object) -> None:
+    """Refuse what is neither a path nor None, by name.
+
+    Raises:
+        ConfigurationError: for the first that is not.
+    """
+    for name, value in options.items():
+        require(value is None or isinstance(value, (str, PathLike)), f"{name}={value!r}: give a folder, or None")
 
 
 def check_shard(shard: int, shards: int) -> None:
@@ -184,7 +205,11 @@ def _replaced(config: Any, options: dict[str, Any], prefix: str) -> Any:
             first = fields(part)[0].name
             raise ConfigurationError(f"option {path}={value!r}: it has parts; give {path}.{first}=VALUE")
         changes[name] = checked(path, value, kinds[name])
-    return replace(config, **changes)
+    try:
+        return replace(config, **changes)
+    except ConfigurationError as error:  # of options that do not go together; a field's own name says too little
+        given = ", ".join(f"{prefix}{name}={value}" for name, value in changes.items() if not is_dataclass(value))
+        raise ConfigurationError(f"{given}: {error}" if prefix and given else str(error)) from None
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
@@ -211,18 +236,23 @@ def read_text(path: str, text: str, kind: Any) -> Any:
         return text
 
 
-def _read_list(path: str, text: str, kind: Any) -> tuple[Any, ...]:
-    """`32,64`, `[32, 64]` or `(32, 64)`, words with or without quotes, as a tuple; nothing is the empty one."""
+def words_of(text: str) -> list[str]:
+    """The entries of `32,64`, `[32, 64]` or `(32, 64)`, with or without quotes; none of nothing."""
     inner = text.strip()
     if (inner[:1], inner[-1:]) in (("[", "]"), ("(", ")")):
         inner = inner[1:-1].strip()
-    words = [_unquoted(word.strip()) for word in inner.removesuffix(",").split(",")] if inner else []
+    return [_unquoted(word.strip()) for word in inner.removesuffix(",").split(",")] if inner else []
+
+
+def _read_list(path: str, text: str, kind: Any) -> tuple[Any, ...]:
+    """A text as a tuple of entries of a kind."""
+    words = words_of(text)
     require(not words or not is_dataclass(kind), f"{path}={text!r}: its entries have parts, which no text gives; give [] or "
             "set it in Python")  # fmt: skip
     items = tuple(read_text(path, word, kind) for word in words)
     example = {int: "32,64,96", float: "0.5,1.5"}.get(_alternatives(kind)[0], "first,second")
     try:
-        require(all(words) and not inner.startswith(("[", "(")), "not a list")
+        require(all(words) and not "".join(words[:1]).startswith(("[", "(")), "not a list")
         return tuple(checked(path, item, kind) for item in items)
     except ConfigurationError:
         raise ConfigurationError(f"{path}={text!r}: give a list, such as {path}={example} or "

@@ -45,8 +45,8 @@ def require_full_precision(model: nn.Module) -> None:
         ConfigurationError: the message names the first.
     """
     for name, tensor in _tensors(model):
-        require(not is_half(tensor), f"{name} is {_kind(tensor)}: gradients, curvature and measurements would be lost in "
-                "rounding; give model.float()")  # fmt: skip
+        require(not is_half(tensor), f"{name} is {_kind(tensor)}: steps of a training and a sampler, gradients, curvature and "
+                "measurements would be lost in rounding; give model.float()")  # fmt: skip
 
 
 def in_full_precision(model: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from diffinf_lib.configuration import (
+    DEFAULT_DAMPING,
     CurvatureConfig,
     DatasetConfig,
     DrawConfig,
@@ -77,14 +78,16 @@ class Preset(Options):
     further_measurements: tuple[MeasurementConfig, ...] = ()
     curvature: CurvatureConfig = CurvatureConfig()
     gradient_draws: DrawConfig = DrawConfig(250)
-    damping: NonNegativeFloat = 1e-8
+    damping: NonNegativeFloat = DEFAULT_DAMPING
     store_format: StoreFormat = StoreFormat()
     query_format: StoreFormat | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         labels = [measurement.label for measurement in self.measurements]
-        require(len(set(labels)) == len(labels), f"measurements={', '.join(labels)}: give each once")
+        twice = next((label for label in labels if labels.count(label) > 1), "")
+        require(not twice, f"measurement={self.measurement.label!r}: {twice} is there twice, for further_measurements are "
+                f"{', '.join(labels[1:])}; give others, or none by --set 'further_measurements=[]'")  # fmt: skip
 
     @property
     def measurements(self) -> tuple[MeasurementConfig, ...]:

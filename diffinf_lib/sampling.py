@@ -12,6 +12,8 @@ from diffinf_lib.data import Trajectories
 from diffinf_lib.diffusion import Denoiser, require_denoiser
 from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.errors import first_few, require
+from diffinf_lib.finite import check_samples_finite
+from diffinf_lib.precision import require_full_precision
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Condition, Images, ImageShape
@@ -47,6 +49,10 @@ def sample(
 
     Returns:
         Images `[N, C, H, W]` in about [−1, 1], on the CPU.
+
+    Raises:
+        ConfigurationError: weights in half precision, labels that are missing or unknown, a sampler that the process does not
+            take, or a network whose output is not finite.
     """
     steps = require_denoiser(model).process.num_train_timesteps if steps is None else steps
     return sample_states(
@@ -119,6 +125,7 @@ def _sampled(
 ) -> States:
     """The states in `kept`, and the guesses of the image in each of them but the last, batch by batch."""
     process, seeds = require_denoiser(model).process, list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    require_full_precision(model)
     require(len(seeds) > 0, "seeds: give at least one seed, or a positive number of samples")
     require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
     process.check_sampler(method, steps)
@@ -165,8 +172,10 @@ def _one_batch(
     guesses = []
     for done, time in enumerate(tqdm(scheduler.timesteps, desc="sample", disable=not progress), start=1):
         output = model.at_times(state, time.to(model.device).expand(len(seeds)), **told)
+        check_samples_finite(output, model, seeds, float(time))  # a sampler that clips would hide infinity
         stepped = scheduler.step(output, time, state, generator=generators)
         state = stepped.prev_sample
+        check_samples_finite(state, model, seeds, float(time))
         if done - 1 in kept and "pred_original_sample" in stepped:
             guesses.append(stepped.pred_original_sample.cpu())
         if done in kept:

@@ -34,10 +34,12 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser, conditions_of, per_draw_loss, require_denoiser
 from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.finite import all_finite, first_not_finite, not_finite_at
 from diffinf_lib.loading import check_savable, load_model, save_model
-from diffinf_lib.precision import product_rounding
+from diffinf_lib.precision import product_rounding, require_full_precision
 from diffinf_lib.randomness import keyed_generator, keyed_seed
 from diffinf_lib.settings import own_settings
+from diffinf_lib.shapes import ImageBatch, PerDraw, Timesteps
 
 CHECKPOINT = "checkpoint.safetensors"
 LOSSES = "losses.npz"
@@ -113,7 +115,10 @@ class _Trainer:
             told["class_labels"] = torch.where(dropped, self.model.no_class or 0, told["class_labels"])
         torch.manual_seed(keyed_seed("dropout", self.seed, step))
         with torch.enable_grad(), torch.autocast(self.device.type, torch.bfloat16, config.precision == "bfloat16"):
-            loss = per_draw_loss(self.network, batch, timesteps, noise, **told).mean()
+            losses = per_draw_loss(self.network, batch, timesteps, noise, **told)
+            loss = losses.mean()
+        if step == 0:
+            self._check_first(losses.detach(), index, batch, timesteps, noise)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
@@ -122,6 +127,31 @@ class _Trainer:
         self.optimizer.step()
         self.ema.step(self.parameters)
         self.losses.append(loss.detach())
+
+    def _check_first(
+        self, losses: PerDraw, index: Tensor, batch: ImageBatch, timesteps: Timesteps, noise: ImageBatch
+    ) -> None:
+        """Refuse a model that gives what is not finite before it was trained at all: no learning rate is to blame."""
+        place = first_not_finite(losses)
+        if place is not None:
+            row = slice(place[0], place[0] + 1)
+            state = self.model.process.noisy(batch[row], timesteps[row], noise[row])
+            image = int(self.images.ids[index[place].cpu()])
+            raise not_finite_at(self.model, image, batch[row], state, float(timesteps[place]))
+
+    def check(self, losses: list[Float[Tensor, ""]], weights: bool = True) -> None:
+        """Refuse to go on, or to keep anything, once a loss or a weight is not finite.
+
+        Raises:
+            ConfigurationError: the message names the first such step, and the learning rate as what to lower.
+        """
+        place = first_not_finite(torch.stack(losses))
+        spoilt = weights and not all(all_finite(t) for t in (*self.parameters, *self.ema.shadow_params))
+        if place is not None or spoilt:
+            step = self.step if place is None else self.step - len(losses) + place[0] + 1
+            what = "weights that are not finite" if place is None else f"loss={float(losses[place[0]]):g}"
+            raise ConfigurationError(f"{what} at step {step}: lower learning_rate={self.config.learning_rate:g}, or mend the "
+                                     "network where its output is not finite")  # fmt: skip
 
     def averaged_model(self) -> Denoiser:
         """A copy of the model with the averaged weights, in eval mode."""
@@ -193,11 +223,15 @@ def train(
 
     Raises:
         ArtifactError: `out` holds a run of another configuration.
-        ConfigurationError: no images, labels that the network does not know, nothing to train, or `out` cannot be written
-            or could not give the network back.
+        ConfigurationError: no images, labels that the network does not know, nothing to train, weights in half precision,
+            something that is not finite, or `out` cannot be written or could not give the network back.
     """
-    require_denoiser(model)
+    require_full_precision(require_denoiser(model))
     require(len(images) > 0, "training needs at least one image; the set given is empty")
+    broken = first_not_finite(images.images)
+    if broken is not None:
+        raise ConfigurationError(f"image {int(images.ids[broken[0]])}: some of its pixels are not finite; mend it or leave it "
+                                 "out")  # fmt: skip
     require(config.drop_condition == 0 or model.no_class is not None, f"drop_condition={config.drop_condition}: this network "
             "has no label for no class; give di.Denoiser(network, process, no_class=...)")  # fmt: skip
     require(
@@ -254,6 +288,7 @@ def _run(
         trainer.advance()
         _after_step(trainer, folder, identity, bar)
     bar.close()
+    trainer.check(trainer.losses)
     result = TrainingResult(trainer.averaged_model(), torch.stack(trainer.losses).float().cpu().numpy())
     if folder and checkpoint:
         save_model(result.model, folder)
@@ -268,9 +303,10 @@ def _after_step(trainer: _Trainer, folder: Path | None, identity: Any, bar: Any)
     if step % 50 == 0:
         recent = torch.stack(trainer.losses[-50:]).mean().item()
         bar.set_postfix(loss=f"{recent:.4f}")
-        if not math.isfinite(recent):
-            raise ConfigurationError(f"loss={recent} at step {step}: lower learning_rate={config.learning_rate}")
+        trainer.check(trainer.losses[-50:], weights=False)
     if folder and step in config.keep_ema_at:
+        trainer.check(trainer.losses)
         save_model(trainer.averaged_model(), folder / "ema" / f"step-{step:06d}")
     if folder and step % config.checkpoint_every == 0 and step < config.steps:
+        trainer.check(trainer.losses)
         trainer.save(folder / CHECKPOINT, identity)

@@ -67,7 +67,8 @@ asked = truth.queries.subset(chosen)
 di.figures.image_grid(asked.images, columns=2)
 
 # %% [markdown]
-# The models are trained again on the spot, and give the shipped measurements.
+# The models are trained again on the spot, and give the shipped measurements up to rounding, which another processor
+# may do otherwise.
 
 # %%
 preset = di.get_preset("digits")
@@ -101,8 +102,8 @@ di.tables.table(rows, caption="Loss of the first half less the second's.")
 
 # %% [markdown]
 # With draws of their own, the models seem to change their minds. With the same draws they do not. If you expected 64 draws
-# to settle it, you counted how many there are. What counts is how far one draw's loss strays, and that is as far as the
-# loss at small timesteps is from the loss at large ones.
+# to settle it, think of how much the loss of a single draw varies: as much as the losses at small and large timesteps
+# differ.
 #
 # ### Why the same draws help
 #
@@ -161,7 +162,8 @@ di.tables.table(
 )
 
 # %% [markdown]
-# It does, and the table has a surprise in it. With $\rho$ so close to one, the two $\sigma$ may not be taken as equal: a
+# The formula holds, and the table has a surprise in it. With $\rho$ so close to one, the two $\sigma$ may not be taken
+# as equal: a
 # model that is a little worse is worse by more on hard draws, so its losses spread further. The full formula is
 # $(\sigma - \sigma')^2 + 2\sigma\sigma'(1 - \rho)$, and here the first term counts.
 #
@@ -327,7 +329,8 @@ for t in (10, 100, 300, 900):
 di.tables.table(rows, caption="Loss of the best denoiser of the toy.")
 
 # %% [markdown]
-# Digits are no Gaussian, but they have a covariance. Along each of its eigenvectors {eq}`eq-floor` holds with the eigenvalue
+# Digits are not Gaussian, but they have a covariance. Along each of its eigenvectors {eq}`eq-floor` holds with the
+# eigenvalue
 # for $v$, and the mean over all 64 is what the best *straight-line* denoiser leaves. The network should do better, for it
 # may bend.
 
@@ -354,7 +357,8 @@ axes.legend()
 figure
 
 # %% [markdown]
-# It does at small timesteps, and by a little: nearly all of the loss there could not be removed by any line either. At large
+# It beats the line at small timesteps, by a little. This line is no floor for digits: their pixels have levels, and a
+# denoiser that knows them goes far below it, as the last exercise shows. At large
 # ones it does *worse* than a line, by a factor that grows to hundreds. The best answer there is almost $x_t$ itself, and a
 # short training does not reach it exactly. In the mean loss these timesteps hardly count.
 
@@ -362,7 +366,8 @@ figure
 assert network[0] < straight[0] and network[-1] > 100 * straight[-1]
 
 # %% [markdown]
-# So a loss of 0.1 says nothing by itself. What two models *share*, the floor, drops out of their difference. That is why
+# So a loss of 0.1 says nothing by itself. The part that no model can remove, whatever its size, drops out of the
+# difference of two. That is why
 # measurements are only ever compared between models, query by query.
 #
 # ## What "likely" means: bits and levels
@@ -408,8 +413,8 @@ di.tables.table(
 # ## A bound from all timesteps: the ELBO
 #
 # How likely does a diffusion model find an image? It would have to add up all the ways from noise to the image. The
-# **ELBO** (evidence lower bound) {cite}`ho2020ddpm` avoids the sum. It looks only at ways that noising could have taken,
-# backwards, and asks at each step how far the model's step is from the right one:
+# **ELBO** (evidence lower bound) {cite}`ho2020ddpm` avoids the sum. It takes noised versions of the image and asks, at
+# each step back, how far the model's step is from the right one:
 #
 # $$ \log p(x) \;\ge\; \underbrace{\mathbb{E} \log p(x \mid x_0)}_{\text{last step}} - \sum_{t=1}^{T-1} \mathbb{E}\,\mathrm{KL}_t - \underbrace{\mathrm{KL}\bigl(q(x_{T-1} \mid x) \,\|\, \mathcal{N}(0, I)\bigr)}_{\text{no model changes it}}. $$ (eq-elbo)
 #
@@ -448,7 +453,8 @@ di.tables.table(
 # measurement is a mean over draws. In bits per dimension the two factors $C$ cancel: timestep $t$ costs
 # $w_t\,\ell_t / \ln 2$ bits, with $\ell_t$ the loss at $t$.
 #
-# The last step counts by the probability of the pixel's bin, so levels enter here as well. All terms, one draw a timestep:
+# The last step contributes the log-probability of each pixel's bin, so levels enter here as well. All terms, one draw a
+# timestep:
 
 # %%
 every_t = di.DrawConfig(1000, timestep_rule="grid", noise_rule="independent")
@@ -504,8 +510,8 @@ figure
 
 # %% [markdown]
 # A handful. Two things follow. Training draws all timesteps alike, so it hardly ever sees the ones on which the ELBO depends;
-# the ELBO of a small model can be poor while its samples are good. And an ELBO from a few draws at random timesteps is
-# almost all luck. Draw the heavy timesteps more often instead, and divide by how often. This is **importance sampling**, and
+# so the ELBO of a small model can be poor. And an ELBO from a few draws at random timesteps is mostly noise. Draw the
+# heavy timesteps more often instead, and divide each term by its probability. This is **importance sampling**, and
 # `DrawConfig(timestep_rule="elbo")` does it, its weights included.
 
 # %%
@@ -649,7 +655,8 @@ di.tables.table(rows, caption="Bits per dimension, less the true ones.")
 
 # %% [markdown]
 # The flow gives the true value, to as many digits as its steps allow. The ELBO of the very same denoiser misses it by most
-# of a bit, though the denoiser is perfect. The bound is loose for one reason only. Its steps back have the variance
+# of a bit, though the denoiser is perfect. Here, with Gaussian data, the bound is loose for one reason only. Its steps
+# back have the variance
 # $\tilde\beta_t$, which is right if the image is known. From $x_t$ alone the step is wider, with the variance $\kappa_t\tilde\beta_t$, and
 # two Gaussians of one mean whose variances have the ratio $\kappa$ are $\tfrac12(\kappa - 1 - \ln\kappa)$ nats apart. For Gaussian data $\kappa_t$ is
 # known, and the sum over all steps is the whole gap:
@@ -676,7 +683,7 @@ torch.testing.assert_close(-loose, predicted, rtol=0.05, atol=0)
 #
 # $$ \mathbb{E}\,\xi^\top V \xi = \sum_{i,j} V_{ij}\, \mathbb{E}[\xi_i \xi_j] = \sum_i V_{ii}, \qquad \operatorname{Var}\bigl(\xi^\top V \xi\bigr) = \sum_{i<j} (V_{ij} + V_{ji})^2 . $$ (eq-hutchinson)
 #
-# The diagonal counts exactly, because $\xi_i^2 = 1$. Only what stands beside it makes noise. Four pixels have sixteen
+# The diagonal counts exactly, because $\xi_i^2 = 1$. Only the entries beside it add variance. Four pixels have sixteen
 # sign patterns, so both statements can be checked by trying them all:
 
 # %%
@@ -728,12 +735,13 @@ di.tables.table(rows, caption="Held-out digits, mean of eight.")
 
 # %% [markdown]
 # The last three are one model and one set of digits, several bits apart. With 256 levels the bins are about sixteen times
-# narrower, and the bits are nearly four fewer. The digits were not made less likely; a different question was asked. The
-# density is positive, "better than certainty", which no probability can be. Only numbers for the same levels may be
+# narrower, and the bits are three to four fewer. The digits were not made less likely; a different question was asked.
+# The log-density is positive, which no log-probability can be. Only numbers for the same levels may be
 # compared.
 #
 # And among the right ones: the flow finds the digits far likelier than chance, while the ELBO is no better than giving
-# every level the same chance. It leans on timesteps whose noise is far narrower than a bin. A denoiser that knew of the 17
+# every level the same chance. The ELBO leans on timesteps whose noise is far narrower than a bin. A denoiser that knew
+# of the 17
 # levels would see right through such noise, at no cost. Ours has hardly been trained there and does not know. The last
 # exercise tells it.
 #
@@ -814,8 +822,9 @@ assert without == ["log_likelihood"]  # no gradient for influence
 # that influence could use. The loss means least and is known best.
 #
 # Is that a dilemma? Not quite. Apart from the noise of retraining, loss, ELBO and log-likelihood rank the halves of the data much
-# alike. So scores of the loss can stand for the others, with the sign turned. They even predict the ELBO better than scores of
-# the ELBO itself do. The paper reports the same for larger models, and {doc}`../book/measurements` has the figures. This book
+# alike. So scores of the loss can stand for the others, with the sign turned. They even predict the ELBO better than
+# scores of the ELBO itself do. {cite:t}`mlodozeniec2025influence` report the same for larger models, and
+# {doc}`../book/measurements` has the figures. This book
 # therefore attributes the loss unless it says otherwise.
 #
 # The **trajectory log-probability** is a question of its own. A sample has a history, the states that it went
@@ -828,11 +837,13 @@ assert without == ["log_likelihood"]  # no gradient for influence
 #   they stand for a likelihood's.
 # - **Draws of its own for each model.** Their noise hides what retraining changed. Averaging it away takes more retrained
 #   models; sharing takes none.
-# - **Weights applied twice.** Timesteps drawn in proportion to $w_t$ favour the heavy ones already. Each draw needs a weight
-#   that undoes this, or $w_t$ counts twice: by the drawing, and by multiplying. `DrawConfig` brings that weight along.
+# - **Weights applied twice.** A rule such as `"elbo"` draws the heavy timesteps more often. Each draw needs a weight
+#   that undoes this, or they count twice: by the drawing, and by multiplying with $w_t$. `DrawConfig` brings that
+#   weight along.
 # - **Means and sums.** The ELBO is a sum over timesteps and pixels, the loss a mean over both. Between them lie the
 #   factors $T$ and $C$.
-# - **Levels.** A density is no probability, and bits per dimension for 17 levels and for 256 answer different questions.
+# - **Levels.** A density is not a probability, and bits per dimension for 17 levels and for 256 answer different
+#   questions.
 #
 # ## Exercises
 
@@ -901,7 +912,7 @@ di.tables.table(rows)
 # :::{exercise} How many draws? · 10 minutes · ★★
 # :label: ex-draws
 # By hand first: two losses have $\sigma = 0.2$ and $\rho = 0.99$. How many independent draws bring the standard deviation of
-# their difference to $0.002$, own and shared? Then write `my_draws(deviation, correlation, error)`, which returns both
+# their difference to $0.0021$, own and shared? Then write `my_draws(deviation, correlation, error)`, which returns both
 # numbers, and run `di.checks.draws_needed(my_draws)`.
 # :::
 #
@@ -910,8 +921,8 @@ di.tables.table(rows)
 # :class: dropdown
 # :::
 #
-# Solve {eq}`eq-paired` for $S$: $2 \cdot 0.2^2 / 0.002^2 = 20{,}000$ with draws of their own, and one hundredth of it, 200,
-# with the same.
+# Solve {eq}`eq-paired` for $S$: $2 \cdot 0.2^2 / 0.0021^2$ is a little more than 18,140 with draws of their own, and
+# one hundredth of it with the same. Round up.
 
 
 # %%
@@ -1026,8 +1037,9 @@ assert rows[1]["after"] > rows[1]["before"] + 1
 di.tables.table(rows, caption="Mean of eight held-out digits.")
 
 # %% [markdown]
-# The ELBO rises by more than a bit for each pixel, with not one weight changed, and comes close to what the flow gave. The
-# loss moves by a few percent, for ten timesteps of a thousand are few. The ODE cannot be asked any more: the wrapped guess jumps
+# The ELBO rises by more than a bit for each pixel, with not one weight changed, and comes close to what the flow gave.
+# The loss moves by less than a tenth, for ten timesteps of a thousand are few. The ODE cannot be asked any more: the
+# wrapped guess jumps
 # from level to level, and its derivative, which the trace is made of, does not see the jumps.
 #
 # :::{solution-end}

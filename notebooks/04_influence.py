@@ -16,7 +16,8 @@
 # :::{admonition} In this chapter
 # :class: tip
 # You turn the weight of one training image up and down and watch what a model answers. You derive the formula that
-# predicts it from the one model you have. You see it hold, see it break, and find out which of its two straight lines broke.
+# predicts it from the one model you have. You see it hold, see it break, and find out which of its two approximations
+# failed.
 # Then you ask a real network which question the formula answers there.
 #
 # *25 minutes to read · two cores: about 45 seconds · builds on {doc}`01_quickstart` and {doc}`02_ddpm`*
@@ -159,13 +160,13 @@ di.tables.table(
 #
 # ## The slope, derived
 #
-# Write $L(\theta) = \frac1N\sum_{j} \ell_j(\theta)$ for the mean loss of all images. At every $\delta$ the trained weights
-# are a minimum of $L + \delta\,\ell_n$, so its gradient is zero there:
+# Write $\mathcal{L}(\theta) = \frac1N\sum_{j} \ell_j(\theta)$ for the mean loss of all images. At every $\delta$ the trained weights
+# are a minimum of $\mathcal{L} + \delta\,\ell_n$, so its gradient is zero there:
 #
-# $$ \nabla L(\theta(\delta)) + \delta\, \nabla \ell_n(\theta(\delta)) = 0. $$ (eq-stationary)
+# $$ \nabla \mathcal{L}(\theta(\delta)) + \delta\, \nabla \ell_n(\theta(\delta)) = 0. $$ (eq-stationary)
 #
-# Differentiate in $\delta$. The first term gives $\nabla^2 L\;\theta'$. The second gives $\nabla \ell_n$ and a part that still
-# has the factor $\delta$, which is gone at $\delta = 0$. With the Hessian $H = \nabla^2 L(\theta)$ of the *mean* loss,
+# Differentiate in $\delta$. The first term gives $\nabla^2 \mathcal{L}\;\theta'$. The second gives $\nabla \ell_n$ and a part that still
+# has the factor $\delta$, which is gone at $\delta = 0$. With the Hessian $H = \nabla^2 \mathcal{L}(\theta)$ of the *mean* loss,
 #
 # $$ \theta'(0) = -H^{-1}\, \nabla \ell_n(\theta). $$ (eq-implicit)
 #
@@ -177,9 +178,10 @@ di.tables.table(
 #
 # $$ \text{score}(q, n) = -\tfrac{1}{N} \cdot \bigl(-\nabla m_q^\top H^{-1}\, \nabla \ell_n\bigr) = +\frac{1}{N}\, \nabla m_q^\top H^{-1}\, \nabla\ell_n . $$ (eq-influence)
 #
-# A positive score says: without image $n$ the measurement goes *up*. If the measurement is a loss, the query becomes less
-# likely, so the image helped it. Below is the formula, beside **leave-one-out**, which trains again without each image. A
-# third opinion is asserted: automatic differentiation through the training, which is one solve here.
+# A positive score says: without image $n$ the measurement goes *up*. If the measurement is a loss, without it the model
+# fits the query worse, so the image helped. Below is the formula, beside **leave-one-out**, which trains again without
+# each image. An assertion checks the score a third way: by differentiating through the training, which is one solve
+# here.
 
 
 # %%
@@ -213,7 +215,8 @@ di.tables.table([
 # %% [markdown]
 # The scores are right to about a tenth. Their signs are what you may have guessed: images above the mean pull the model
 # towards this query, images below pull it away. If you guessed that the *nearest* image matters most, distance misled you.
-# An image pulls by its gradient, and the nearest one is already fitted well.
+# An image pulls by its gradient. That is small for images near the mean, and grows with the distance from it, not with
+# the distance from the query.
 #
 # ## The curve, its tangent and what removal does
 #
@@ -343,7 +346,7 @@ di.interactive.Together(
 # Try three things.
 #
 # - *More images.* The step $1/N$ is shorter, and curve and tangent have less room to part.
-# - *The outlier.* Drag image 1 to 2. The tangent points down, while the curve dips and comes up again.
+# - *The outlier.* Drag image 1 to 2. To the left the tangent falls, while the curve dips and comes up again.
 # - *Damping.* Real curvatures are inverted as $(H + \lambda I)^{-1}$, with a small number $\lambda$. It leaves the curve
 #   alone and turns the tangent: towards flat, because the step gets shorter.
 #
@@ -376,9 +379,11 @@ di.tables.table(
 )
 
 # %% [markdown]
-# Scores shrink about as $1/N$. Their errors shrink about as $1/N^2$, because the step is $1/N$ and a tangent errs by the
-# square of it. On ordinary data even ten images are enough for the right order, and the true changes are on the whole a
-# little larger than predicted. One outlier among ten or thirty images spoils the agreement, and its own sign is wrong.
+# From 30 images to 100, scores shrink about as $1/N$ and their errors about as $1/N^2$, because the step is $1/N$ and a
+# tangent errs by the square of it. From 10 to 30 both shrink more, as the query's own loss falls too. On ordinary data
+# even ten images are enough for the right order, and the true changes are on the whole a
+# little larger than predicted. The score of an outlier among ten or thirty images is wrong, sign included, and this one
+# point spoils the correlation.
 #
 # Is that one unlucky data set? Draw many, and put an image at 2 in each.
 
@@ -408,8 +413,9 @@ di.tables.table(
 )
 
 # %% [markdown]
-# With ten images our data set is an unlucky one. There the outlier's score mostly has the right sign, and is typically twice
-# too large. With thirty images a coin would do as well for the sign. With a hundred the sign is nearly always right.
+# With ten images our data set is an unlucky one. There the outlier's score mostly has the right sign, and is typically
+# twice the true size. With thirty images the sign is right half of the time, with a hundred nearly always. In between,
+# the true sign turns first and the score's later: a single image lowers the query's loss less and less by going.
 #
 # ## Two straight lines
 #
@@ -431,8 +437,8 @@ for count, place in ((30, None), (10, 2.0), (30, 2.0)):
 di.tables.table(rows, caption="Change of the query's loss without image 1.")
 
 # %% [markdown]
-# In the first row nothing much happens from left to right. For the outlier, the true step alone does not mend the score: it
-# takes it further from the truth. The sign turns in the last column, with the measurement. Without the outlier the weights
+# In the first row nothing much happens from left to right. For the outlier, the true step alone makes the score worse.
+# The sign turns in the last column, with the measurement. Without the outlier the weights
 # move far, and $m$ is a parabola. Along a long step it goes down and comes up again. So a wrong score need not mean a
 # wrong curvature.
 #
@@ -453,7 +459,7 @@ di.tables.table(rows, caption="Change of the query's loss without image 1.")
 #
 # :::{admonition} Step by step
 # :class: dropdown
-# Without image $n$ we minimise $L - \tfrac1N \ell_n$, again a parabola, with the Hessian $H_{-n} = H -
+# Without image $n$ we minimise $\mathcal{L} - \tfrac1N \ell_n$, again a parabola, with the Hessian $H_{-n} = H -
 # \tfrac2N\varphi_n\varphi_n^\top$. Its gradient at the old minimum is $-\tfrac1N\nabla\ell_n$, so one Newton step
 # is exact: $\theta_{-n} - \theta = +\tfrac1N H_{-n}^{-1}\nabla\ell_n$.
 #
@@ -499,7 +505,7 @@ print(f"their sum {leverage.sum():.3f}")
 #
 # Equation {eq}`eq-influence` stands on four legs. Look at each with a trained diffusion model in mind.
 #
-# - **A stationary point.** The gradient of $L$ is zero. A network is trained for a fixed number of steps and stopped on its
+# - **A stationary point.** The gradient of $\mathcal{L}$ is zero. A network is trained for a fixed number of steps and stopped on its
 #   way, perhaps earlier than it could (*early stopping*).
 # - **A Hessian that can be inverted.** A network has many directions in which the loss hardly changes, and some in which it
 #   curves down.
@@ -509,15 +515,16 @@ print(f"their sum {leverage.sum():.3f}")
 #   dropout change what training aims at, too.
 #
 # So what does the formula answer, if its assumptions fail? There is a question to which it is nearly the exact answer
-# {cite}`bae2022influence`. Stay near the model you have, whose weights we now call $\theta^*$. Keep its answers to all images,
-# keep its weights, and under these two conditions make image $n$ a little worse:
+# {cite}`bae2022influence`. Stay near the model you have, whose weights we now call $\theta^*$. Raise the loss of image
+# $n$ a little, while outputs and weights stay close to those of $\theta^*$:
 #
-# $$ \theta_{-n} = \arg\min_\theta\; \underbrace{\frac1N\sum_j D_j(\theta)}_{\text{answers as before}} \;-\; \frac1N\,\ell_n(\theta) \;+\; \underbrace{\frac{\lambda}{2}\,\lVert\theta - \theta^*\rVert^2}_{\text{weights as before}} . $$ (eq-proximal)
+# $$ \tilde\theta_{-n} = \arg\min_\theta\; \underbrace{\frac1N\sum_j D_j(\theta)}_{\text{answers as before}} \;-\; \frac1N\,\ell_n(\theta) \;+\; \underbrace{\frac{\lambda}{2}\,\lVert\theta - \theta^*\rVert^2}_{\text{weights as before}} . $$ (eq-proximal)
 #
 # This is the **proximal Bregman** question. For a squared error, $D_j$ is the mean squared distance between the network's
 # outputs at $\theta$ and at $\theta^*$. The first term has its minimum at $\theta^*$ whether or not training ended there. Its
 # Hessian there is the **Gauss-Newton matrix** (GGN) $\tfrac2C\,\mathbb{E}[J^\top J]$, with $J$ the derivative of the outputs in
-# the weights. It never curves down, and $\lambda$ makes it invertible. One step with this matrix solves {eq}`eq-proximal` to
+# the weights. It never curves down, because $v^\top J^\top J v = \lVert Jv \rVert^2 \ge 0$, and $\lambda$ makes it
+# invertible. One step with this matrix solves {eq}`eq-proximal` to
 # first order, and that step is the damped influence function. How far is one step from the solution?
 #
 # :::{admonition} Step by step
@@ -764,15 +771,18 @@ far = [row["weights move"] for row in rows[:5]]
 assert far[2] > 3 * far[0] and min(far[3:]) > 7 * far[0]
 
 # %% [markdown]
-# Read the table from the top. The two straight lines, which looked like the bold part, cost next to nothing here. What is
-# lost is lost later. A warm start keeps most of the order and moves farther than predicted. One reason stands above: the loss
-# that it minimises curves down in some directions, and the matrix never does. A training from the beginning does not
+# Read the table from the top. The two straight lines cost almost nothing here. The agreement drops with the warm start,
+# and again with retraining. A warm start keeps most of the order and moves farther than predicted. We have not
+# separated the
+# reasons. Training has no pull towards the old weights, it does not start at a minimum, and its loss curves down in
+# some directions, which the matrix never does. A training from the beginning does not
 # stay near. Its weights end up some ten times as far away as the step, and where they go depends on where they began.
 #
-# The last row should make you pause. Leave one image out, train from two starting points, and the two answers have little in
-# common. So what *is* the effect of an image? What is common to many trainings is its effect on average, and the rest is
+# The last row should make you pause. Leave one image out, train from two starting points, and the two answers agree
+# only loosely. So what *is* the effect of an image? What is common to many trainings is its effect on average, and the
+# rest is
 # chance. A single image in a single retraining says little. This is why {doc}`01_quickstart` judged scores by removing
-# *half* of the images and by averaging over several seeds. It gives a score a fairer test.
+# *half* of the images and by averaging over several seeds. Such an average is a fairer test of a score.
 #
 # ## At full size
 #
@@ -878,8 +888,8 @@ di.checks.leave_one_out(my_leave_one_out)
 #
 # (i) The two objectives are multiples of each other, so they have the same minimum.
 #
-# (ii) Away from a minimum $\nabla L \neq 0$. With $1/N$, the gradient of what is left is $\nabla L - \tfrac1N\nabla\ell_n$.
-# With $1/(N-1)$, it is $\tfrac{N}{N-1}$ times that. In both, the part with $\nabla L$ is the same for every image. It is
+# (ii) Away from a minimum $\nabla \mathcal{L} \neq 0$. With $1/N$, the gradient of what is left is $\nabla \mathcal{L} - \tfrac1N\nabla\ell_n$.
+# With $1/(N-1)$, it is $\tfrac{N}{N-1}$ times that. In both, the part with $\nabla \mathcal{L}$ is the same for every image. It is
 # training that goes on, and it adds the same number to all scores of a query. What is left differs by the factor
 # $\tfrac{N}{N-1}$, the same for all images.
 #

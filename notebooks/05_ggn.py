@@ -75,7 +75,7 @@ di.tables.table(rows, caption="Eigenvalues of the Hessian in $(w, b)$.")
 # numbers. The squared error turns the output into a loss, $\ell = \tfrac1C \lVert f - y \rVert^2$, where $y$ is the target.
 # The chain rule, used twice, gives two terms:
 #
-# $$ \nabla^2 \ell \;=\; \underbrace{J^\top\, (\nabla_f^2 \ell)\; J}_{\text{Gauss–Newton}} \;+\; \underbrace{\sum_{c=1}^{C} \frac{\partial \ell}{\partial f_c}\, \nabla^2 f_c}_{\text{remainder}} $$ (eq-split)
+# $$ \nabla^2 \ell \;=\; \underbrace{J^\top\, (\nabla_f^2 \ell)\; J}_{\text{Gauss-Newton}} \;+\; \underbrace{\sum_{c=1}^{C} \frac{\partial \ell}{\partial f_c}\, \nabla^2 f_c}_{\text{remainder}} $$ (eq-split)
 #
 # $J$ is the **Jacobian**: one row for each output, one column for each weight. The first term is the curvature of the
 # *loss*, seen through first derivatives of the network. The second is the curvature of the *network*, weighted by
@@ -92,7 +92,7 @@ di.tables.table(rows, caption="Eigenvalues of the Hessian in $(w, b)$.")
 # :::
 #
 # For our loss $\nabla_f \ell = -\tfrac2C\, e$ with the **residual** $e = y - f$, and $\nabla_f^2 \ell = \tfrac2C I$. Keep the first
-# term, average over examples and draws, and you have the **generalised Gauss–Newton matrix**
+# term, average over examples and draws, and you have the **generalised Gauss-Newton matrix**
 # {cite}`martens2020natural`, which the paper calls GGN{sup}`model` {cite}`mlodozeniec2025influence`:
 #
 # $$ F = \frac2C\; \mathbb{E}\bigl[ J^\top J \bigr] $$ (eq-ggn)

@@ -15,7 +15,8 @@
 #
 # :::{admonition} In this chapter
 # :class: tip
-# You build the curvature of one layer by hand and watch it fall into two small matrices. You find out when that is exact,
+# You build the curvature of one layer by hand and watch it split into two small matrices. You find out when that is
+# exact,
 # first for a plain layer, then for one that is used at every pixel. Then you measure on the trained digit network how
 # wrong it is elsewhere, and what that does to scores.
 #
@@ -42,8 +43,8 @@ di.show_versions()
 #
 # A score divides by the curvature $F$ of the training loss, as in {eq}`eq-score`. In this book that is the **GGN**, the
 # generalised Gauss-Newton matrix $F = \tfrac2C\, \mathbb{E}[J^\top J]$. Here $J$ holds the derivatives of the network's $C$
-# outputs in all weights. **Before you run the cell:** how large is that matrix for our digit network, and for the network
-# of the paper?
+# outputs in all weights. **Before you run the cell:** how large is that matrix for our digit network, and for the
+# CIFAR-2 network of {cite:t}`mlodozeniec2025influence`?
 
 
 # %%
@@ -68,7 +69,8 @@ di.tables.table([
 ])  # fmt: skip
 
 # %% [markdown]
-# Most guesses stop at the weights, some 160 thousand and 38 million, and forget the square. Already for pictures of 8×8
+# If you thought of 160 thousand and 38 million, you counted the weights and forgot the square. Already for pictures of
+# 8×8
 # pixels the matrix fits in no ordinary memory. The first step down is easy to state. Forget what
 # the weights of different layers have to do with each other, and keep one **block** of $F$ for each layer. For the paper's
 # network that is not nearly enough. The last row is what **K-FAC** {cite}`martens2015kfac` keeps: two small matrices a
@@ -156,15 +158,19 @@ print(f"two draws: {100 * error:.0f}% off; all four pairs: exact")
 #
 # ## When it is exact
 #
-# The covariance vanishes if one side is constant. That gives three cases.
+# For a layer that is used once, the covariance vanishes if inputs and gradients are independent. The inputs depend on
+# the draw. So it is enough that they are the same for all draws, or that the gradients depend on the output $c$ only.
+# That gives three cases.
 #
 # 1. *One draw.* Its $a$ is the only one.
 # 2. *The rest of the network is linear.* From this layer on, the network's output is $U\,Wa$ plus a constant, with a fixed
 #    matrix $U$. Then $g = \sqrt2\, U_c$, row $c$ of $U$, the same for every draw. In a deep linear network this holds for every
 #    layer.
-# 3. *The last layer.* What comes after it is $U = I$, however crooked the network below. Here $g = \sqrt2\, I_c$, and $B = \tfrac2C I$.
+# 3. *The last layer.* What comes after it is $U = I$, however nonlinear the network below. Here $g = \sqrt2\, I_c$, and
+#   $B = \tfrac2C I$.
 #
-# To see what lies between, we need the $a$ and $g$ of any layer in any network. Hooks note what a layer reads and writes.
+# To measure the other layers, we need the $a$ and $g$ of any layer in any network. Hooks note what a layer reads and
+# writes.
 # One backward pass for each output brings the gradients back; draws do not mix in the network, so their sum can be taken
 # at once.
 
@@ -337,8 +343,8 @@ di.interactive.Together(
 
 # %% [markdown]
 # :::{admonition} Checkpoint
-# Exact at slope 1 in every layer, and in the last layer at every slope, to twelve digits. Elsewhere a tenth of a bend
-# already costs something.
+# Exact at slope 1 in every layer, and in the last layer at every slope, to twelve digits. Elsewhere even slope 0.9
+# costs more than 1 %.
 # :::
 
 # %%
@@ -353,11 +359,12 @@ di.tables.table(
 )
 
 # %% [markdown]
-# Why does a bend do that? A unit that is off passes nothing back, so the gradients of a draw depend on which units are
+# Why does a bend do that? A unit that is off passes back only the slope's share, nothing at slope 0. So the gradients
+# of a draw depend on which units are
 # on. Which are on depends on the inputs. So products of inputs and products of gradients move together, and the
 # covariance in {eq}`eq-error` is not zero. The last layer has no unit after it. Which of the other two is further off
-# is no law: with other random weights it can be the first. And the error need not grow all along the dial, as the
-# middle layer shows at its end.
+# is no law: for most slopes it is the first, at slope 0 the middle one. And the error need not grow all along the dial,
+# as the middle layer shows at its end.
 #
 # ## A layer at many positions
 #
@@ -389,7 +396,7 @@ same(outputs, convolution(image).flatten(2).transpose(1, 2))
 # \text{reduce:} \quad A &= \mathbb{E}\bigl[\bar a\, \bar a^\top\bigr] & B &= \mathbb{E}\bigl[g_\Sigma\, g_\Sigma^\top\bigr]
 # \end{aligned} $$ (eq-sharing)
 #
-# Look where $1/L$ goes: to the inputs, once, and nowhere else.
+# Look where $1/L$ goes: once to each mean over inputs, and nowhere else.
 #
 # :::{admonition} Step by step: one 1/L, not two and not none
 # :class: dropdown
@@ -425,8 +432,9 @@ def both_errors(a, g):
 # ## When it is exact, with positions
 #
 # Take stacks of three convolutions with *no* activation between them. Everything is linear, so $g$ does not depend on the
-# draw. What is left is the question of positions. In the first stack, kernels are 1×1. In the second they are 3×3. In the
-# third they are 3×3 too, the image is closed to a ring in both directions, and the output is a mean over all pixels.
+# draw. What is left is the question of positions. In all three the image is closed to a ring in both directions.
+# Kernels are 1×1 in the first stack and 3×3 in the second. The third is the second with a mean over all pixels at its
+# end.
 # **Before you run the cell:** in which stacks is expand exact, and in which reduce?
 
 
@@ -480,7 +488,7 @@ assert pooled[1].max() < 1e-12 and pooled[0].min() > 0.5
 # - **The mean over pixels, on a ring:** every position counts alike, so all $g_p$ agree. Reduce is exact.
 #
 # Attention is the same story with tokens. The value layer $W$ reads every token, and token $p$ puts out a weighted mean
-# of all $Wa_{p'}$. Let a share of its attention go to itself, and the rest to all tokens alike.
+# of all $Wa_{p'}$. Let a share of its attention go to itself on top, and the rest to all tokens alike, itself included.
 
 # %% tags=["hide-input"]
 TOKENS = 8
@@ -503,7 +511,7 @@ di.interactive.Lines(
         Line(name, shares, by_share[:, i].clone())
         for i, name in enumerate(("expand", "reduce"))
     ],
-    "share of attention that stays at its own token",
+    "share of attention on top of the even spread",
     "relative error",
     reading=SHARE,
     start={"Share": 0.5},
@@ -523,9 +531,10 @@ di.interactive.Lines(
 )  # fmt: skip
 
 # %% [markdown]
-# In a real network the attention depends on the draw as well, and so does $g$. The layers for queries and keys come before
-# the softmax, a bend. There neither is exact in general. The layer at the output of attention works on each token alone,
-# as a 1×1 convolution does.
+# In a real network the attention depends on the draw as well, and so does $g$. The layers for queries and keys come
+# before the softmax, which is not linear. There neither is exact in general. The layer at the output of attention works
+# on each token alone, as a 1×1 convolution does. Expand would be exact there if all that follows were linear and token
+# by token.
 #
 # ## The bias
 #
@@ -543,7 +552,8 @@ def with_bias(a):
 # %% [markdown]
 # ## The digit network
 #
-# Now the network that {doc}`01_quickstart` trained, in float64, on 64 draws: 32 images, two draws each. We look into
+# Now the digit network of {doc}`01_quickstart`. We take it in float64, on 64 draws: 32 images with two draws each. We
+# look into
 # five of its 35 layers at once.
 
 # %%
@@ -589,7 +599,7 @@ same(blocks["conv_out"], dense)
 
 # %% [markdown]
 # By default the library is thriftier: one random combination of the outputs in place of all $C$, and four positions of
-# each draw for $A$. {doc}`../book/savings` says what that costs.
+# each draw for $A$. The page {doc}`../book/savings` has the numbers.
 #
 # **Before you run the cell:** one of these five layers is exact. Which, and with expand or with reduce? And for which layer
 # can it not matter which of the two you take?
@@ -608,11 +618,11 @@ assert found["conv_out"][0] < 1e-12 and found[linear].diff().abs() < 1e-12
 assert found[up][1] < 0.6 < 1 < found[up][0]
 
 # %% [markdown]
-# The last convolution, with expand: it is case 3 again, in a real network with all its bends, to twelve digits. For the
-# layer that reads the timestep, $L = 1$, and the two are one.
+# The last convolution, with expand: it is case 3 again, in a real, nonlinear network, to twelve digits. For the layer
+# that reads the timestep, $L = 1$, and expand and reduce coincide.
 #
-# The other entries are sobering. K-FAC's block is off by most of its own size, and in one layer by *more* than all of it:
-# a block of zeros would be nearer. Should we stop here?
+# The other entries are sobering. Apart from the last layer, expand is off by more than half of the exact block's size,
+# and in one layer by *more* than all of it: a block of zeros would be nearer. Should we stop here?
 #
 # ## What the error does to scores
 #
@@ -679,8 +689,9 @@ for name, row in results.items():
 assert sum(e - r > 1e-9 for e, r in found.values()) == 3
 
 # %% [markdown]
-# Expand, by far. With more than one position, the error of reduce is hundreds to millions of times the scores
-# themselves, although in three of these layers its block is the nearer one. If you went by the table before, you took
+# Expand, by far. The damping is $\lambda = 10^{-8}$, so an empty direction is multiplied by $10^8$. With more than one
+# position, the error of reduce is hundreds to millions of times the scores themselves, although in three of these
+# layers its block is the nearer one. If you went by the table before, you took
 # the wrong yardstick. The relative error of a block is ruled by its few largest eigenvalues, and the inverse by its
 # smallest. Where an approximation makes an eigenvalue nearly zero and the curvature does not, its inverse is huge. How
 # many are there?
@@ -718,9 +729,10 @@ assert 28 <= len(batch.timesteps.unique()) <= 32  # pairs share one
 # %% [markdown]
 # Reduce has many. In the last convolution it averages each image's patches first, and what tells the nine places of the
 # kernel apart is mostly gone. In the shortcut going up it adds up the gradients of all pixels. The next step, a
-# normalisation, subtracts the mean of every two channels, so what all their pixels share has no gradient. Half of the sums
-# vanish. The layer of the timestep is another matter: 64 draws with some 30 timesteps leave
-# most of its directions empty, in the exact block as well.
+# normalisation, subtracts the mean of two channels over all their pixels. Raising both together changes nothing, so in
+# each pair the two summed gradients add to zero. Half of the eigenvalues of $B$ vanish. The layer of the timestep is
+# another matter: 64 draws have only about 30 timesteps, because the two of an image share one. They leave most of its
+# directions empty, in the exact block as well.
 #
 # And on the whole network, judged by retraining? This is the **LDS** of chapter 01, the rank correlation between predicted
 # and measured change:
@@ -749,10 +761,11 @@ di.tables.table([
 #
 # ## Dividing by it
 #
-# K-FAC saves time as well as memory, because the inverse of a Kronecker product is one too:
+# K-FAC saves time as well as memory: two inverses of the factors' sizes in place of one of their product's. The inverse
+# of a Kronecker product is one too:
 # $(B \otimes A)^{-1}$ turns $G$ into $B^{-1} G A^{-1}$. Two small inverses do the work of a large one. But a score has damping
 # too, and in $(B \otimes A + \lambda I)^{-1}$ the sum with $\lambda I$ is no Kronecker product. Eigenvectors solve it. With
-# $A = Q_A \operatorname{diag}(e_A)\, Q_A^\top$ and $B$ alike,
+# $A = Q_A \operatorname{diag}(e_A)\, Q_A^\top$ and likewise for $B$,
 #
 # $$ (B \otimes A + \lambda I)^{-1}:\quad G \;\mapsto\; Q_B \Bigl[ \bigl(Q_B^\top G\, Q_A\bigr) \,/\, \bigl(e_B e_A^\top + \lambda\bigr) \Bigr] Q_A^\top , $$ (eq-inverse)
 #
@@ -777,7 +790,8 @@ same(
 )
 
 # %% [markdown]
-# Many codes do something else. They damp each factor, $(B + \sqrt\lambda\, I) \otimes (A + \sqrt\lambda\, I)$, which
+# Many implementations do something else. They damp each factor, $(B + \sqrt\lambda\, I) \otimes (A + \sqrt\lambda\,
+# I)$, which
 # keeps the product and needs no eigenvectors. It is called **factored damping**, and it is another matrix. Multiply out
 # an eigenvalue:
 #
@@ -785,7 +799,8 @@ same(
 #
 # The last term is the trouble. Where $e_B$ is small and $e_A$ large, it is far larger than $\lambda$. It also depends
 # on how a scale is split between the factors, which the product does not know: double $A$, halve $B$, and factored
-# damping gives another matrix. {cite:t}`martens2015kfac` therefore balance the two first. Try all three on the digit
+# damping gives another matrix. {cite:t}`martens2015kfac` therefore scale the two first, so that their mean eigenvalues
+# agree. Try all three on the digit
 # network. **Guess first:** at $\lambda = 10^{-8}$, $\sqrt\lambda$ is ten thousand times larger. What does that do to
 # the LDS? The library keeps the products $e_B e_A$ only, but the 1 in the corner of $A$ tells how to split them.
 
@@ -861,14 +876,14 @@ di.tables.table(of_damping, caption="K-FAC on held-out digits.")
 # %% [markdown]
 # The column "factored" is the paired difference to the LDS before it. At the default $\lambda = 10^{-8}$ the two kinds
 # of damping hardly differ. At $10^{-6}$ factored damping costs points that damping the product does not, and balancing
-# does not win them back. The last column points at the cause: $\sqrt\lambda$ is added to eigenvalues of $B$, and nearly
+# does not win them back. The last column suggests why: $\sqrt\lambda$ is added to eigenvalues of $B$, and nearly
 # half of these are smaller. What is meant as a little damping outweighs them. So a $\lambda$ from a code with factored
 # damping cannot be carried over.
 #
 # ## Pitfalls
 #
 # - **The order.** For gradients flattened row by row the block is $B \otimes A$. The other order has the same
-#   shape and runs without complaint. Written as $B^{-1} G A^{-1}$ it does not, for a layer that is not square.
+#   shape and runs without complaint. With $B^{-1} G A^{-1}$ a swap raises an error, unless the layer is square.
 # - **1/L twice, or not at all.** One factor is a mean over positions, the other a sum. kronfluence takes the mean in both, so
 #   its K-FAC is $L$ times smaller than the block. {ref}`The conventions <conv-factors>` assert this with kronfluence itself.
 # - **Covariances.** The factors are called covariances in many codes, and they are not: no mean is subtracted.
@@ -918,7 +933,8 @@ same(theirs, L * ours)
 # :label: ex-kfac
 # Write `my_kfac(inputs, output_gradients)` for a layer *with bias*. It takes `[draws, positions, d_in]` and `[draws,
 # positions, d_out]` and returns $A$ and $B$ of expand. Check it with `di.checks.kfac(my_kfac, bias=True)`, on four layers
-# where K-FAC is exact. Then write reduce, and pass `sharing="reduce"` too. Before you do: on which layers will each be tried?
+# where K-FAC is exact. Then write reduce, and pass `sharing="reduce"` too. Each row is one pair of a draw and an
+# output: inputs are repeated for each output, and $\sqrt2$ is in the gradients already.
 # :::
 #
 # :::{solution-start} ex-kfac

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Process, UNetConfig
+from diffinf_lib.curvature.exact import dense_ggn, layer_slices
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawBatch, iterate_draws
 from diffinf_lib.evaluation import GroundTruth
@@ -128,3 +129,9 @@ def out_of_eigenbasis(curvature, gradients):
     """The same gradients in the basis of the weights."""
     rotated = gradients.whole()
     return GradientSet.of({name: layer.from_eigenbasis(rotated[name]) for name, layer in curvature.layers.items()})
+
+
+def dense_blocks(model, batch):
+    """The diagonal block of `dense_ggn` of each layer, `[d_out · d_in, d_out · d_in]`."""
+    dense = dense_ggn(model, batch)
+    return {name: dense[where, where] for name, where in layer_slices(model).items()}

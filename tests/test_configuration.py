@@ -1,5 +1,6 @@
 """Names that configurations list, so that others are refused early, are those of what is loaded later."""
 
+import ast
 from typing import get_args
 
 import papermill
@@ -8,7 +9,7 @@ import pytest
 import diffinf_lib as di
 from diffinf_lib.configuration import DATASETS, MethodName
 from diffinf_lib.data import _LOADERS
-from diffinf_lib.experiments import known_parameters, template_path, templates_root
+from diffinf_lib.experiments import check_parameters, known_parameters, template_path, templates_root
 from diffinf_lib.planner.plan import KNOWN_SIZES
 
 
@@ -24,3 +25,9 @@ def test_every_method_can_be_named():
 @pytest.mark.parametrize("name", sorted(path.stem for path in templates_root().glob("e*.ipynb")))
 def test_parameters_are_read_as_papermill_reads_them(name):
     assert known_parameters(name) == [*papermill.inspect_notebook(str(template_path(name)))]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in templates_root().glob("e*.ipynb")))
+def test_every_parameter_of_a_template_has_a_kind_which_its_default_is_of(name):
+    defaults = {key: found["default"] for key, found in papermill.inspect_notebook(str(template_path(name))).items()}
+    check_parameters(name, {key: ast.literal_eval(text) for key, text in defaults.items()})

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cases import by_definition, conv_denoiser, images, tiny_unet
+from cases import by_definition, conv_denoiser, dense_blocks, images, tiny_unet
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from pretend_device import DEVICE, Elsewhere, MixedDevices, pretended
@@ -152,7 +152,7 @@ def _(s, kind):
 
 @work("dense-blocks")
 def _(s):
-    return exact.dense_blocks(s.model, s.batches()[0])
+    return dense_blocks(s.model, s.batches()[0])
 
 
 @work("operator", "ggn", "hessian", "empirical_fisher")

@@ -26,6 +26,22 @@ def test_parameters_are_read_as_json_or_text():
         parse_parameters(["shard"])
 
 
+def test_a_list_is_spelt_as_in_an_option_or_as_json():
+    for text in ("trak,das", "[trak, das]", '["trak", "das"]', "('trak', 'das')"):
+        assert parse_parameters([f"methods={text}"]) == {"methods": ["trak", "das"]}
+    assert parse_parameters(["methods=trak", "counts=8,16", "shares=0.1", "formats=[]", "bundle=7"]) == {
+        "methods": ["trak"], "counts": [8, 16], "shares": [0.1], "formats": [], "bundle": "7",
+    }  # fmt: skip
+    check_parameters("e05_methods", {"attributed": ["loss_at_time-100", "elbo"], "methods": ["trak"]})
+    for name, given, message in [
+        ("e07_compression", {"formats": ["int9"]}, "formats=int9: give some of "),
+        ("e04_draws", {"counts": ["many"]}, r"counts=\['many'\]: give a list with each entry a positive whole number"),
+        ("e08_removal", {"queries": 0}, "queries=0: give a positive whole number"),
+    ]:
+        with pytest.raises(ConfigurationError, match=message):
+            check_parameters(name, given)
+
+
 def test_misspelt_parameters_are_refused_before_anything_runs(tmp_path):
     with pytest.raises(
         ConfigurationError, match="parameter='presett': e01_model has none of that name; give one of preset"

@@ -8,7 +8,14 @@ from cases import ConvDenoiser, conv_denoiser, images
 
 import diffinf_lib as di
 from diffinf_lib.attribution import das_scores, trak_scores
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig, LikelihoodConfig, MeasurementConfig, Process
+from diffinf_lib.configuration import (
+    CurvatureConfig,
+    DrawConfig,
+    LikelihoodConfig,
+    MeasurementConfig,
+    Process,
+    TrainingConfig,
+)
 from diffinf_lib.curvature import LayerCurvature, fit_curvature, fit_with_curvlinops
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ConfigurationError, DiffinfError
@@ -24,6 +31,13 @@ class ScaledByTime(ConvDenoiser):
 
     def forward(self, noisy, timesteps):
         return super().forward(noisy, timesteps) / timesteps.floor().view(-1, 1, 1, 1)
+
+
+class FailsLate(ConvDenoiser):
+    """Its output is not finite in states with little noise, where sampling ends."""
+
+    def forward(self, noisy, timesteps):
+        return super().forward(noisy, timesteps) / (timesteps > 400).view(-1, 1, 1, 1)
 
 
 def scaled_by_time():
@@ -72,7 +86,24 @@ def many_draws(model, data):
     return influence(model, data, DrawConfig(10, "single", timestep=0))
 
 
-EVERYWHERE = [influence, many_draws, fit, fit_elsewhere, measure, likelihood]
+def train(model, data):
+    config = TrainingConfig(steps=1, batch_size=len(data), horizontal_flip=False)
+    at_zero = torch.zeros(len(data), dtype=torch.long)
+    with pytest.MonkeyPatch.context() as patch:  # the timestep at which the network fails
+        patch.setattr(torch, "randint", lambda *_, **__: at_zero)
+        return di.train(model, data, config, progress=False)
+
+
+def sample(model, data):
+    return di.sample(model, 2, data.shape, steps=3)
+
+
+def sample_by_euler(model, data):
+    flow = Denoiser(model.network, Process(target="velocity"))
+    return di.sample(flow, 2, data.shape, steps=3)
+
+
+EVERYWHERE = [influence, many_draws, fit, fit_elsewhere, measure, likelihood, train]
 
 
 @pytest.mark.parametrize("function", EVERYWHERE)
@@ -84,6 +115,17 @@ def test_the_cause_is_named(function):
         function(with_a_bad_weight(), good)
     with pytest.raises(ConfigurationError, match=r"image \d+: the network's output at timestep [-e\d.]+ is not finite"):
         function(scaled_by_time(), good)
+
+
+@pytest.mark.parametrize("function", [sample, sample_by_euler])
+def test_samples_that_are_not_finite_are_refused(function):
+    """There is no image to blame: the weights, or the network at a time."""
+    with pytest.raises(ConfigurationError, match=r"middle\.weight: some of the model's weights"):
+        function(with_a_bad_weight(), images(3, 4))
+    with pytest.raises(
+        ConfigurationError, match=r"sample of seed 0: the network's output at time [\d.]+ is not finite"
+    ):
+        function(Denoiser(FailsLate(), Process()).double(), images(3, 4))
 
 
 def test_a_query_of_broken_pixels_is_the_one_that_is_named():

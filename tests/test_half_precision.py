@@ -7,7 +7,14 @@ import torch
 from cases import draw_batch, images, tiny_unet
 
 import diffinf_lib as di
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig, LikelihoodConfig, MeasurementConfig, Process
+from diffinf_lib.configuration import (
+    CurvatureConfig,
+    DrawConfig,
+    LikelihoodConfig,
+    MeasurementConfig,
+    Process,
+    TrainingConfig,
+)
 from diffinf_lib.curvature import fit_curvature, fit_with_curvlinops, ggn_operator
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ConfigurationError
@@ -69,8 +76,10 @@ def test_full_precision_is_left_as_it_is(kind, recwarn):
         lambda model: ggn_operator(model, draw_batch(TRAIN, DRAWS, purpose="x", dtype=torch.float32)),
         lambda model: di.measure(model, QUERIES),
         lambda model: log_likelihood(model, QUERIES, LikelihoodConfig(steps=1)),
+        lambda model: di.sample(model, 1, QUERIES.shape, steps=2),
+        lambda model: di.train(model, TRAIN, TrainingConfig(steps=1), progress=False),
     ],
-    ids=["fit", "curvlinops", "operator", "measure", "likelihood"],
+    ids=["fit", "curvlinops", "operator", "measure", "likelihood", "sample", "train"],
 )
 def test_a_model_that_was_made_half_afterwards_is_refused_in_one_line(function):
     model = tiny_unet().float()

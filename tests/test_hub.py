@@ -120,7 +120,12 @@ def loaded(hub, tmp_path, monkeypatch):
     return load
 
 
-NEEDED = ["scheduler/scheduler_config.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"]
+NEEDED = [
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+]
 
 
 def test_only_what_is_read_is_downloaded_and_serves_without_a_network(hub, loaded):
@@ -143,7 +148,8 @@ def test_a_network_alone_and_a_variant_alone(hub, loaded):
     for name in ("unet/config.json", "scheduler/scheduler_config.json"):
         (hub.folder / name).rename(hub.folder / Path(name).name)
     loaded()
-    assert hub.fetched == ["config.json", "diffusion_pytorch_model.fp16.safetensors", "scheduler_config.json"]
+    parts = ["config.json", "diffusion_pytorch_model.fp16.safetensors", "model_index.json", "scheduler_config.json"]
+    assert hub.fetched == parts
 
 
 def test_what_a_hub_does_not_give_is_one_line(hub, loaded):

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import diffusers
+import peft
 import pytest
 import torch
 from annotations import unchecked
@@ -264,6 +265,7 @@ def test_a_warning_points_at_who_asked(tmp_path):
 def test_a_name_that_is_no_folder_is_told_without_asking_a_hub():
     refused("nobody/no-such-model", "nothing of that name was downloaded before, and DIFFINF_OFFLINE=1 forbids asking")
     refused("./missing", "there is no such folder")
+    refused("~nosuchuser/x", "there is no such folder")
     refused("a/b/c", "there is no such folder")
 
 
@@ -278,6 +280,12 @@ def test_networks_that_must_be_told_more_are_refused(tmp_path):
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
     DDPMScheduler().save_pretrained(tmp_path / "vae")
     refused(tmp_path / "vae", "a AutoencoderKL takes no timestep", ConfigurationError)
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
+    refused(
+        tmp_path / "vae",
+        "FluxTransformer2DModel takes encoder_hidden_states, .* before the timestep",
+        ConfigurationError,
+    )
     config = json.loads((tmp_path / "text" / "config.json").read_text())
     (tmp_path / "text" / "config.json").write_text(json.dumps(config | {"_class_name": "MyNetwork"}))
     refused(tmp_path / "text", "'MyNetwork', which is no network of diffusers", ConfigurationError)
@@ -296,11 +304,33 @@ def test_a_transformer_of_classes_is_read(tmp_path):
     assert measure(model, data, MeasurementConfig(draws=DrawConfig(4))).isfinite().all()
 
 
-def test_a_latent_pipeline_says_so(tmp_path):
-    saved(tmp_path, LATENT, DDIMScheduler())
-    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
-    with pytest.warns(UserWarning, match="a latent model, it denoises what its vae makes of images"):
-        load_model(tmp_path)
+def latent(folder, *, index):
+    """A pipeline with an autoencoder; its index is what diffusers writes, and may have been left out."""
+    saved(folder, LATENT, DDIMScheduler())
+    if index:
+        told = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps(told | {"first_stage": ["diffusers", "VQModel"]}))
+    else:
+        (folder / "model_index.json").unlink()
+        AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(folder / "vae")
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("part", ["", "unet"])
+def test_a_latent_pipeline_says_so_and_its_network_is_known_by_what_stands_beside_it(tmp_path, part, index):
+    latent(tmp_path, index=index)
+    name = "first_stage" if index else "vae"
+    with pytest.warns(UserWarning, match=f"a latent model, it denoises what its {name} makes of images"):
+        assert load_model(tmp_path / part).encoder == name
+
+
+def test_a_pipeline_of_pixels_has_no_encoder(tmp_path, recwarn):
+    saved(tmp_path / "a", LATENT, DDIMScheduler())
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")  # of something else
+    told = json.loads((tmp_path / "a" / "model_index.json").read_text())
+    (tmp_path / "a" / "model_index.json").write_text(json.dumps(told | {"vae": [None, None]}))
+    assert load_model(tmp_path / "a").encoder is None and load_model(tmp_path / "a" / "unet").encoder is None
+    assert not [warning for warning in recwarn if "latent" in str(warning.message)]
 
 
 def test_schedulers_that_are_not_understood_are_refused(tmp_path):
@@ -385,6 +415,13 @@ def test_training_into_a_folder_is_refused_where_the_folder_could_not_give_it_ba
     config = TrainingConfig(steps=1, batch_size=2)
     with pytest.raises(ConfigurationError, match="Sequential is no network of diffusers.*train without out="):
         train(own, images(2), config, out=tmp_path / "own", progress=False)
+    with pytest.raises(ConfigurationError, match="Sequential is no network of diffusers"):
+        save_model(own, tmp_path / "own")
+    adapted = Denoiser(peft.inject_adapter_in_model(
+        peft.LoraConfig(r=2, target_modules=["conv1"]), network(BUTTERFLIES)), DDPMScheduler())  # fmt: skip
+    with pytest.raises(ConfigurationError, match="merge adapters first"):
+        save_model(adapted, tmp_path / "adapted")
+    assert not list(tmp_path.iterdir())
     frozen = Denoiser(network(BUTTERFLIES).requires_grad_(False), DDPMScheduler())
     with pytest.raises(ConfigurationError, match="no parameter of the network is trainable"):
         train(frozen, images(2), config, progress=False)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from annotations import unchecked
 from cases import assert_equal_but_for_rounding
 
 from diffinf_lib.configuration import DrawConfig, MeasurementConfig, Process
@@ -138,3 +139,17 @@ def test_directions_and_refusals():
         measure(build_model(PRESET.unet), QUERIES, MeasurementConfig("loss_at_time", timestep=1000))
     with pytest.raises(ConfigurationError, match="give Trajectories"):
         measure(build_model(PRESET.unet), QUERIES, "trajectory_log_prob")
+
+
+def test_what_is_none_of_its_kind_is_refused_in_one_line():
+    model = build_model(PRESET.unet)
+    for given, options, message in [
+        (QUERIES.images, {}, "images: a Tensor is no ImageSet; give di.ImageSet"),
+        (QUERIES, {"config": 7}, "measurement=7: give a name, such as 'loss', or a MeasurementConfig"),
+        (QUERIES, {"config": "lost"}, "measurement='lost': give loss, "),
+        (QUERIES, {"batch_size": "a"}, "batch_size='a': give a positive whole number"),
+    ]:
+        with unchecked(), pytest.raises(ConfigurationError, match=message):
+            measure(model, given, **options)
+    with unchecked(), pytest.raises(ConfigurationError, match="measurement=7"):
+        measure_all(model, QUERIES, [CONFIG, 7])

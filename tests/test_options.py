@@ -70,6 +70,27 @@ def test_what_a_field_does_not_take_is_refused_in_one_line(field, value, wanted)
             with_options(Example(), {field: value})
 
 
+def test_classes_are_the_same_on_every_road():
+    preset = di.get_preset("digits")
+    for given in ("3,8", "[3, 8]", "['3', '8']", [3, 8], ["3", "8"], (3, "8")):
+        assert with_options(preset, {"dataset.classes": given}) == preset, given
+    assert di.DatasetConfig("digits", classes=("03", "cat", "٣")).classes == ("03", "cat", "٣")
+    with pytest.raises(ConfigurationError, match="each once"):
+        di.DatasetConfig("digits", classes=(3, "3"))
+
+
+def test_what_does_not_go_together_is_named_by_its_path():
+    preset = di.get_preset("digits")
+    for options, message in [
+        ({"curvature.draws.count": "7"}, r"^curvature\.draws\.count=7: draws=7: antithetic draws come in pairs"),
+        ({"gradient_draws.count": 7}, r"^gradient_draws\.count=7: draws=7"),
+        ({"measurement.name": "elbo"}, r"elbo is there twice.*--set 'further_measurements=\[\]'"),
+    ]:
+        with pytest.raises(ConfigurationError, match=message):
+            with_options(preset, options)
+    assert with_options(preset, {"measurement.name": "elbo", "further_measurements": "[]"}).measurement.name == "elbo"
+
+
 def test_a_field_is_called_what_it_is_known_as():
     with pytest.raises(ConfigurationError, match="^draws=0: give a positive whole number$"):
         Inner(0)

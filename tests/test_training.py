@@ -1,10 +1,11 @@
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from diffinf_lib.artifacts import file_digest
+from diffinf_lib.artifacts import file_digest, read_tensors
 from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import load_dataset
 from diffinf_lib.errors import ArtifactError, ConfigurationError
@@ -152,9 +153,26 @@ def test_bfloat16_trains_too():
     np.testing.assert_allclose(losses, reference, rtol=0.05)
 
 
-def test_a_diverging_run_is_named():
-    with pytest.raises(ConfigurationError, match="lower learning_rate"):
-        train(fresh(), IMAGES, replace(PRESET.training, steps=60, learning_rate=1e30), progress=False)
+@pytest.mark.parametrize("changes", [{}, {"keep_ema_at": (2,)}, {"checkpoint_every": 2}, {"steps": 60}])
+def test_a_diverging_run_is_named_and_leaves_nothing_that_is_not_finite(tmp_path, changes):
+    config = replace(PRESET.training, steps=12, keep_ema_at=(), learning_rate=1e25)
+    config = replace(config, **changes)
+    for out in (None, tmp_path):
+        with pytest.raises(ConfigurationError, match=r"at step \d+: lower learning_rate=1e\+25"):
+            train(fresh(), IMAGES, config, out=out, progress=False)
+    for file in tmp_path.rglob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in read_tensors(file).values()), file
+    assert not json.loads((tmp_path / "manifest.json").read_text())["finished"]
+    with pytest.raises(ConfigurationError, match="lower learning_rate"):  # and not taken for one that is to go on
+        train(fresh(), IMAGES, config, out=tmp_path, progress=False)
+
+
+def test_a_model_that_is_not_finite_is_not_trained_on():
+    model = fresh()
+    with torch.no_grad():
+        model.network.conv_in.bias[0] = float("inf")
+    with pytest.raises(ConfigurationError, match=r"conv_in\.bias: some of the model's weights there are not finite"):
+        train(model, IMAGES, PRESET.training, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ def project_root() -> Path:
 
 
 def _from_environment(variable: str, default: Path) -> Path:
-    return Path(os.environ[variable]).expanduser() if os.environ.get(variable) else default
+    return spelt_out(os.environ[variable]) if os.environ.get(variable) else default
 
 
 def data_root() -> Path:
@@ -25,9 +25,14 @@ def runs_root() -> Path:
     return _from_environment("DIFFINF_RUNS", project_root() / "runs")
 
 
+def spelt_out(path: os.PathLike[str] | str) -> Path:
+    """A path with `~` as the home folder; that of nobody stays as it is, a path that does not exist."""
+    return Path(os.path.expanduser(path))  # pathlib's own raises where there is no such user
+
+
 def resolved(path: Path | str) -> Path:
     """A path in its one spelling: absolute, links followed, `~` spelt out, no slash at the end."""
-    return Path(path).expanduser().resolve()
+    return spelt_out(path).resolve()
 
 
 def run_folder(preset: str, folder: Path | str | None = None) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.errors import DataError, require
-from diffinf_lib.options import checked
+from diffinf_lib.options import check_counts, checked
 
 Weighting = Literal["standardised", "learning_rate"]
 
@@ -62,6 +62,6 @@ def average_scores(
 
 def split_draws(draws: DrawConfig, parts: int) -> DrawConfig:
     """The same rule with the draws shared out over `parts` checkpoints, in whole pairs; at least one pair each."""
-    require(parts > 0, f"parts={parts}: give a positive number")
+    check_counts(parts=parts)
     pair = 2 if draws.noise_rule == "antithetic" else 1
     return replace(draws, count=max(pair, draws.count // parts // pair * pair))

@@ -18,7 +18,9 @@ from diffinf_lib.artifacts import file_digest, read_json, read_tensor_metadata
 from diffinf_lib.data import ImageSet
 from diffinf_lib.devices import usable_device
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError, require
-from diffinf_lib.hub import HUB_ID, repository
+from diffinf_lib.hub import repository
+from diffinf_lib.model_sources import HUB_ID
+from diffinf_lib.options import check_counts
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageBatch
 
@@ -48,7 +50,7 @@ def clip_similarity_scores(
         DataError: images that are neither grey nor RGB, or not finite.
         ArtifactError: there is no CLIP model with safetensors weights and a preprocessor, or it is damaged.
     """
-    require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
+    check_counts(batch_size=batch_size)
     for name, images in (("train", train), ("queries", queries)):
         _check_images(name, images)
     model, processor = load_clip(source)

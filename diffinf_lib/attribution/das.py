@@ -25,12 +25,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffinf_lib.attribution.scoring import KeptQueries, images_trained_on
-from diffinf_lib.configuration import Approximation, check_dampings
+from diffinf_lib.configuration import DEFAULT_DAMPING, Approximation, check_dampings
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.curvature.damping import DampingKind, Inverses
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientSet, check_blocks
+from diffinf_lib.options import check_counts
 from diffinf_lib.settings import own_settings
 
 
@@ -40,7 +41,7 @@ def das_scores(
     train: GradientSet,
     curvature: Curvature,
     *,
-    damping: float | Sequence[float] = 1e-8,
+    damping: float | Sequence[float] = DEFAULT_DAMPING,
     probes_per_query: int = 1,
     approximation: Approximation = "ekfac",
     damping_kind: DampingKind = "absolute",
@@ -77,7 +78,7 @@ def das_scores(
 
 def _check_probes(probes: Sequence[GradientSet], per_query: int) -> None:
     """Refuse probes that are not of the same queries."""
-    require(per_query > 0, f"probes_per_query={per_query}: give a positive number")
+    check_counts(probes_per_query=per_query)
     require(len(probes) > 0, "probes: there are none; give at least one a query")
     rows = probes[0].count
     require(rows % per_query == 0, f"probes_per_query={per_query}: {rows} rows of probes are no multiple of it")

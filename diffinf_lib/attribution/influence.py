@@ -13,6 +13,7 @@ from torch import Tensor
 from diffinf_lib.attribution.renormalised import training_norms
 from diffinf_lib.attribution.scoring import block_scores, damped_scores, images_trained_on, in_pairs
 from diffinf_lib.configuration import (
+    DEFAULT_DAMPING,
     Approximation,
     DrawConfig,
     Expectation,
@@ -21,14 +22,16 @@ from diffinf_lib.configuration import (
     StoreFormat,
     as_measurement,
     check_dampings,
+    check_formats,
 )
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.curvature.damping import DampingKind, Inverses
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, require_denoiser
+from diffinf_lib.diffusion import Denoiser, check_images, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientSet, LayerGradients, QueryGradients, check_blocks, gradients_of
+from diffinf_lib.options import check_counts, check_folders
 from diffinf_lib.settings import own_settings
 
 
@@ -90,7 +93,7 @@ def influence(
     measurement: MeasurementConfig | MeasurementName | None = None,
     draws: DrawConfig | None = None,
     query_draws: DrawConfig | None = None,
-    damping: float | Sequence[float] = 1e-8,
+    damping: float | Sequence[float] = DEFAULT_DAMPING,
     damping_kind: DampingKind = "absolute",
     approximation: Approximation | Sequence[Approximation] = "ekfac",
     seed: int = 0,
@@ -135,19 +138,17 @@ def influence(
 
     Raises:
         ConfigurationError: a damping is negative or NaN, the approximation or measurement is unknown, the curvature
-            belongs to a model of other layers, or a gradient is not finite.
+            belongs to a model of other layers or weights, or a gradient is not finite.
         ArtifactError: a store holds gradients of another configuration.
     """
     approximations: list[Approximation] = [approximation] if isinstance(approximation, str) else list(approximation)  # type: ignore[list-item]
     inverses = Inverses(check_dampings(damping), approximations, damping_kind)
     curvature.check_approximations(approximations)
-    require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
-    for name, images in (("train", train), ("queries", queries)):
-        require(
-            isinstance(images, ImageSet),
-            f"{name}: {type(images).__name__} is no ImageSet; see as_queries",
-        )
-        require(len(images) > 0, f"{name}: there are no images; give at least one")
+    curvature.check_fitted_to(model)
+    check_counts(batch_size=batch_size)
+    check_folders(store=store, query_store=query_store)
+    check_formats(train_format=train_format, query_format=query_format)
+    check_images(train=train, queries=queries)
     measurement = as_measurement(measurement)
     shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     asked = gradients_of(
@@ -171,7 +172,7 @@ def influence_by_timestep(
     *,
     bins: int = 10,
     measurement: MeasurementConfig | MeasurementName | None = None,
-    damping: float | Sequence[float] = 1e-8,
+    damping: float | Sequence[float] = DEFAULT_DAMPING,
     approximation: Approximation = "ekfac",
     count: int | None = None,
     seed: int = 0,
@@ -204,7 +205,7 @@ def self_influence(
     train: GradientSet,
     curvature: Curvature,
     *,
-    damping: float | Sequence[float] = 1e-8,
+    damping: float | Sequence[float] = DEFAULT_DAMPING,
     approximation: Approximation = "ekfac",
     damping_kind: DampingKind = "absolute",
     count: int | None = None,

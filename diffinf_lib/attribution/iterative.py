@@ -36,7 +36,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.gradients import GradientSet, check_blocks
-from diffinf_lib.options import checked
+from diffinf_lib.options import check_counts, checked
 from diffinf_lib.settings import own_settings
 
 IterativeMethod = Literal["neumann", "cg"]
@@ -160,7 +160,7 @@ def solved_scores(
 
 def _check_options(method: str, max_iterations: int, tolerance: float | None, scale: float | None) -> None:
     checked("method", method, IterativeMethod)
-    require(max_iterations > 0, f"max_iterations={max_iterations}: give a positive number")
+    check_counts(max_iterations=max_iterations)
     require(tolerance is None or 0 < tolerance < 1, f"tolerance={tolerance}: give a relative residual between 0 and 1, or None "
             "for a fixed number of iterations")  # fmt: skip
     require(scale is None or (scale > 0 and method == "neumann"), f"scale={scale} with method={method!r}: give a positive "

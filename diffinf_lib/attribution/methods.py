@@ -26,7 +26,15 @@ from diffinf_lib.attribution.similarity import (
 )
 from diffinf_lib.attribution.task import AttributionTask, Checkpoint
 from diffinf_lib.attribution.trak import Trak
-from diffinf_lib.configuration import Approximation, DrawConfig, Expectation, Objective, ObjectiveName, check_dampings
+from diffinf_lib.configuration import (
+    DEFAULT_DAMPING,
+    Approximation,
+    DrawConfig,
+    Expectation,
+    Objective,
+    ObjectiveName,
+    check_dampings,
+)
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.settings import own_settings
 
@@ -254,7 +262,7 @@ def _random(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D
     return random_scores(len(task.queries), len(task.train), seed=task.seed).unsqueeze(0)
 
 
-_INFLUENCE: dict[str, Any] = {"option": "damping", "grid": DAMPINGS, "default": 1e-8}
+_INFLUENCE: dict[str, Any] = {"option": "damping", "grid": DAMPINGS, "default": DEFAULT_DAMPING}
 _TRAK: dict[str, Any] = {
     "option": "damping",
     "grid": TRAK_LAMBDAS,

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.configuration import Approximation, check_dampings
+from diffinf_lib.configuration import DEFAULT_DAMPING, Approximation, check_dampings
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.curvature.damping import DampingKind, Inverses
 from diffinf_lib.errors import require
@@ -65,7 +65,7 @@ def training_norms(
     train: GradientSet,
     curvature: Curvature,
     *,
-    damping: float | Sequence[float] = 1e-8,
+    damping: float | Sequence[float] = DEFAULT_DAMPING,
     approximation: Approximation = "ekfac",
     damping_kind: DampingKind = "absolute",
 ) -> TrainingNorms:

@@ -28,8 +28,8 @@ def preconditioned(gradients: LayerGradients, curvature: Curvature, inverses: In
 
 def block_scores(
     queries: QueryGradients, train: LayerGradients, curvature: Curvature, inverses: Inverses
-) -> Iterator[tuple[str, Float[Tensor, "R q n"]]]:
-    """Each block's share of ∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n, for each of the R inverses; float64, on the CPU.
+) -> Iterator[tuple[str, Float[Tensor, "D q n"]]]:
+    """Each block's share of ∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n, for each of the D inverses; float64, on the CPU.
 
     A block's preconditioned queries are the only large intermediate. Of queries and training gradients the fewer are divided.
     """
@@ -68,7 +68,7 @@ class KeptQueries:
     """Queries as they are kept while training gradients stream past.
 
     They stay packed as their set packs them, and serve every inverse: a shard of them is unpacked when it meets a shard of
-    training gradients. Where these are projected, the queries' own projections are kept, one for each of the R inverses.
+    training gradients. Where these are projected, the queries' own projections are kept, one for each of the D inverses.
 
     Args:
         queries: in the eigenbasis.
@@ -89,12 +89,12 @@ class KeptQueries:
             check_blocks(train, curvature, "train")
             self._held = queries.held()
 
-    def _projected(self, train: GradientSet, queries: QueryGradients) -> Float[Tensor, "R q k"]:
+    def _projected(self, train: GradientSet, queries: QueryGradients) -> Float[Tensor, "D q k"]:
         assert train.compression is not None
         divided = preconditioned(queries, self.curvature, self.inverses)
         return torch.stack([train.compression.dual(part)[PROJECTION] for part in divided])
 
-    def scores(self, train: LayerGradients | Projections) -> Float[Tensor, "R Q n"]:
+    def scores(self, train: LayerGradients | Projections) -> Float[Tensor, "D Q n"]:
         """∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n of all queries for one shard of training gradients; float64, on the CPU."""
         if PROJECTION in train:
             parts = [(dual @ train[PROJECTION].T).double().cpu() for dual in self._duals]
@@ -102,7 +102,7 @@ class KeptQueries:
             parts = [self._summed(part, train) for _, part in self._held.shards()]
         return torch.cat(parts, dim=1)
 
-    def _summed(self, queries: QueryGradients, train: LayerGradients) -> Float[Tensor, "R q n"]:
+    def _summed(self, queries: QueryGradients, train: LayerGradients) -> Float[Tensor, "D q n"]:
         shares = [share for _, share in block_scores(queries, train, self.curvature, self.inverses)]
         return torch.stack(shares).sum(0)
 
@@ -110,7 +110,7 @@ class KeptQueries:
 @own_settings
 def damped_scores(
     queries: GradientSet, train: GradientSet, curvature: Curvature, inverses: Inverses, count: int | None = None
-) -> Float[Tensor, "R Q N"]:
+) -> Float[Tensor, "D Q N"]:
     """Scores (1/N) ∇m_qᵀ (F + λI)⁻¹ ∇ℓ_n for each of the inverses; float64, on the CPU.
 
     Args:

@@ -36,17 +36,17 @@ COPIED_ENTRIES = 1 << 24
 
 @dataclass(frozen=True)
 class TrakKernel:
-    """ΦᵀΦ decomposed once: scores at any damping are sums over its R directions w_i.
+    """ΦᵀΦ decomposed once: scores at any damping are sums over as many directions as its rank, w_i.
 
     Attributes:
-        eigenvalues: κ, `[R]`, of ΦᵀΦ.
-        basis: `[F, R]`; features of a query times this are φ_q · w_i.
-        coordinates: c, `[N, R]`; (ΦᵀΦ + λI)⁻¹ φ_n = Σ_i c_ni w_i / (κ_i + λ).
+        eigenvalues: κ, `[rank]`, of ΦᵀΦ.
+        basis: `[F, rank]`; features of a query times this are φ_q · w_i.
+        coordinates: c, `[N, rank]`; (ΦᵀΦ + λI)⁻¹ φ_n = Σ_i c_ni w_i / (κ_i + λ).
     """
 
-    eigenvalues: Float[Tensor, "R"]
-    basis: Float[Tensor, "F R"]
-    coordinates: Float[Tensor, "N R"]
+    eigenvalues: Float[Tensor, "rank"]  # noqa: F821
+    basis: Float[Tensor, "F rank"]
+    coordinates: Float[Tensor, "N rank"]
 
     @staticmethod
     def of_gram(gram: Float[Tensor, "N N"]) -> "TrakKernel":

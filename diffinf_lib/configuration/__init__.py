@@ -7,7 +7,7 @@ from diffinf_lib.configuration.curvature import (
     Partition,
     Sharing,
 )
-from diffinf_lib.configuration.dampings import check_dampings
+from diffinf_lib.configuration.dampings import DEFAULT_DAMPING, check_dampings
 from diffinf_lib.configuration.datasets import DATASETS, DatasetConfig
 from diffinf_lib.configuration.draws import DrawConfig, TimestepRule, check_draws
 from diffinf_lib.configuration.expectations import (
@@ -29,12 +29,13 @@ from diffinf_lib.configuration.objectives import Objective, ObjectiveName
 from diffinf_lib.configuration.precision import Precision
 from diffinf_lib.configuration.process import Process, SamplerName
 from diffinf_lib.configuration.sampling import SamplingConfig
-from diffinf_lib.configuration.stores import StoreFormat, StoreKind
+from diffinf_lib.configuration.stores import StoreFormat, StoreKind, check_formats
 from diffinf_lib.configuration.training import TrainingConfig
 from diffinf_lib.configuration.unet import UNetConfig
 
 __all__ = [
     "DATASETS",
+    "DEFAULT_DAMPING",
     "MEASUREMENT_PURPOSE",
     "QUERY_PURPOSE",
     "TRAIN_PURPOSE",
@@ -65,5 +66,6 @@ __all__ = [
     "as_measurement",
     "check_dampings",
     "check_draws",
+    "check_formats",
     "proxy_sign",
 ]

@@ -1,20 +1,25 @@
 """Dampings: the numbers λ that a curvature is damped by."""
 
-import math
-from collections.abc import Sequence
-from numbers import Real
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from diffinf_lib.errors import require
+from diffinf_lib.options import NonNegativeFloat, checked
+
+DEFAULT_DAMPING = 1e-8
+"""λ where none is given: it did best in the book."""
 
 
 def check_dampings(damping: float | Sequence[float]) -> list[float]:
     """One damping or several, as a list.
 
     Raises:
-        ConfigurationError: one is negative or not finite, or there is none.
+        ConfigurationError: one is no number, negative or not finite, or there is none.
     """
-    dampings = [float(damping)] if isinstance(damping, Real) else [float(value) for value in damping]  # type: ignore[union-attr]
+    several = isinstance(damping, Iterable) and not isinstance(damping, str) and getattr(damping, "ndim", 1) > 0
+    values: Any = damping if several else [damping]
+    if hasattr(values, "tolist"):  # a tensor or an array
+        values = values.tolist()
+    dampings = [checked("damping", value, NonNegativeFloat) for value in values]
     require(len(dampings) > 0, "damping: give at least one number")
-    for value in dampings:
-        require(math.isfinite(value) and value >= 0, f"damping={value}: give a number >= 0, such as 1e-8")
     return dampings

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffinf_lib.artifacts.paths import resolved
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.options import Options, PositiveInt
 
@@ -18,7 +19,7 @@ class DatasetConfig(Options):
     Attributes:
         name: `digits`, `cifar2`, `cifar10`, `cifar2deq`, `cifar10deq`, `fashion`, `artbench10`, or `folder:PATH`, kept with the
             folder's full path, so that it is the same however PATH was written.
-        classes: keep these classes only, by name or, for digits, by number.
+        classes: keep these classes only, by name; a name that is a number, as the digits', is kept as that number.
         image_size: side in pixels to which a folder's images are brought.
         train_size: number of training images; None: all there are.
         query_size: number of queries; None: all there are.
@@ -37,6 +38,8 @@ class DatasetConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.classes is not None:
+            object.__setattr__(self, "classes", tuple(_number_or_name(each) for each in self.classes))
         once = self.classes is None or 0 < len(self.classes) == len(set(map(str, self.classes)))
         require(once, f"classes={self.classes}: give one or more, each once, or None for all")
         kind, colon, path = self.name.partition(":")
@@ -47,7 +50,7 @@ class DatasetConfig(Options):
                 bool(path.strip()),
                 f"dataset={self.name!r}: no path; give folder:PATH, folder:. for the current directory",
             )
-            object.__setattr__(self, "name", f"folder:{os.path.realpath(os.path.expanduser(path))}")
+            object.__setattr__(self, "name", f"folder:{resolved(path)}")
 
     @property
     def folder(self) -> Path | None:
@@ -65,3 +68,8 @@ class DatasetConfig(Options):
         require(os.path.isdir(path), f"dataset={self.name}: there is no such folder; give folder:PATH of an image folder",
                 DataError)  # fmt: skip
         return Path(path)
+
+
+def _number_or_name(each: str | int) -> str | int:
+    """A class in its one form: `"3"`, as a command line gives it, is 3; `"03"` stays the name of a folder."""
+    return int(each) if isinstance(each, str) and each.isdecimal() and str(int(each)) == each else each

@@ -113,5 +113,15 @@ def proxy_sign(attributed: MeasurementConfig, measured: MeasurementConfig) -> in
 
 
 def as_measurement(measurement: "MeasurementConfig | MeasurementName | None") -> MeasurementConfig:
-    """A configuration from a name, or the loss from nothing."""
-    return MeasurementConfig(measurement) if isinstance(measurement, str) else measurement or MeasurementConfig()
+    """A configuration from a name, or the loss from nothing.
+
+    Raises:
+        ConfigurationError: it is something else, or there is no measurement of that name.
+    """
+    if measurement is None:
+        return MeasurementConfig()
+    if isinstance(measurement, str):
+        return MeasurementConfig(measurement)
+    require(isinstance(measurement, MeasurementConfig), f"measurement={measurement!r}: give a name, such as 'loss', or a "
+            "MeasurementConfig")  # fmt: skip
+    return measurement

@@ -20,8 +20,10 @@ x = (b_t x_t − n_t y_t) / D_t and ε = (s_t y_t − a_t x_t) / D_t.
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,6 +121,8 @@ class Process(Options):
         """
         if isinstance(scheduler, Process):
             return scheduler
+        require(not isinstance(scheduler, type), f"process={getattr(scheduler, '__name__', '')}: that is a class; give one of "
+                f"its kind, {getattr(scheduler, '__name__', '')}()")  # fmt: skip
         name, config = type(scheduler).__name__, dict(getattr(scheduler, "config", {}))
         kind = config.get("prediction_type", "epsilon")
         for option, usual in (("timestep_type", "discrete"), ("invert_sigmas", False)):
@@ -131,6 +135,7 @@ class Process(Options):
                 "alphas_cumprod (DDPM, DDIM, DPM-Solver, …), or FlowMatchEulerDiscreteScheduler")  # fmt: skip
         targets = {theirs: ours for ours, theirs in PREDICTION_TYPES.items() if ours != "velocity"}
         require(kind in targets, f"{name}: prediction_type={kind!r} is not understood; known are {', '.join(targets)}")
+        _warn_of_sampling(name, config)
         clip = float(config.get("clip_sample_range") or 1.0) if config.get("clip_sample", False) else None
         return _with_variances(targets[kind], scheduler.alphas_cumprod, config, clip)  # type: ignore[arg-type]
 
@@ -218,9 +223,8 @@ class Process(Options):
     def check_sampler(self, method: SamplerName | None, steps: int) -> None:
         """Refuse a way of sampling that this process does not have, and more steps than it has timesteps."""
         self._check_method(method)
-        require(
-            0 < steps <= self.num_train_timesteps, f"steps={steps}: give a number from 1 to {self.num_train_timesteps}"
-        )
+        whole = isinstance(steps, Integral) and 0 < steps <= self.num_train_timesteps
+        require(whole, f"steps={steps!r}: give a whole number from 1 to {self.num_train_timesteps}")
         self.check_solvable()
 
     def _check_method(self, method: SamplerName | None) -> None:
@@ -259,6 +263,16 @@ class Process(Options):
             unscaled = diffusers.DDPMScheduler(**shared | {"rescale_betas_zero_snr": False})
             shared["trained_betas"] = unscaled.betas.tolist()
         return diffusers.DDIMScheduler(**shared)
+
+
+def _warn_of_sampling(name: str, config: dict[str, Any]) -> None:
+    """Say which options of a scheduler samples made here do not follow; what the network predicts they leave alone."""
+    variance = config.get("variance_type")
+    ignored = [f"variance_type={variance!r}"] if str(variance).startswith("fixed_large") else []
+    ignored += ["thresholding=True"] if config.get("thresholding") else []
+    if ignored:
+        warnings.warn(f"{name}: samples made here do not follow {' and '.join(ignored)}: they take fixed_small and a fixed "
+                      "bound; for its own samples use diffusers and give the files", stacklevel=3)  # fmt: skip
 
 
 def _flow(name: str, config: dict[str, Any]) -> Process:

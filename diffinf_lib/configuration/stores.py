@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from diffinf_lib.configuration.dampings import DEFAULT_DAMPING
+from diffinf_lib.errors import require
 from diffinf_lib.options import Options, PositiveFloat, PositiveInt
 
 StoreKind = Literal["float32", "bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection"]
@@ -22,4 +24,15 @@ class StoreFormat(Options, called={"kind": "format"}):
     kind: StoreKind = "float32"
     rank: PositiveInt = 8
     dimension: PositiveInt = 4096
-    whitening: PositiveFloat = 1e-8
+    whitening: PositiveFloat = DEFAULT_DAMPING
+
+
+def check_formats(**options: object) -> None:
+    """Refuse what is neither a `StoreFormat` nor None, by name.
+
+    Raises:
+        ConfigurationError: for the first that is not.
+    """
+    for name, value in options.items():
+        require(value is None or isinstance(value, StoreFormat), f"{name}={value!r}: give a StoreFormat, such as "
+                "StoreFormat('int8'), or None")  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature.blocks import layer_blocks
 from diffinf_lib.curvature.ekfac import LayerCurvature
-from diffinf_lib.curvature.fitted import Curvature
+from diffinf_lib.curvature.fitted import Curvature, weights_digest
 from diffinf_lib.curvature.layers import (
     GRADIENTS_NOT_FINITE,
     Coverage,
@@ -117,7 +117,7 @@ def fit_with_curvlinops(
         corrected._gradient_covariances = dict(factors._gradient_covariances)
         corrected.compute_eigenvalue_correction()
         data.check_finite(corrected._corrected_eigenvalues.values())
-    return _as_curvature(covered, config, factors, corrected)
+    return replace(_as_curvature(covered, config, factors, corrected), fitted_to=weights_digest(model))
 
 
 def _check_supported(config: CurvatureConfig) -> None:

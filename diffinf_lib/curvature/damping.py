@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.configuration import Approximation, check_dampings
+from diffinf_lib.configuration import DEFAULT_DAMPING, Approximation, check_dampings
 from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.options import checked
 
@@ -45,7 +45,7 @@ class Inverses:
         damping_kind: `absolute`, λ itself; or `relative`, λ as a fraction of the mean eigenvalue of each block.
     """
 
-    dampings: Sequence[float] = (1e-8,)
+    dampings: Sequence[float] = (DEFAULT_DAMPING,)
     approximations: Sequence[Approximation] = ("ekfac",)
     damping_kind: DampingKind = "absolute"
 

@@ -85,12 +85,6 @@ def dense_empirical_fisher(
 
 
 @own_settings
-def dense_blocks(model: Denoiser, batch: DrawBatch, *, covers: Covers = None) -> dict[str, Float[Tensor, "_OI _OI"]]:
-    """The diagonal block of `dense_ggn` of each layer, `[d_out · d_in, d_out · d_in]`."""
-    dense = dense_ggn(model, batch, covers=covers)
-    return {name: dense[where, where] for name, where in layer_slices(model, covers).items()}
-
-
 def layer_slices(model: Denoiser, covers: Covers = None) -> dict[str, slice]:
     """Where each layer's parameters stand in the dense matrices."""
     slices, start = {}, 0

@@ -22,14 +22,14 @@ from diffinf_lib.artifacts import (
 from diffinf_lib.artifacts.comparison import check_same
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature.ekfac import LayerCurvature, eigenbasis
-from diffinf_lib.curvature.fitted import Curvature
+from diffinf_lib.curvature.fitted import Curvature, weights_digest
 from diffinf_lib.curvature.kfac import KroneckerFactors
 from diffinf_lib.curvature.label_vectors import KeyedRandomness
 from diffinf_lib.curvature.layers import GRADIENTS_NOT_FINITE, Covers, check_finite
 from diffinf_lib.curvature.passes import AddPortion, Passes, Sums, check_products
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, conditions_of
-from diffinf_lib.errors import require
+from diffinf_lib.diffusion import Denoiser, check_images, conditions_of
+from diffinf_lib.options import check_counts, checked
 from diffinf_lib.precision import matrix_precision
 from diffinf_lib.settings import own_settings
 
@@ -72,8 +72,8 @@ class _Fit:
         progress: bool,
         covers: Covers = None,
     ):
-        require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
-        require(len(images) > 0, "curvature: there are no images to fit it to; give at least one")
+        check_counts(batch_size=batch_size)
+        check_images(images=images)
         self.model, self.config, self.seed, self.progress = model, config, seed, progress
         self.images = images.subset(torch.argsort(images.ids).tolist())  # portions must not depend on the order
         self.passes = Passes(model, config, batch_size, covers)
@@ -145,7 +145,8 @@ class _Fit:
 
     def _curvature(self, layers: dict[str, LayerCurvature]) -> Curvature:
         covered = self.passes.coverage
-        return Curvature(layers, self.config.bias, covered.names, tuple(covered.left_out))
+        fitted_to = weights_digest(self.model)
+        return Curvature(layers, self.config.bias, covered.names, tuple(covered.left_out), fitted_to)
 
 
 @own_settings
@@ -179,7 +180,8 @@ def fit_curvature(
             finite.
         ArtifactError: `out` holds the curvature of another configuration.
     """
-    fit = _Fit(model, images, config or CurvatureConfig(), seed, batch_size, progress, covers)
+    config = checked("curvature", config, CurvatureConfig | None) or CurvatureConfig()
+    fit = _Fit(model, images, config, seed, batch_size, progress, covers)
     if out is None:
         return fit.run(None, None)
     identity = curvature_identity(model, images, fit.config, seed, fit.passes.coverage.names)

@@ -15,7 +15,8 @@ from diffinf_lib.curvature.blocks import Block, curvature_blocks
 from diffinf_lib.curvature.ekfac import LayerCurvature
 from diffinf_lib.curvature.layers import Covers
 from diffinf_lib.diffusion import Denoiser, require_denoiser
-from diffinf_lib.errors import ArtifactError, first_few, require
+from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require
+from diffinf_lib.finite import weights_not_finite
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,12 +28,14 @@ class Curvature:
         bias: how the blocks were cut.
         covered: names of the parameters that it is the curvature of; None for the trainable ones of whatever model it meets.
         left_out: names of the model's other trainable parameters.
+        fitted_to: digest of the model's weights, see `weights_digest`; None where a file does not say it.
     """
 
     layers: dict[str, LayerCurvature]
     bias: BiasRule = "joint"
     covered: tuple[str, ...] | None = None
     left_out: tuple[str, ...] = ()
+    fitted_to: str | None = None
 
     def __repr__(self) -> str:
         tensors = [value for layer in self.layers.values() for value in vars(layer).values() if value is not None]
@@ -51,7 +54,7 @@ class Curvature:
         tensors: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             tensors |= {f"{name}/{field}": value for field, value in vars(layer).items() if value is not None}
-        names = {"covered": self.covered, "left_out": self.left_out}
+        names = {"covered": self.covered, "left_out": self.left_out, "fitted_to": self.fitted_to}
         write_tensors(path, tensors, metadata={"bias": self.bias} | names)
 
     @staticmethod
@@ -76,6 +79,7 @@ class Curvature:
             told.get("bias", "joint"),
             covered if covered is None else tuple(covered),
             tuple(told.get("left_out", ())),
+            told.get("fitted_to"),
         )
 
     def to(self, device: torch.device | str) -> "Curvature":
@@ -115,6 +119,18 @@ class Curvature:
         names = frozenset(self.covered)
         return lambda name, parameter: name in names
 
+    def check_fitted_to(self, model: Denoiser) -> None:
+        """Refuse a model of other weights, as far as it is known to which this was fitted.
+
+        Raises:
+            ConfigurationError: the weights differ, or some of them are not finite.
+        """
+        if self.fitted_to not in (None, weights_digest(require_denoiser(model))):
+            raise weights_not_finite(model) or ConfigurationError(
+                "curvature: it was fitted to other weights than this model's, so the scores would be of neither; give the "
+                "model that it was fitted to, or fit it anew with di.fit_curvature"
+            )  # fmt: skip
+
     def blocks(self, model: Denoiser) -> dict[str, Block]:
         """The model's blocks, of the parameters that this curvature covers and cut as it is.
 
@@ -139,6 +155,11 @@ class Curvature:
         for layer in self.layers.values():
             for approximation in approximations:
                 layer.eigenvalues(approximation)
+
+
+def weights_digest(model: Denoiser) -> str:
+    """SHA-256 over all tensors of a network in float32: equal for the same weights of another type or on another device."""
+    return tensor_digest(*(t.float() if t.is_floating_point() else t for t in model.network.state_dict().values()))
 
 
 def _parameters(names: tuple[str, ...] | None) -> str:

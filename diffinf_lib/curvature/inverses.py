@@ -17,6 +17,7 @@ from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.curvature.operators import flatten_layers, split_layers
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
+from diffinf_lib.options import check_counts
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
 
@@ -203,7 +204,7 @@ def _system(
 ) -> tuple[Multiply, Float[Tensor, "P columns"], Multiply]:
     """Multiplication with F + λI, the right-hand sides as columns, and the preconditioner; checked."""
     require(0 <= damping < float("inf"), f"damping={damping}: give a number >= 0, such as 1e-8")
-    require(max_iterations > 0, f"max_iterations={max_iterations}: give a positive number")
+    check_counts(max_iterations=max_iterations)
     right = vectors if vectors.ndim == 2 else vectors.unsqueeze(1)
     require(len(right) == operator.shape[1], f"vectors have {len(right)} rows, the operator {operator.shape[1]} columns; "
             "give vectors of the same model")  # fmt: skip

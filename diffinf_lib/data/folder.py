@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from diffinf_lib.artifacts.files import file_digest
+from diffinf_lib.artifacts.paths import spelt_out
 from diffinf_lib.configuration import DatasetConfig
 from diffinf_lib.data.files import ARCHIVES, NO_CLASS, FolderFiles, ImageFile, list_images, unicode_name
 from diffinf_lib.data.images import Dataset, ImageSet
@@ -72,12 +73,12 @@ def read_image_folder(
 
 def _given_files(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> FolderFiles:
     if isinstance(path, str | os.PathLike):
-        folder = Path(path).expanduser()
+        folder = spelt_out(path)
         require(bool(os.fspath(path)), "images='': no path; give a folder of images, or files", DataError)
         if os.path.isdir(folder):
             return list_images(folder)
         path = [path]
-    asked = [Path(os.path.abspath(Path(file).expanduser())) for file in path]
+    asked = [Path(os.path.abspath(spelt_out(file))) for file in path]
     require(bool(asked), "images: no files; give a folder of images, or some files", DataError)
     for file in asked:
         require(not os.path.isdir(file), f"{file}: that is a folder; give one folder alone, or files", DataError)

@@ -1,5 +1,6 @@
 """Images: a set of images with labels and stable ids, and a dataset of training images and queries."""
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,9 @@ Selection = Int[Tensor, "n"] | Bool[Tensor, "N"] | slice | list[int]
 BRIGHTEST = 64.0
 """Images without a negative pixel that go beyond this are 0…255, not yet scaled; latents reach far out, but to both sides."""
 
+SEVERAL_IMAGES, SEVERAL_PIXELS = 4, 100
+"""From so many on, a set without a pixel darker than grey is hardly one of [−1, 1]; a single bright image may be."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
@@ -29,6 +33,8 @@ class ImageSet:
         labels: index into the dataset's class names, `[N]`; −1 for none.
         ids: unique and stable, `[N]`; draws are keyed by them.
         names: of the files they come from, relative to their folder, with `/`; None where there are none.
+
+    Several images that all lie in [0, 1] are taken as they are, with a warning: they look as if they were not yet scaled.
 
     Raises:
         DataError: counts or shapes do not fit, labels or ids are no whole numbers, or pixels are whole numbers, not finite, or
@@ -70,6 +76,10 @@ class ImageSet:
                 f"images: {self.describe(position)} has pixels that are not finite; leave it out or make it anew"
             )
         require(low < 0 or high <= BRIGHTEST, f"images: pixels from {low:g} to {high:g}; {scale}", DataError)
+        several = len(self) >= SEVERAL_IMAGES and self.images.numel() >= SEVERAL_PIXELS
+        if several and 0 <= low < high <= 1:
+            warnings.warn(f"images: all pixels of {len(self)} images lie between {low:g} and {high:g}, and are taken as of "
+                          "[−1, 1], where 0 is grey; if 0 is black, give 2 * images - 1", stacklevel=4)  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.images)

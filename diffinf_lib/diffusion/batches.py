@@ -57,6 +57,19 @@ def conditions_of(model: Denoiser, images: ImageSet) -> dict[str, Int[Tensor, "N
     return {"class_labels": images.labels}
 
 
+def check_images(**options: object) -> None:
+    """Refuse what is no `ImageSet` or has no images, by name.
+
+    Raises:
+        ConfigurationError: for the first that is none.
+    """
+    for name, images in options.items():
+        require(isinstance(images, ImageSet), f"{name}: a {type(images).__name__} is no ImageSet; give di.ImageSet(images, "
+                "labels, ids), which di.runs.as_queries makes of a tensor")  # fmt: skip
+        assert isinstance(images, ImageSet)
+        require(len(images) > 0, f"{name}: there are no images; give at least one")
+
+
 def check_trajectories(images: ImageSet, objective: Objective, process: Process) -> None:
     """Refuse images without states where the objective needs them, before any work."""
     if not objective.on_trajectories:

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Real
 from torch import Tensor, nn
 
-from diffinf_lib.artifacts.files import tensor_digest
 from diffinf_lib.configuration import Process
 from diffinf_lib.diffusion.draws import DrawBatch
+from diffinf_lib.diffusion.identity import config_of, network_identity
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.precision import in_full_precision, matrix_precision
 from diffinf_lib.shapes import Condition, ImageBatch, PerDraw, Timesteps
@@ -41,6 +41,7 @@ class Denoiser(nn.Module):
         classes: number of classes that a network of one's own is told apart by (`class_labels`); diffusers' say it themselves.
         no_class: the label that stands for no class, where the network was trained to do without (classifier-free guidance,
             Ho & Salimans 2022); draws with `drop_condition` tell it so.
+        encoder: what makes the latents of images that the network denoises, by its name in the pipeline; None for pixels.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Denoiser(nn.Module):
         *,
         classes: int | None = None,
         no_class: int | None = None,
+        encoder: str | None = None,
     ):
         super().__init__()
         require(isinstance(network, nn.Module), f"network: {type(network).__name__} is no torch module; give a network, or a "
@@ -60,11 +62,11 @@ class Denoiser(nn.Module):
         )
         self.network, self.process = in_full_precision(network), Process.of(process)
         self.classes = _classes(network) if classes is None else classes
-        self.no_class = no_class
+        self.no_class, self.encoder = no_class, encoder
         require(
             no_class is None or self.classes > 0, f"no_class={no_class}: this network is not told classes; leave it out"
         )
-        rows = self.classes + ("num_embeds_ada_norm" in _config(network))  # a DiT keeps one more, for no class
+        rows = self.classes + ("num_embeds_ada_norm" in config_of(network))  # a DiT keeps one more, for no class
         require(no_class is None or 0 <= no_class < rows, f"no_class={no_class}: give a label from 0 to {rows - 1}, one that "
                 f"the network has a row for")  # fmt: skip
 
@@ -94,15 +96,9 @@ class Denoiser(nn.Module):
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that what is computed with this model depends on of it, as plain values."""
-        config, tensors = _config(self.network), self.network.state_dict()
-        tensors |= {name: buffer for name, buffer in self.network.named_buffers() if name not in tensors}
-        return ({} if config else {"settings": _settings(self.network)}) | {
-            "network": type(self.network).__name__,
-            "structure": str(self.network),
-            "config": json.loads(json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, default=str)),
+        return network_identity(self.network) | {
             "process": json.loads(json.dumps(asdict(self.process))),
             "classes": [self.classes, self.no_class],
-            "weights": tensor_digest(*tensors.values()),
         }
 
     def forward(self, noisy: ImageBatch, timesteps: Timesteps, **conditions: Condition) -> ImageBatch:
@@ -119,7 +115,7 @@ class Denoiser(nn.Module):
         """
         for name in self.condition_names:
             require(name in conditions, f"{name}: the network is told the class of each image; give images with labels")
-        channels, taken = noisy.shape[1], _config(self.network).get("in_channels")
+        channels, taken = noisy.shape[1], config_of(self.network).get("in_channels")
         require(taken in (None, channels), f"images of {tuple(noisy.shape[1:])}: they have {channels} channel(s), the network "
                 f"takes {taken}; give images as it was trained on")  # fmt: skip
         told = {name: conditions[name] for name in self.condition_names}
@@ -154,9 +150,13 @@ def _why_not_taken(network: nn.Module, noisy: ImageBatch, told: Conditions, erro
     except TypeError as unbound:
         words = ", ".join(["state", "time", *(f"{key}=" for key in told)])
         return f"{name}: it is called as network({words}), which its forward does not take ({unbound}); give a module that does"
+    hidden = 0 if told else max((_classes(module) for module in network.modules()), default=0)
+    if hidden and "class_labels" in reason:
+        return (f"{name}: the network inside is told the class of each image, and {name} hides it; give the network inside, or "
+                f"a wrapper that passes class_labels on and di.Denoiser(network, process, classes={hidden})")  # fmt: skip
     if isinstance(error, (TypeError, torch.OutOfMemoryError)) or not _ABOUT_SHAPES.search(reason):
         return None
-    config = _config(network)
+    config = config_of(network)
     built = [f"{key}={config[key]}" for key in ("in_channels", "sample_size") if key in config]
     made_for = f" (built with {', '.join(built)})" if built else ""
     return (f"images of {tuple(noisy.shape[1:])}: {name} does not take them{made_for}: {reason}; give images as it was trained "
@@ -175,26 +175,9 @@ def _output(network: nn.Module, found: Any) -> Tensor:
                              "return the tensor alone, or an object with the tensor as .sample")  # fmt: skip
 
 
-def _config(network: nn.Module) -> Mapping[str, Any]:
-    """What a network of diffusers was built from; empty for others, whose `config` may be anything."""
-    config = getattr(network, "config", None)
-    return config if isinstance(config, Mapping) else {}
-
-
-def _settings(network: nn.Module) -> dict[str, str]:
-    """Plain attributes of a network of one's own, which its output may depend on as on its weights."""
-    plain = (bool, int, float, complex, str, tuple, list, dict, type(None))
-    return {
-        f"{name}.{key}": repr(value)
-        for name, module in network.named_modules()
-        for key, value in vars(module).items()
-        if not key.startswith("_") and key != "training" and isinstance(value, plain)
-    }
-
-
 def _classes(network: nn.Module) -> int:
     """Number of classes that a diffusers network is told apart by; 0 where it has none."""
-    config = _config(network)
+    config = config_of(network)
     counts = (config.get(name) for name in ("num_class_embeds", "num_embeds_ada_norm"))
     return next((int(count) for count in counts if count is not None), 0)
 

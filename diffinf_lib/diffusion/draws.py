@@ -19,6 +19,7 @@ from torch import Tensor
 from diffinf_lib.configuration import DrawConfig, Process, TimestepRule
 from diffinf_lib.diffusion.reverse import added_variances
 from diffinf_lib.errors import require
+from diffinf_lib.options import check_counts
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Condition, Ids, ImageBatch, Images, ImageShape, PerDraw, PerTimestep, Timesteps
@@ -189,7 +190,7 @@ def iterate_draws(
     """
     require(config.drop_condition == 0 or no_class is not None, f"drop_condition={config.drop_condition}: this network has no "
             "label for no class; give di.Denoiser(network, process, no_class=...), or draws that drop nothing")  # fmt: skip
-    require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
+    check_counts(batch_size=batch_size)
     shape = (images.shape[1], images.shape[2], images.shape[3])
     total = len(ids) * config.count
     made: tuple[int, Draws] | None = None

@@ -15,6 +15,7 @@ from diffinf_lib.evaluation.ground_truth import GroundTruth
 from diffinf_lib.evaluation.lds import mean_measurements, predicted_changes, sampled_lds
 from diffinf_lib.evaluation.resampling import Estimate, Resampled, Resamples, resample_spearman
 from diffinf_lib.evaluation.statistics import spearman, spearman_brown
+from diffinf_lib.options import check_counts
 from diffinf_lib.shapes import AnyScores
 
 
@@ -57,7 +58,7 @@ def seed_reliability(truth: GroundTruth, seeds: int = 1) -> float:
     Raises:
         ConfigurationError: the ground truth has one seed, or `seeds` is not positive.
     """
-    require(seeds > 0, f"seeds={seeds}: give a positive number")
+    check_counts(seeds=seeds)
     found = [spearman(first, second).mean() for first, second in combinations(_by_seed(truth), 2)]
     return spearman_brown(max(float(np.mean(found)), 0.0), seeds)
 
@@ -118,7 +119,7 @@ def random_control(
 
     One set of random scores misses 0 in one case of twenty, as a 95% interval must; the mean of many is a sharper control.
     """
-    require(repeats > 0, f"repeats={repeats}: give a positive number")
+    check_counts(repeats=repeats)
     generator = np.random.default_rng(seed)
     shape = (len(truth.query_ids), len(truth.train_ids))
     scores = [generator.standard_normal(shape) for _ in range(repeats)]

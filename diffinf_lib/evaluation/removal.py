@@ -15,7 +15,7 @@ from jaxtyping import Float, Real
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.evaluation.statistics import bootstrap_indices, percentile_interval
 
-OfRemovals = Real[np.ndarray, "Q _K"] | Real[np.ndarray, "Q _R _K"]
+OfRemovals = Real[np.ndarray, "Q _K"] | Real[np.ndarray, "Q _sets _K"]
 
 CONDITIONS = ("top", "random", "bottom")
 """The usual conditions, in the order in which their differences are taken: first minus second."""
@@ -78,8 +78,8 @@ def removal_outcome(
     all queries share in a seed is known from one difference only.
 
     Args:
-        conditions: measurements after retraining, by name, such as `top`, `random`, `bottom`: each `[Q, K]`, or `[Q, R, K]`
-            where R sets were removed in turn. The order fixes which differences are taken: first minus later.
+        conditions: measurements after retraining, by name, such as `top`, `random`, `bottom`: each `[Q, K]`, or `[Q, sets, K]`
+            where several sets were removed in turn. The order fixes which differences are taken: first minus later.
         full: measurements of models retrained on everything, `[Q, K]`; K may differ from the conditions'.
         bootstrap: number of resamples.
 
@@ -104,9 +104,9 @@ def removal_outcome(
     )
 
 
-def _checked(name: str, given: OfRemovals, queries: int | None) -> Float[np.ndarray, "Q R K"]:
+def _checked(name: str, given: OfRemovals, queries: int | None) -> Float[np.ndarray, "Q sets K"]:
     values = np.asarray(given, dtype=np.float64)
-    shapes = "[Q, K]" if queries is None else "[Q, K] or [Q, R, K]"
+    shapes = "[Q, K]" if queries is None else "[Q, K] or [Q, sets, K]"
     ranks = (2,) if queries is None else (2, 3)
     require(values.ndim in ranks and values.size > 0, f"{name}: measurements of shape {values.shape}; give {shapes}")
     require(
@@ -118,7 +118,7 @@ def _checked(name: str, given: OfRemovals, queries: int | None) -> Float[np.ndar
 
 
 def _resampled(
-    arrays: Mapping[str, Float[np.ndarray, "Q _R _K"]], repeats: int, seed: int
+    arrays: Mapping[str, Float[np.ndarray, "Q _sets _K"]], repeats: int, seed: int
 ) -> dict[str, Float[np.ndarray, "{repeats}"]]:  # noqa: F821
     """The mean of each array in every resample; axes of equal length share their draws, kind by kind."""
     generator = np.random.default_rng(seed)

@@ -15,6 +15,7 @@ from diffinf_lib.errors import require
 from diffinf_lib.evaluation.ground_truth import GroundTruth
 from diffinf_lib.evaluation.lds import TUNABLE_SUBSETS, mean_measurements, predicted_changes
 from diffinf_lib.evaluation.resampling import Estimate, Resampled, Resamples, resample_spearman, resampled_spearman
+from diffinf_lib.options import check_counts
 from diffinf_lib.shapes import ScoresOfOptions
 
 
@@ -113,7 +114,7 @@ def _checked_options(
     values, names = tuple(float(option) for option in options), ", ".join(f"{option:g}" for option in options)
     require(len(scores) == len(values) > 0, f"scores of {len(scores)} options and {len(values)} options: give as many")
     require(float(default) in values, f"default={default}: give one of the options, {names}")
-    require(splits > 0, f"splits={splits}: give a positive number")
+    check_counts(splits=splits)
     return values
 
 

@@ -18,13 +18,14 @@ from diffinf_lib.artifacts import (
     write_tensors,
 )
 from diffinf_lib.compression import Compression, Tensors
-from diffinf_lib.configuration import Expectation, Precision, StoreFormat
+from diffinf_lib.configuration import Expectation, Precision, StoreFormat, check_formats
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet, Trajectories
-from diffinf_lib.diffusion import Denoiser, check_trajectories, conditions_of, require_denoiser
-from diffinf_lib.errors import ArtifactError, require
+from diffinf_lib.diffusion import Denoiser, check_images, check_trajectories, conditions_of, require_denoiser
+from diffinf_lib.errors import ArtifactError
 from diffinf_lib.gradients.compute import gradients_in_eigenbasis
 from diffinf_lib.gradients.sets import GradientSet
+from diffinf_lib.options import check_counts, check_folders
 from diffinf_lib.settings import own_settings
 
 
@@ -65,9 +66,11 @@ def gradients_of(
     shapes = {
         name: block.shape for name, block in curvature.blocks(model).items()
     }  # refuses a curvature of other layers
+    check_images(images=images)
     check_trajectories(images, expectation.objective, require_denoiser(model).process)
-    require(shard_size > 0, f"shard_size={shard_size}: give a positive number")
-    require(len(images) > 0, "images: there are none; give at least one")
+    check_counts(shard_size=shard_size)
+    check_folders(store=store, below=below)
+    check_formats(form=form)
     curvature = curvature.to(model.device)
     source = _Source(
         model, curvature, images, expectation, Compression(curvature, form or StoreFormat()), precision, batch_size,

@@ -82,12 +82,6 @@ def _significant(value: float, digits: int) -> str:
     return _fixed(value, max(0, digits - 1 - exponent))
 
 
-def ordinal(number: int) -> str:
-    """1st, 2nd, 3rd, 4th, 11th."""
-    teen = 10 < number % 100 < 14
-    return f"{number:,}" + ("th" if teen else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th"))
-
-
 def capital(sentence: str) -> str:
     """A sentence with a capital letter; the rest of it stays as it is."""
     return sentence[:1].upper() + sentence[1:]

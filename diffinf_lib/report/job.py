@@ -29,17 +29,20 @@ from diffinf_lib.artifacts import (
     write_tensors,
 )  # fmt: skip
 from diffinf_lib.artifacts.manifest import MANIFEST
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementConfig, MeasurementName
+from diffinf_lib.artifacts.paths import spelt_out
+from diffinf_lib.configuration import DEFAULT_DAMPING, CurvatureConfig, DrawConfig, MeasurementConfig, MeasurementName
 from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.data import ImageSet, read_image_folder
 from diffinf_lib.data.files import NO_CLASS
 from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser, require_denoiser
+from diffinf_lib.diffusion.identity import config_of
 from diffinf_lib.errors import ArtifactError, DataError, first_few, require
 from diffinf_lib.loading import load_model
 from diffinf_lib.options import PositiveInt, checked
 from diffinf_lib.pictures import picture
 from diffinf_lib.planner.plan import readable_time
+from diffinf_lib.randomness import keyed_seed
 from diffinf_lib.report.findings import Likeness, compare, find_copies, find_label_doubts, find_unusual
 from diffinf_lib.report.options import SAMPLER_STEPS, ReportOptions, options_for
 from diffinf_lib.report.page import render
@@ -68,7 +71,7 @@ def attribute(
     *,
     generate: int = 0,
     seed: int = 0,
-    damping: float | Sequence[float] = 1e-8,
+    damping: float | Sequence[float] = DEFAULT_DAMPING,
     draws: DrawConfig | int | None = None,
     curvature: CurvatureConfig | None = None,
     measurement: MeasurementConfig | MeasurementName | None = None,
@@ -110,7 +113,7 @@ def attribute(
         DataError: a folder or file that is missing or cannot be read.
         ArtifactError: `out` holds a report of other options, and `force` is not given; or a model that cannot be read.
     """
-    asked, folder = check_sources(model, images, queries, generate, out), Path(out).expanduser()
+    asked, folder = check_sources(model, images, queries, generate, out), spelt_out(out)
     device = usable_device(device)
     network = (load_model(model) if isinstance(model, Source) else require_denoiser(model)).to(device)
     shape = image_shape(network, image_size)
@@ -138,10 +141,12 @@ def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
     """(C, H, W) of the images that a network takes, from its configuration.
 
     Raises:
-        ConfigurationError: its configuration names no size, and none is given.
+        ConfigurationError: its configuration names no size, and none is given; or it takes latents, which no file holds.
     """
     checked("image_size", image_size, PositiveInt | None)
-    config: Any = getattr(model.network, "config", {})
+    require(model.encoder is None, f"model: it denoises the latents that its {model.encoder} makes of images, and files are "
+            "read as pixels here: encode the images and score them with di.fit_curvature and di.influence")  # fmt: skip
+    config: Any = config_of(model.network)
     size = config.get("sample_size") if image_size is None else image_size
     require(
         size is not None, "image_size: the network's configuration names no sample_size; give one (--image-size 32)"
@@ -289,10 +294,8 @@ class _Job:
         with stage(folder, {"model": _short(self.model), "count": count, "seed": self.options.seed, "steps": steps},
                    name="samples") as needed:  # fmt: skip
             if needed:
-                first = self.options.seed * count
-                images = sample(
-                    self.model, range(first, first + count), self.shape, steps=steps, progress=self.progress
-                )
+                seeds = sample_seeds(self.options.seed, count)
+                images = sample(self.model, seeds, self.shape, steps=steps, progress=self.progress)
                 for name, image in zip(names, images, strict=True):
                     _write_picture(folder / name, image)
                 write_tensors(folder / "samples.safetensors", {"images": images})
@@ -384,6 +387,11 @@ class _Job:
             "versions": versions,
             "diffinf commit": made["environment"]["git_commit"],
         }
+
+
+def sample_seeds(seed: int, count: int) -> list[int]:
+    """A seed for each sample: its number for seed 0, and for others what no other (seed, number) has."""
+    return [index if seed == 0 else keyed_seed("generated", seed, index) for index in range(count)]
 
 
 def _counted_digest(images: ImageSet) -> dict[str, Any]:

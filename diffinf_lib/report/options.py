@@ -5,10 +5,11 @@ signal for each training gradient. Draws of the curvature are spread over the tr
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffinf_lib.configuration import (
+    DEFAULT_DAMPING,
     CurvatureConfig,
     DrawConfig,
     MeasurementConfig,
@@ -18,7 +19,7 @@ from diffinf_lib.configuration import (
     check_dampings,
 )
 from diffinf_lib.errors import require
-from diffinf_lib.options import NonNegativeFloat, checked
+from diffinf_lib.options import checked
 
 CURVATURE_DRAWS = 9_000
 """Draws of all training images together for the curvature; the digits of the book take as many."""
@@ -53,7 +54,7 @@ class ReportOptions:
 def options_for(
     count: int,
     *,
-    damping: float | Sequence[float] = 1e-8,
+    damping: float | Sequence[float] = DEFAULT_DAMPING,
     draws: DrawConfig | int | None = None,
     curvature: CurvatureConfig | None = None,
     measurement: MeasurementConfig | MeasurementName | None = None,
@@ -73,11 +74,8 @@ def options_for(
         if isinstance(draws, DrawConfig)
         else DrawConfig(64 if draws is None else draws, timestep_rule="signal", shared=True)
     )
-    several = isinstance(damping, Iterable) and not isinstance(damping, str)
-    dampings = [checked("damping", value, NonNegativeFloat) for value in (damping if several else [damping])]  # type: ignore[union-attr]
-    return ReportOptions(
-        tuple(check_dampings(dampings)), rule, curvature or curvature_for(count), measurement, seed, generate
-    )
+    fitted = checked("curvature", curvature, CurvatureConfig | None) or curvature_for(count)
+    return ReportOptions(tuple(check_dampings(damping)), rule, fitted, measurement, seed, generate)
 
 
 def curvature_for(count: int) -> CurvatureConfig:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffinf_lib.artifacts.paths import resolved, spelt_out
 from diffinf_lib.errors import DataError, require
+from diffinf_lib.model_sources import check_model_source
 from diffinf_lib.options import WholeNumber, checked
 
 Source = str | Path
@@ -24,6 +26,7 @@ def check_sources(
         ConfigurationError: something that is no path, neither queries nor a number to generate, or both; `out` lies inside a
             folder of images, or is the model's.
         DataError: a folder or file is not there.
+        ArtifactError: the model is neither a folder with a network in it nor called as those of a hub are.
     """
     trained, asked = _listed("images", images), [] if queries is None else _listed("queries", queries)
     require(isinstance(out, Source) and str(out) != "", f"out={out!r}: give a folder, . for the current directory")
@@ -32,11 +35,12 @@ def check_sources(
             "samples of the model; one of the two")  # fmt: skip
     for what, sources in (("images", trained), ("queries", asked)):
         for source in sources:
-            there = str(source) != "" and os.path.exists(Path(source).expanduser())
+            there = str(source) != "" and os.path.exists(spelt_out(source))
             require(there, f"{what}={source}: there is no such folder or file", DataError)
             _check_apart(Path(out), source)
     if isinstance(model, Source):
-        same = Path(model).expanduser().resolve() == Path(out).expanduser().resolve()
+        check_model_source(model)
+        same = resolved(model) == resolved(out)
         require(
             not same,
             f"out={out}: that is the model's folder, and the report's files would spoil it; give another folder",
@@ -55,10 +59,10 @@ def _listed(what: str, sources: Source | Sequence[Source]) -> list[Source]:
 
 def _check_apart(out: Path, source: Source) -> None:
     """A report inside a folder of images would be read as images the next time, and images inside a report deleted with it."""
-    below, there = Path(source).expanduser().resolve(), out.expanduser().resolve()
+    below, there = resolved(source), resolved(out)
     for name in ("samples", "scores", "curvature", "gradients"):
         require(not below.is_relative_to(there / name), f"out={out}: {source} lies where the report keeps its {name}; give "
                 "another folder")  # fmt: skip
-    inside = out.expanduser().resolve().is_relative_to(Path(source).expanduser().resolve())
+    inside = there.is_relative_to(below)
     require(not inside, f"out={out}: it lies inside {source}, and its pictures would be read as images of it; give another "
             "folder")  # fmt: skip

@@ -27,11 +27,11 @@ from diffinf_lib.presets import Preset
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.training import TrainingResult, train
 
-CONFIG = "config.json"
+CONFIG, LOGS = "config.json", "logs"
 Held = TypeVar("Held")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run folder and the preset it belongs to.
 
@@ -45,6 +45,12 @@ class Run:
     device: str = "cpu"
     progress: bool = True
     _held: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        found = (path.name for path in self.folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+        stages = ", ".join(sorted({*found} - {LOGS})) or "none"
+        return (f"run of {self.preset.name}: {self.preset.summary}\n  folder: {self.folder}\n"
+                f"  seed {self.seed}, on {self.device}\n  stages there: {stages}")  # fmt: skip
 
     @cached_property
     def data(self) -> Dataset:
@@ -160,7 +166,7 @@ def open_run(
 def _has_stages(folder: Path) -> bool:
     """Whether any stage was ever started: it leaves files, the first its manifest; locks and half-written files are hidden."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return any(path.relative_to(folder).parts[0] not in (CONFIG, "logs") for path in files)
+    return any(path.relative_to(folder).parts[0] not in (CONFIG, LOGS) for path in files)
 
 
 def _check_network(run: Run) -> None:

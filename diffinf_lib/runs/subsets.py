@@ -5,7 +5,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from diffinf_lib.errors import require
-from diffinf_lib.options import check_shard
+from diffinf_lib.options import check_counts, check_shard
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.runs.run import Run
 from diffinf_lib.shapes import Masks
@@ -35,8 +35,8 @@ def shard_of(subsets: int, seeds: int, shard: int, shards: int) -> list[tuple[in
     Raises:
         ConfigurationError: there is no such shard.
     """
-    require(subsets > 0, f"subsets={subsets}: give a positive number")
-    require(seeds > 0, f"seeds={seeds}: give a positive number")
+    check_counts(subsets=subsets)
+    check_counts(seeds=seeds)
     check_shard(shard, shards)
     pairs = [(subset, seed) for seed in range(seeds) for subset in range(subsets)]
     return pairs[shard::shards]

@@ -48,7 +48,7 @@ class RemovalConfig(Options):
         queries: how many of each set of queries, evenly spaced over it.
         shares: of the training images that are removed.
         seeds: trainings of each removal, K, with seeds 0 … K − 1.
-        random_sets: sets removed at random for each share, R.
+        random_sets: sets removed at random for each share.
     """
 
     queries: PositiveInt = 6
@@ -107,8 +107,8 @@ def random_positions(total: int, count: int, index: int, *, seed: int = 0) -> Po
 class RemovalStudy(Study[RemovalCell]):
     """The removal experiment of one run.
 
-    Its bundle's arrays are: `measurements [shares, 2, Q, K]` after removal of the top and of the bottom, `random [shares, R,
-    Q, K]`, `full [Q, K]`; the removed positions `removed [shares, 2, Q, k]` and `random_removed [shares, R, k]`, filled up
+    Its bundle's arrays are: `measurements [shares, 2, Q, K]` after removal of the top and of the bottom, `random [shares, sets,
+    Q, K]`, `full [Q, K]`; the removed positions `removed [shares, 2, Q, k]` and `random_removed [shares, sets, k]`, filled up
     with −1 where a share removes fewer; of the queries `sets`, `positions` in the set, `ids`, `images [Q, C, H, W]`,
     `scores [Q, N]`; `train_ids [N]`, and `train_names` where they are files.
 
@@ -144,7 +144,7 @@ class RemovalStudy(Study[RemovalCell]):
 
     @cached_property
     def randomly_removed(self) -> list[list[Positions]]:
-        """The images removed at random for each share, `[shares][R]`."""
+        """The images removed at random for each share, `[shares][sets]`."""
         total, sets = len(self.run.data.train), range(self.config.random_sets)
         return [[random_positions(total, count, index, seed=self.run.seed) for index in sets] for count in self.counts]
 

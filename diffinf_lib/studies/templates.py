@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from diffinf_lib.artifacts import Bundle, load_bundle, show_versions
-from diffinf_lib.errors import require
 from diffinf_lib.evaluation import GroundTruth, load_ground_truth
-from diffinf_lib.options import with_options
+from diffinf_lib.options import check_counts, with_options
 from diffinf_lib.presets import get_preset
 from diffinf_lib.runs import QUERY_SETS, KnownMeasurements, Run, known_measurements, open_run
 from diffinf_lib.studies.study import Study
@@ -18,7 +17,7 @@ from diffinf_lib.studies.study import Study
 def begin(preset: str, run: str, options: Mapping[str, Any], seed: int, *, threads: int | None = None) -> Run:
     """Open the run of a template, as its parameters name it, and print what this process runs on."""
     if threads is not None:
-        require(threads > 0, f"threads={threads}: give a positive number")
+        check_counts(threads=threads)
         torch.set_num_threads(threads)
     show_versions()
     return open_run(with_options(get_preset(preset), dict(options)), run or None, seed=seed, progress=False)

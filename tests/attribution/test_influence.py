@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from annotations import unchecked
@@ -17,7 +18,7 @@ from cases import (
 import diffinf_lib as di
 from diffinf_lib.artifacts import file_digest
 from diffinf_lib.attribution.scoring import block_scores
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, MeasurementConfig, check_dampings
 from diffinf_lib.curvature import Curvature, LayerCurvature, fit_curvature
 from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.curvature.exact import dense_ggn
@@ -236,8 +237,18 @@ def test_input_of_the_wrong_kind_is_refused_in_one_line():
     curvature = fit_curvature(model, train, CONFIG)
     for options, message in [
         ({"draws": 4}, "draws=4: give a DrawConfig"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"queries": train.images}, "queries: Tensor is no ImageSet"),
+        ({"batch_size": 0}, "batch_size=0: give a positive whole number"),
+        ({"batch_size": 2.5}, "batch_size=2.5: give a positive whole number"),
+        ({"damping": "1e-8"}, "damping='1e-8': give a number >= 0"),
+        ({"damping": None}, "damping=None: give a number >= 0"),
+        ({"damping": [1e-8, "x"]}, "damping='x': give a number >= 0"),
+        ({"measurement": 3}, "measurement=3: give a name, such as 'loss', or a MeasurementConfig"),
+        ({"measurement": 0}, "measurement=0: give a name"),
+        ({"train_format": "int8"}, r"train_format='int8': give a StoreFormat, such as StoreFormat\('int8'\)"),
+        ({"query_format": "int8"}, "query_format='int8': give a StoreFormat"),
+        ({"store": 3}, "store=3: give a folder, or None"),
+        ({"query_store": 3}, "query_store=3: give a folder, or None"),
+        ({"queries": train.images}, "queries: a Tensor is no ImageSet; give di.ImageSet"),
         ({"queries": images(0, 4)}, "queries: there are no images"),
         ({"train": images(0, 4)}, "train: there are no images"),
     ]:
@@ -246,5 +257,21 @@ def test_input_of_the_wrong_kind_is_refused_in_one_line():
             di.influence(model, curvature, **arguments)
     with pytest.raises(ConfigurationError, match="draws=4: give a DrawConfig"):
         CurvatureConfig(draws=4)
+    with unchecked(), pytest.raises(ConfigurationError, match="curvature='ekfac': give a CurvatureConfig or None"):
+        fit_curvature(model, train, "ekfac")
+    with unchecked(), pytest.raises(ConfigurationError, match="images: a Tensor is no ImageSet"):
+        fit_curvature(model, train.images)
+    with unchecked(), pytest.raises(ConfigurationError, match="form='int8': give a StoreFormat"):
+        di.gradients_of(model, curvature, train, di.Expectation(DRAWS), form="int8")
     with pytest.raises(ConfigurationError, match="count=0: give N"):
         di.self_influence(di.gradients_of(model, curvature, train, di.Expectation(DRAWS)), curvature, count=0)
+
+
+def test_dampings_are_numbers_of_any_library():
+    wanted = [0.5, 0.25]
+    for given in (wanted, tuple(wanted), np.array(wanted, dtype=np.float32), torch.tensor(wanted)):
+        with unchecked():
+            assert check_dampings(given) == wanted
+    with unchecked():
+        assert check_dampings(np.float32(0.5)) == [0.5]
+    assert check_dampings(1) == [1.0]

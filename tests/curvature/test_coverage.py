@@ -6,6 +6,7 @@ import torch
 from cases import (
     by_definition,
     conv_denoiser,
+    dense_blocks,
     draw_batch,
     images,
     linear_denoiser,
@@ -28,7 +29,7 @@ from diffinf_lib.curvature import (
     hessian_operator,
     to_dense,
 )
-from diffinf_lib.curvature.exact import dense_blocks, dense_ggn, dense_hessian
+from diffinf_lib.curvature.exact import dense_ggn, dense_hessian
 from diffinf_lib.diffusion import Denoiser, per_draw_loss
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import gradients_of

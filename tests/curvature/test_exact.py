@@ -4,12 +4,12 @@ import curvlinops
 import pytest
 import torch
 from annotations import unchecked
-from cases import conv_denoiser, deep_linear_denoiser, draw_batch, images, linear_denoiser, tiny_unet
+from cases import conv_denoiser, deep_linear_denoiser, dense_blocks, draw_batch, images, linear_denoiser, tiny_unet
 from torch.func import functional_call, hessian, jacrev
 
 from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.curvature import ForwardPass
-from diffinf_lib.curvature.exact import dense_blocks, dense_empirical_fisher, dense_ggn, dense_hessian
+from diffinf_lib.curvature.exact import dense_empirical_fisher, dense_ggn, dense_hessian
 from diffinf_lib.curvature.kfac import input_factor_sum, output_gradient_factor_sum
 from diffinf_lib.curvature.label_vectors import exact_vectors
 from diffinf_lib.curvature.layers import curvature_layers, gradient_matrices, layer_parameters

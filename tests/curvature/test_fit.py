@@ -8,6 +8,7 @@ from cases import (
     by_definition,
     conv_denoiser,
     deep_linear_denoiser,
+    dense_blocks,
     draw_batch,
     images,
     linear_denoiser,
@@ -15,9 +16,9 @@ from cases import (
     tiny_unet,
 )
 
+from diffinf_lib.attribution import influence
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig
-from diffinf_lib.curvature import Curvature, fit_curvature
-from diffinf_lib.curvature.exact import dense_blocks
+from diffinf_lib.curvature import Curvature, fit_curvature, fit_with_curvlinops
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 
 DRAWS = DrawConfig(4)
@@ -167,3 +168,29 @@ def test_a_digest_names_all_that_a_curvature_is(tmp_path, monkeypatch):
     monkeypatch.setattr("diffinf_lib.curvature.fitted.tensor_digest", None)
     assert curvature.to("cpu") is curvature
     assert curvature.to("meta").digest == curvature.digest
+
+
+def test_a_curvature_knows_the_weights_that_it_was_fitted_to(tmp_path):
+    """Of the same shapes, other weights: the scores would be those of neither model."""
+    model, data = conv_denoiser(), images(2, 4)
+    curvature = fit_curvature(model, data, CONFIG, out=tmp_path)
+    kept = Curvature.load(tmp_path / "curvature.safetensors")
+    other = conv_denoiser()
+    with torch.no_grad():
+        other.network.up.weight.mul_(2)  # not covered, but the output's
+    for found in (curvature, kept, kept.to("cpu"), fit_with_curvlinops(model, data, CONFIG)):
+        assert influence(conv_denoiser(), found, data, data, draws=DRAWS, query_draws=DRAWS).isfinite().all()
+        with pytest.raises(ConfigurationError, match="curvature: it was fitted to other weights.*fit_curvature"):
+            influence(other, found, data, data, draws=DRAWS, query_draws=DRAWS)
+    before = replace(kept, fitted_to=None)  # of a store that does not say it
+    before.save(tmp_path / "before.safetensors")
+    assert Curvature.load(tmp_path / "before.safetensors").fitted_to is None
+    assert before.digest == kept.digest
+    assert influence(other, before, data, data, draws=DRAWS, query_draws=DRAWS).isfinite().all()
+
+
+def test_neither_type_nor_place_nor_mode_of_the_weights_makes_them_others():
+    model, data = conv_denoiser(), images(2, 4)
+    curvature = fit_curvature(model, data, CONFIG)
+    curvature.check_fitted_to(model.train())
+    curvature.check_fitted_to(model.float())

@@ -80,6 +80,8 @@ def test_bad_folders_are_refused_in_one_line(tmp_path, split_folder):
         with pytest.raises(DataError, match=message) as raised:
             load(tmp_path / name)
         assert "\n" not in str(raised.value)
+    with pytest.raises(DataError, match="~nosuchuser/x: there is no such folder"):
+        load("~nosuchuser/x")
     for options, message in [
         ({"train_size": 25}, "train_size=25: there are 24"),
         ({"classes": ("cow",)}, "cow not in"),

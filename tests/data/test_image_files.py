@@ -157,6 +157,7 @@ def test_every_image_of_a_folder_or_of_a_list(tmp_path):
     assert files.images.ids.tolist() == [found.images.ids[2], found.images.ids[0]]
     assert di.read_image_folder(tmp_path / "train/cat/1.png").images.names == ("1.png",)
     for wrong, message in [("", "no path"), ([], "no files"), (tmp_path / "x", "no such folder or file"),
+                           ("~nosuchuser/x", "no such folder or file"), (["~nosuchuser/x", "y.png"], "no such file"),
                            ([tmp_path / "x.png", tmp_path / "y.png"], r"x\.png: no such file")]:  # fmt: skip
         with pytest.raises(DataError, match=message):
             di.read_image_folder(wrong)

@@ -275,3 +275,23 @@ def test_sixteen_bit_signed_tiff_is_not_taken_for_unsigned(tmp_path):
     Image.fromarray(np.array([[-5, 30_000]], dtype=np.int32)).save(tmp_path / "a.tif", tiffinfo=info)
     with pytest.raises(DataError, match=r"a\.tif: pixels from -5 to 30000"):
         read(tmp_path)
+
+
+def test_images_that_look_unscaled_are_told_of(recwarn):
+    """ToTensor without Normalize gives [0, 1], which nothing surely tells from bright images of [−1, 1]."""
+
+    def made(pixels):
+        return di.ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.long), torch.arange(len(pixels)))
+
+    bright = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for pixels in (2 * bright - 1, bright[:1], bright[:, :, :2, :2], torch.zeros(6, 1, 8, 8), 3 * bright):
+        made(pixels)
+    mixed = bright.clone()
+    mixed[5] -= 0.5
+    made(mixed).subset([0])
+    assert not recwarn
+    with pytest.warns(
+        UserWarning, match=r"images: all pixels of 6 images lie between .*give 2 \* images - 1"
+    ) as caught:
+        made(bright)
+    assert "\n" not in str(caught[0].message)

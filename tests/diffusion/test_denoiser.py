@@ -1,9 +1,12 @@
 """A denoiser says in one line what it lacks: its process, images that fit, a network that is called as networks are."""
 
+import copy
+import json
 import subprocess
 import sys
 
 import diffusers
+import peft
 import pytest
 import torch
 from torch import nn
@@ -173,6 +176,19 @@ def test_a_network_that_is_not_called_with_state_and_time_is_told_so():
         Denoiser(WithClass(), PROCESS, classes=2)(state, time, class_labels=time)
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda network: Wrapped(network)], ids=["DataParallel", "wrapper"])
+@pytest.mark.parametrize("door", ["measure", "train", "sample"])
+def test_a_wrapper_that_hides_the_classes_of_its_network_is_told_so(wrap, door):
+    network = build(diffusers.UNet2DModel, num_class_embeds=3)
+    with pytest.raises(
+        ConfigurationError, match=r"told the class of each image.*network inside.*classes=3\)"
+    ) as caught:
+        DOORS[door](Denoiser(wrap(network), PROCESS), images(2, 1, 8, 8))
+    assert "\n" not in str(caught.value)
+    told = Denoiser(nn.DataParallel(network), PROCESS, classes=3)
+    assert measure(told, images(2, 1, 8, 8), MeasurementConfig(draws=DRAWS)).isfinite().all()
+
+
 def test_a_network_without_parameters_is_measured_and_sampled_and_has_nothing_to_attribute():
     model, data = Denoiser(Returning(lambda x: 0.5 * x), PROCESS), images(2, 1, 4, 4)
     assert model.device.type == "cpu" and model.dtype == torch.float32
@@ -194,3 +210,118 @@ def test_a_compiled_model_is_whole():
         "assert counted.graph_break_count == 0"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+class Scaled(diffusers.UNet2DModel):
+    """A network of diffusers with a setting of one's own, which its configuration does not name."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self._scale = 1.0
+
+    def forward(self, noisy, time):
+        return self._scale * super().forward(noisy, time).sample
+
+
+def build(kind, **options):
+    torch.manual_seed(0)
+    return kind(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), add_attention=False,
+        **options,
+    )  # fmt: skip
+
+
+def scaled():
+    return build(Scaled)
+
+
+def with_adapters(alpha=4):
+    network = build(diffusers.UNet2DModel)
+    torch.manual_seed(1)
+    return peft.inject_adapter_in_model(
+        peft.LoraConfig(r=2, lora_alpha=alpha, target_modules=["conv1"], init_lora_weights=False), network
+    )
+
+
+def louder(network):
+    for module in network.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            module.scaling["default"] = 8.0
+
+
+def without_adapters(network):
+    for module in network.modules():
+        if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
+            module.enable_adapters(False)
+
+
+def other_times(network):
+    network.time_proj.flip_sin_to_cos = not network.time_proj.flip_sin_to_cos
+
+
+def twice(network):
+    network._scale = 2.0
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, noisy, time):
+        return self.inner(noisy, time)
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [(with_adapters, louder), (with_adapters, without_adapters), (scaled, other_times), (scaled, twice)],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_changes_the_output_changes_what_a_model_is(make, change, wrapped):
+    """Settings of a module count beside the configuration that a network was built from, inside a wrapper too."""
+    state, time = torch.ones(1, 1, 8, 8), torch.tensor([5])
+    networks = [make(), make()]
+    before, again = (Denoiser(Wrapped(network) if wrapped else network, PROCESS) for network in networks)
+    assert before.identity == again.identity
+    change(networks[1])
+    assert not torch.equal(before(state, time), again(state, time))
+    assert before.identity != again.identity
+
+
+def test_adapters_of_another_strength_are_another_model():
+    assert Denoiser(with_adapters(4), PROCESS).identity != Denoiser(with_adapters(16), PROCESS).identity
+
+
+class Options(nn.Module):
+    """Settings of every form that one may keep."""
+
+    def __init__(self, factor=2.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.level, self.parts = torch.tensor(factor), {"factor": [factor, torch.tensor(factor)], "made": object()}
+        self.gradient_checkpointing = False
+
+    def forward(self, noisy, time):
+        return self.weight * self.level * noisy
+
+
+def test_what_a_model_is_depends_neither_on_the_process_nor_on_the_device():
+    first, second = Denoiser(Options(), PROCESS), Denoiser(Options(), PROCESS)
+    assert first.identity == second.identity
+    assert "0x" not in json.dumps(first.identity["settings"])
+    adapted = json.dumps(Denoiser(with_adapters(), PROCESS).identity["settings"])
+    assert "lora_alpha" in adapted and "base_model_name_or_path" not in adapted and "peft_version" not in adapted
+    second.network.gradient_checkpointing = True  # spares memory, changes no output
+    assert first.eval().identity == second.train().identity
+    assert first.identity != Denoiser(Options(3.0), PROCESS).identity
+
+
+def test_a_plain_network_is_told_by_its_configuration_alone(tmp_path):
+    """So that what is kept of it outlives a version of diffusers with more settings."""
+    network = build(diffusers.UNet2DModel)
+    model = Denoiser(network, PROCESS)
+    assert "settings" not in model.identity
+    network.save_pretrained(tmp_path)
+    back = diffusers.UNet2DModel.from_pretrained(tmp_path)
+    assert Denoiser(back, PROCESS).identity == model.identity == Denoiser(copy.deepcopy(network), PROCESS).identity

@@ -1,8 +1,10 @@
 import json
+import warnings
 from dataclasses import asdict, replace
 
 import pytest
 import torch
+from annotations import unchecked
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -242,3 +244,29 @@ def test_bad_schedules_are_refused():
         Process(num_train_timesteps=0)
     with pytest.raises(ConfigurationError, match="method"):
         Process().scheduler("euler")
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, Process])
+def test_a_class_in_place_of_a_scheduler_is_told(kind):
+    with pytest.raises(ConfigurationError, match=rf"process={kind.__name__}: that is a class; .* {kind.__name__}\(\)"):
+        Denoiser(Scaled(0.5), kind)
+
+
+@pytest.mark.parametrize("steps", [2.5, "8", 0, 1001])
+def test_steps_are_whole_numbers(steps):
+    with unchecked(), pytest.raises(ConfigurationError, match=f"steps={steps!r}: give a whole number from 1 to 1000"):
+        Process().check_sampler("ddim", steps)
+
+
+def test_options_of_sampling_that_are_not_followed_are_said():
+    for scheduler, said in [
+        (DDPMScheduler(variance_type="fixed_large"), "variance_type='fixed_large'"),
+        (DDIMScheduler(thresholding=True), "thresholding=True"),
+        (DDPMScheduler(variance_type="fixed_large_log", thresholding=True), "'fixed_large_log' and thresholding=True"),
+    ]:
+        with pytest.warns(UserWarning, match=f"samples made here do not follow .*{said}"):
+            assert Process.of(scheduler).target == "noise"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Process.of(DDPMScheduler(variance_type="learned_range"))
+        Process.of(DDIMScheduler())

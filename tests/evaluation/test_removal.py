@@ -82,7 +82,7 @@ def test_bad_input_is_refused():
     for changed, whole, message in [
         ({}, full, "there are none"),
         ({"top": conditions["top"][:5]}, full, "top: 5 queries, but the full models have 12"),
-        ({"top": conditions["top"][0]}, full, r"top: measurements of shape \(2,\); give \[Q, K\] or \[Q, R, K\]"),
+        ({"top": conditions["top"][0]}, full, r"top: measurements of shape \(2,\); give \[Q, K\] or \[Q, sets, K\]"),
         (conditions, full[:, 0], r"full: measurements of shape \(12,\); give \[Q, K\]"),
     ]:
         with unchecked(), pytest.raises(ConfigurationError, match=message):

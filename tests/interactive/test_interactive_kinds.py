@@ -38,7 +38,7 @@ from diffinf_lib.interactive import (
     texts_by,
 )
 from diffinf_lib.interactive.lines import reading
-from diffinf_lib.interactive.numbers import ordinal, text
+from diffinf_lib.interactive.numbers import text
 from diffinf_lib.interactive.packing import packed_numbers, rounded, sheet
 from diffinf_lib.interactive.scatter import resampled_subsets
 
@@ -163,12 +163,6 @@ def test_large_sheets_are_packed_with_loss_and_colour():
 )
 def test_numbers_as_readers_see_them(value, form, written):
     assert text(value, form) == written
-
-
-def test_ordinals():
-    assert [ordinal(n) for n in (1, 2, 3, 4, 11, 12, 13, 21, 112, 1022)] == [
-        "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th", "1,022nd",
-    ]  # fmt: skip
 
 
 # --- definitions

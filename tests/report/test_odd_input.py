@@ -7,6 +7,7 @@ import sys
 import time
 import zipfile
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,6 +98,21 @@ def test_files_of_every_kind(root, tmp_path):
     assert len(str(report).splitlines()) == 6
 
 
+def test_files_are_not_taken_for_the_latents_that_a_model_denoises(root, tmp_path, capsys):
+    """Latents of three channels look like RGB; only what stands beside the network tells."""
+    DDPMPipeline(network(3), DDPMScheduler()).save_pretrained(tmp_path / "ldm")
+    (tmp_path / "ldm" / "vqvae").mkdir()
+    (tmp_path / "ldm" / "vqvae" / "config.json").write_text('{"_class_name": "VQModel"}')
+    for source in (tmp_path / "ldm", tmp_path / "ldm" / "unet"):
+        with pytest.raises(di.DiffinfError, match="latents that its vqvae makes of images, .*encode .*di.influence"):
+            di.attribute(source, root / "rgb", root / "asked", tmp_path / "out", **QUICK)
+        with pytest.raises(di.DiffinfError, match="latents that its vqvae makes of images"):
+            di.attribute(di.load_model(source), root / "rgb", root / "asked", tmp_path / "out", **QUICK)
+    code = main(["attribute", str(source), str(root / "rgb"), str(root / "asked"), "--out", str(tmp_path / "out")])
+    refusal = [line for line in capsys.readouterr().err.splitlines() if line.startswith("diffinf: ")]
+    assert code == 2 and len(refusal) == 1 and "latents" in refusal[0] and not (tmp_path / "out").exists()
+
+
 def test_queries_that_are_training_images_and_images_all_alike(root, tmp_path):
     report = di.attribute(root / "grey", root / "photos", root / "photos" / "1.png", tmp_path / "a", **QUICK)
     assert "It is pixel for pixel the training image <bdi>1.png</bdi>" in report.page.read_text()
@@ -149,6 +165,26 @@ def refused(root, tmp_path, match, model="grey", images="photos", queries="asked
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused(root, tmp_path, options, match):
     refused(root, tmp_path, match, **options)
+
+
+class OfOnesOwn(torch.nn.Module):
+    """A network whose `config` is no mapping."""
+
+    def __init__(self, config):
+        super().__init__()
+        torch.manual_seed(0)
+        self.config, self.layer = config, torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, noisy, time):
+        return self.layer(noisy)
+
+
+@pytest.mark.parametrize("config", [SimpleNamespace(sample_size=8), "name", None, 3])
+def test_a_network_may_call_anything_its_config(root, tmp_path, config):
+    model = di.Denoiser(OfOnesOwn(config), DDPMScheduler())
+    refused(root, tmp_path, "image_size: the network's configuration names no sample_size; give one", model=model)
+    report = di.attribute(model, root / "rgb", root / "asked", tmp_path / "out", image_size=8, **QUICK)
+    assert report.scores.isfinite().all() and report.scores.shape[-2:] == (2, 4)
 
 
 def test_archives_and_files_that_are_no_images_are_refused(root, tmp_path):

@@ -38,6 +38,16 @@ def test_the_model_is_entered_once_however_many_models_are_retrained(tmp_path, m
     assert di.runs.full_model(run) is not before and entered.count("model") == 2
 
 
+def test_a_run_is_shown_in_a_few_lines(tmp_path):
+    run = di.open_run(PRESET, tmp_path / "run", seed=3, device="cpu", progress=False)
+    for name in ("scores", "curvature", "logs"):
+        run.path(name).mkdir()
+    assert repr(run).splitlines() == [
+        f"run of {PRESET.name}: {PRESET.summary}", f"  folder: {tmp_path / 'run'}", "  seed 3, on cpu",
+        "  stages there: curvature, scores",
+    ]  # fmt: skip
+
+
 def test_what_is_kept_always_names_model_images_and_seed(tmp_path):
     run = di.open_run(PRESET, tmp_path / "run", progress=False)
     kept = run.kept("scores", "mine", what=1)
