@@ -754,8 +754,13 @@ print(f"κ = {kappa_net:.4f}, 1/κ = {1 / kappa_net:.0f}")
 
 # %% mystnb={"image": {"alt": "Two curves of rank correlation against the damping of GGN loss. Both peak near kappa times lambda and are much lower at lambda itself"}, "figure": {"caption": "Agreement of the scores with those of GGN$^{\\text{model}}$ at λ, against the damping of GGN$^{\\text{loss}}$.", "name": "fig-matched"}} tags=["hide-input"]
 figure, axes = di.figures.subplots(figsize=(5.5, 2.8))
+colours = {
+    "model": di.figures.VERMILION,
+    "loss per draw": di.figures.PURPLE,
+    "loss per example": di.figures.ORANGE,
+}
 for name, found in lines.items():
-    axes.semilogx(tried, found, label="GGN " + name)
+    axes.semilogx(tried, found, color=colours[name], label="GGN " + name)
 for place, name in ((kappa_net * damping, "κλ "), (damping, "λ ")):
     axes.axvline(place, color=di.figures.GREY, linestyle=":")
     axes.text(place, 0.4, name, ha="right", color=di.figures.GREY)
@@ -882,8 +887,11 @@ curves = {name: by_kind[kinds.index((key, "expand", "ekfac"))]
           for key, name in partitions.items()}  # fmt: skip
 figure, panels = di.figures.subplots(1, 2, figsize=(7, 2.8), sharey=True)
 for name, curve in curves.items():
-    panels[0].semilogx(dampings, 100 * curve, label="GGN " + name)
-    panels[1].semilogx(dampings / sizes[name], 100 * curve)
+    colour = colours[name]
+    panels[0].semilogx(
+        dampings, 100 * curve, color=colour, label="GGN " + name
+    )
+    panels[1].semilogx(dampings / sizes[name], 100 * curve, color=colour)
 panels[0].set(xlabel="λ", ylabel="LDS, %")
 panels[1].set(xlabel="λ over relative trace")
 panels[0].legend(fontsize=8)
