@@ -228,7 +228,7 @@ assert (products.flatten() > measured.flatten()).any()
 # costs memory and time: 100 matrices as large as the layer, and 100 rotations. Can we square the sum instead? Call the
 # entry of draw $s$ along one direction $\tilde G_s$, and give each draw a random sign $\zeta_s = \pm 1$:
 #
-# $$ \mathbb{E}\Bigl[\Bigl(\sum_s \zeta_s\, \tilde G_s\Bigr)^2\Bigr] = \sum_s \tilde G_s^2 + \sum_{s \ne j} \mathbb{E}[\zeta_s \zeta_j]\; \tilde G_s \tilde G_j = \sum_s \tilde G_s^2 . $$ (eq-batched)
+# $$ \mathbb{E}\Bigl[\Bigl(\sum_s \zeta_s\, \tilde G_s\Bigr)^2\Bigr] = \sum_s \tilde G_s^2 + \sum_{s \ne j} \mathbb{E}[\zeta_s \zeta_j]\; \tilde G_s \tilde G_j = \sum_s \tilde G_s^2 . $$ (eq-random-signs)
 #
 # The mean is over the signs. They are independent, so $\mathbb{E}[\zeta_s \zeta_j] = 0$ and the cross terms vanish. So the square
 # of *one* sum of draws, divided by how many they are, estimates the mean of their squares, without bias. This is the
@@ -903,7 +903,7 @@ for d in (1.0, 1 - rho**2):
 # :label: ex-corrected
 # Write `my_corrected(gradients, output_eigenvectors, input_eigenvectors)`, the sizes of {eq}`eq-ekfac`, and check it with
 # `di.checks.corrected_eigenvalues(my_corrected)`. Then write `my_batched(gradients, output_eigenvectors,
-# input_eigenvectors, signs, draws_per_sum)` for {eq}`eq-batched`, and check it with
+# input_eigenvectors, signs, draws_per_sum)` for {eq}`eq-random-signs`, and check it with
 # `di.checks.batched_correction(my_batched)`. Where must the division by the number of draws stand?
 # :::
 #
