@@ -27,7 +27,7 @@ TENSORS = {
     likelihood._known: [(SCHEDULE,)],
     likelihood.angles: [(SCHEDULE,)],
 }
-OTHERS = ("git_commit", "_annotations")  # texts and types; no setting of torch has a part in them
+OTHERS = ("git_commit", "_annotations", "_settings_as_built")  # texts and types; no setting of torch has a part in them
 
 
 def caches():

@@ -166,7 +166,7 @@ def test_a_command_refused_after_opening_leaves_the_folder_free(capsys, tmp_path
     [
         ("process.target=velocity", "method='ddim': a process with target='velocity' is sampled by euler"),
         ("process.zero_terminal_snr=true", "such a model is trained with target='v'"),
-        ("sampling.steps=2000", "steps=2000: give a number from 1 to 1000"),
+        ("sampling.steps=2000", "steps=2000: give a whole number from 1 to 1000"),
     ],
 )
 def test_samples_that_the_process_cannot_give_are_refused_before_the_training(capsys, tmp_path, option, said):

@@ -21,7 +21,11 @@ def unit_gradients(model, data, draws, *, purpose, curvature=None, seed=0):
     """Weighted gradients −2/C (ε − W x − b) [x, 1]ᵀ of ε_θ = W x + b for every draw or pair: `[n, units, P]`."""
     (layer,) = model.network.layers
     size = len(data) * draws.count
-    batch = next(iterate_draws(data.images.double(), data.ids, draws, seed=seed, purpose=purpose, batch_size=size))
+    batch = next(
+        iterate_draws(
+            data.images.double(), data.ids, draws, seed=seed, purpose=purpose, process=model.process, batch_size=size
+        )
+    )
     noisy = batch.state.flatten(1)
     residual = (batch.noise.flatten(1) - layer(noisy)).detach() * batch.draw_weights[:, None]
     inputs = torch.cat([noisy, torch.ones(size, 1)], dim=1)

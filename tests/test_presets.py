@@ -72,7 +72,7 @@ def test_lists_of_numbers_are_read_in_every_spelling(text):
 
 @pytest.mark.parametrize("text", ["3,eight", "[3, eight]", "('3', 'eight')", '["3", "eight"]'])
 def test_lists_of_words_are_read_in_every_spelling(text):
-    assert with_options(get_preset("digits"), {"dataset.classes": text}).dataset.classes == ("3", "eight")
+    assert with_options(get_preset("digits"), {"dataset.classes": text}).dataset.classes == (3, "eight")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "()"])

@@ -70,7 +70,7 @@ def test_bad_requests_are_refused():
     with pytest.raises(ConfigurationError, match="seeds"):
         sample(MODEL, 0, SHAPE)
     for steps in (0, 1001):
-        with pytest.raises(ConfigurationError, match=f"steps={steps}: give a number from 1 to 1000"):
+        with pytest.raises(ConfigurationError, match=f"steps={steps}: give a whole number from 1 to 1000"):
             sample(MODEL, 1, SHAPE, steps=steps)
     with pytest.raises(ConfigurationError, match="method"):
         sample(MODEL, 1, SHAPE, method="euler")

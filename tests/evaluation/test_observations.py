@@ -69,7 +69,7 @@ def test_proxies_refuse_bad_input():
     scores, measured, truth = binned()
     with pytest.raises(ConfigurationError, match="2 scores for 3 measured ranges"):
         timestep_proxies(scores[:2], measured, truth)
-    with unchecked(), pytest.raises(ConfigurationError, match=r"give \[M, K, Q, B\]"):
+    with unchecked(), pytest.raises(ConfigurationError, match=r"give \[M, K, Q, bins\]"):
         timestep_proxies(scores, measured[..., 0], truth)
     with unchecked(), pytest.raises(ConfigurationError, match="M differs"):
         timestep_proxies(scores, measured[:-1], truth)
