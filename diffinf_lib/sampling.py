@@ -13,6 +13,7 @@ from diffinf_lib.diffusion import Denoiser, require_denoiser
 from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.errors import first_few, require
 from diffinf_lib.finite import check_samples_finite
+from diffinf_lib.options import check_counts
 from diffinf_lib.precision import require_full_precision
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
@@ -23,6 +24,12 @@ States = tuple[Float[Tensor, "N states C H W"], Float[Tensor, "N guesses C H W"]
 
 GENERATED_IDS = 1_000_000_000
 """Generated samples carry the ids from here on, so that their draws never meet those of a dataset's images."""
+
+
+def sample_seeds(seed: int, count: int) -> list[int]:
+    """A seed for each of `count` samples; those of different `seed` have none in common."""
+    first = seed * GENERATED_IDS
+    return list(range(first, first + count))
 
 
 @own_settings
@@ -127,7 +134,7 @@ def _sampled(
     process, seeds = require_denoiser(model).process, list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     require_full_precision(model)
     require(len(seeds) > 0, "seeds: give at least one seed, or a positive number of samples")
-    require(batch_size > 0, f"batch_size={batch_size}: give a positive number")
+    check_counts(batch_size=batch_size)
     process.check_sampler(method, steps)
     told = _conditions(model, len(seeds), labels)
     parts = []

@@ -10,7 +10,7 @@ from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
 from diffinf_lib.randomness import keyed_generator
-from diffinf_lib.sampling import sample, sample_states
+from diffinf_lib.sampling import sample, sample_seeds, sample_states
 from diffinf_lib.training import train
 
 MODEL = build_model(get_preset("smoke").unet)
@@ -90,3 +90,9 @@ def test_a_model_in_float64_is_sampled_and_trained_in_float64():
     data = ImageSet(samples.float().clamp(-1, 1), torch.zeros(2).long(), torch.arange(2))
     trained = train(exact, data, replace(preset.training, steps=2, batch_size=2, keep_ema_at=()), progress=False).model
     assert trained.dtype == torch.float64
+
+
+def test_samples_of_different_seeds_are_different_however_many_there_are():
+    assert sample_seeds(0, 4) == [0, 1, 2, 3] and sample_seeds(1, 8)[:3] == sample_seeds(1, 3)
+    every = [seed for first in (0, 1, 2, -1) for seed in sample_seeds(first, 16)]
+    assert len(set(every)) == len(every)

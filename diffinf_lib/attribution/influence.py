@@ -144,7 +144,6 @@ def influence(
     approximations: list[Approximation] = [approximation] if isinstance(approximation, str) else list(approximation)  # type: ignore[list-item]
     inverses = Inverses(check_dampings(damping), approximations, damping_kind)
     curvature.check_approximations(approximations)
-    curvature.check_fitted_to(model)
     check_counts(batch_size=batch_size)
     check_folders(store=store, query_store=query_store)
     check_formats(train_format=train_format, query_format=query_format)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature.blocks import layer_blocks
 from diffinf_lib.curvature.ekfac import LayerCurvature
-from diffinf_lib.curvature.fitted import Curvature, weights_digest
+from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.curvature.layers import (
     GRADIENTS_NOT_FINITE,
     Coverage,
@@ -30,6 +30,7 @@ from diffinf_lib.curvature.operators import FlatDenoiser, batch_size_of, packed
 from diffinf_lib.curvature.passes import check_products
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawBatch
+from diffinf_lib.diffusion.identity import weights_digest
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.finite import all_finite, check_draws_finite
 from diffinf_lib.randomness import keyed_seed
@@ -117,7 +118,7 @@ def fit_with_curvlinops(
         corrected._gradient_covariances = dict(factors._gradient_covariances)
         corrected.compute_eigenvalue_correction()
         data.check_finite(corrected._corrected_eigenvalues.values())
-    return replace(_as_curvature(covered, config, factors, corrected), fitted_to=weights_digest(model))
+    return replace(_as_curvature(covered, config, factors, corrected), fitted_to=weights_digest(model.network))
 
 
 def _check_supported(config: CurvatureConfig) -> None:

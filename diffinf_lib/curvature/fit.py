@@ -22,13 +22,14 @@ from diffinf_lib.artifacts import (
 from diffinf_lib.artifacts.comparison import check_same
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature.ekfac import LayerCurvature, eigenbasis
-from diffinf_lib.curvature.fitted import Curvature, weights_digest
+from diffinf_lib.curvature.fitted import Curvature
 from diffinf_lib.curvature.kfac import KroneckerFactors
 from diffinf_lib.curvature.label_vectors import KeyedRandomness
 from diffinf_lib.curvature.layers import GRADIENTS_NOT_FINITE, Covers, check_finite
 from diffinf_lib.curvature.passes import AddPortion, Passes, Sums, check_products
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, check_images, conditions_of
+from diffinf_lib.diffusion.identity import weights_digest
 from diffinf_lib.options import check_counts, checked
 from diffinf_lib.precision import matrix_precision
 from diffinf_lib.settings import own_settings
@@ -145,7 +146,7 @@ class _Fit:
 
     def _curvature(self, layers: dict[str, LayerCurvature]) -> Curvature:
         covered = self.passes.coverage
-        fitted_to = weights_digest(self.model)
+        fitted_to = weights_digest(self.model.network)
         return Curvature(layers, self.config.bias, covered.names, tuple(covered.left_out), fitted_to)
 
 

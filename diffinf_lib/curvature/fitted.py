@@ -15,6 +15,7 @@ from diffinf_lib.curvature.blocks import Block, curvature_blocks
 from diffinf_lib.curvature.ekfac import LayerCurvature
 from diffinf_lib.curvature.layers import Covers
 from diffinf_lib.diffusion import Denoiser, require_denoiser
+from diffinf_lib.diffusion.identity import weights_digest
 from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require
 from diffinf_lib.finite import weights_not_finite
 
@@ -125,7 +126,7 @@ class Curvature:
         Raises:
             ConfigurationError: the weights differ, or some of them are not finite.
         """
-        if self.fitted_to not in (None, weights_digest(require_denoiser(model))):
+        if self.fitted_to not in (None, weights_digest(require_denoiser(model).network)):
             raise weights_not_finite(model) or ConfigurationError(
                 "curvature: it was fitted to other weights than this model's, so the scores would be of neither; give the "
                 "model that it was fitted to, or fit it anew with di.fit_curvature"
@@ -155,11 +156,6 @@ class Curvature:
         for layer in self.layers.values():
             for approximation in approximations:
                 layer.eigenvalues(approximation)
-
-
-def weights_digest(model: Denoiser) -> str:
-    """SHA-256 over all tensors of a network in float32: equal for the same weights of another type or on another device."""
-    return tensor_digest(*(t.float() if t.is_floating_point() else t for t in model.network.state_dict().values()))
 
 
 def _parameters(names: tuple[str, ...] | None) -> str:

@@ -1,6 +1,5 @@
 """Identity: all that a network's output depends on, as plain values that are the same in every process and on every device."""
 
-import inspect
 import json
 from ast import literal_eval
 from collections.abc import Mapping
@@ -42,6 +41,11 @@ def network_identity(network: nn.Module) -> dict[str, Any]:
     }
 
 
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 over all tensors of a network in float32: equal for the same weights of another type or on another device."""
+    return tensor_digest(*(t.float() if t.is_floating_point() else t for t in network.state_dict().values()))
+
+
 def config_of(network: nn.Module) -> Mapping[str, Any]:
     """What a network of diffusers was built from; empty for others, whose `config` may be anything."""
     config = getattr(network, "config", None)
@@ -75,16 +79,15 @@ def _plain(value: Any) -> Any:
             key if isinstance(key, _SCALARS) else type(key).__qualname__: _plain(part) for key, part in value.items()
         }
     if isinstance(value, list | tuple):
-        return tuple(map(_plain, value)) if isinstance(value, tuple) else list(map(_plain, value))
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else list(map(_plain, value))
     return value if isinstance(value, (*_SCALARS, type(None))) else type(value).__qualname__
 
 
 @lru_cache(maxsize=16)
 def _settings_as_built(kind: Any, config: str) -> Settings:
     """The settings that a class of diffusers gives a network of this configuration; none where it cannot be built so."""
-    taken = inspect.signature(kind.__init__).parameters
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return _settings(kind(**{name: value for name, value in literal_eval(config).items() if name in taken}))
+            return _settings(kind.from_config(literal_eval(config)))
     except Exception:  # whatever a class may raise; then all settings count
         return {}

@@ -60,12 +60,12 @@ def gradients_of(
         shard_size: images of one shard.
 
     Raises:
-        ConfigurationError: the curvature was fitted to a model of other layers, or the images lack what the expectation needs.
+        ConfigurationError: the curvature was fitted to a model of other layers or weights, or the images lack what the
+            expectation needs.
         ArtifactError: when they are read, `store` holds gradients of another configuration.
     """
-    shapes = {
-        name: block.shape for name, block in curvature.blocks(model).items()
-    }  # refuses a curvature of other layers
+    shapes = {name: block.shape for name, block in curvature.blocks(model).items()}
+    curvature.check_fitted_to(model)
     check_images(images=images)
     check_trajectories(images, expectation.objective, require_denoiser(model).process)
     check_counts(shard_size=shard_size)

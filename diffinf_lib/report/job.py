@@ -42,7 +42,6 @@ from diffinf_lib.loading import load_model
 from diffinf_lib.options import PositiveInt, checked
 from diffinf_lib.pictures import picture
 from diffinf_lib.planner.plan import readable_time
-from diffinf_lib.randomness import keyed_seed
 from diffinf_lib.report.findings import Likeness, compare, find_copies, find_label_doubts, find_unusual
 from diffinf_lib.report.options import SAMPLER_STEPS, ReportOptions, options_for
 from diffinf_lib.report.page import render
@@ -53,7 +52,7 @@ from diffinf_lib.report.sources import Source, check_sources
 from diffinf_lib.report.tables import write_tables
 from diffinf_lib.report.text import counted
 from diffinf_lib.runs.model import as_queries
-from diffinf_lib.sampling import sample
+from diffinf_lib.sampling import sample, sample_seeds
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageShape, PerExample
 
@@ -387,11 +386,6 @@ class _Job:
             "versions": versions,
             "diffinf commit": made["environment"]["git_commit"],
         }
-
-
-def sample_seeds(seed: int, count: int) -> list[int]:
-    """A seed for each sample: its number for seed 0, and for others what no other (seed, number) has."""
-    return [index if seed == 0 else keyed_seed("generated", seed, index) for index in range(count)]
 
 
 def _counted_digest(images: ImageSet) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.errors import require
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.run import Run
-from diffinf_lib.sampling import GENERATED_IDS, sample, sample_trajectories
+from diffinf_lib.sampling import GENERATED_IDS, sample, sample_seeds, sample_trajectories
 from diffinf_lib.shapes import Images
 from diffinf_lib.training import TrainingResult
 
@@ -29,7 +29,7 @@ def generated_queries(run: Run) -> ImageSet:
 
     def images() -> dict[str, Images]:
         return {"images": sample(
-            run.model.model, _sample_seeds(run), run.data.train.shape,
+            run.model.model, sample_seeds(run.seed, run.preset.sampling.count), run.data.train.shape,
             method=preset.sampling.method, steps=preset.sampling.steps, progress=run.progress,
         )}  # fmt: skip
 
@@ -38,11 +38,6 @@ def generated_queries(run: Run) -> ImageSet:
 
 def _sampled(run: Run, stage: str) -> Kept:
     return run.kept(stage, sampling=run.preset.sampling, shape=run.data.train.shape)
-
-
-def _sample_seeds(run: Run) -> list[int]:
-    first = run.seed * GENERATED_IDS
-    return list(range(first, first + run.preset.sampling.count))
 
 
 def generated_trajectories(run: Run) -> Trajectories:
@@ -56,7 +51,12 @@ def generated_trajectories(run: Run) -> Trajectories:
             f"ddpm with all {preset.process.num_train_timesteps} steps")  # fmt: skip
 
     def states() -> dict[str, Float[Tensor, "N _states C H W"]]:
-        found = sample_trajectories(run.model.model, _sample_seeds(run), run.data.train.shape, progress=run.progress)
+        found = sample_trajectories(
+            run.model.model,
+            sample_seeds(run.seed, run.preset.sampling.count),
+            run.data.train.shape,
+            progress=run.progress,
+        )
         return {"states": found.states, "guesses": found.guesses}
 
     def trajectories() -> Trajectories:

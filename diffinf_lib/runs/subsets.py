@@ -35,8 +35,7 @@ def shard_of(subsets: int, seeds: int, shard: int, shards: int) -> list[tuple[in
     Raises:
         ConfigurationError: there is no such shard.
     """
-    check_counts(subsets=subsets)
-    check_counts(seeds=seeds)
+    check_counts(subsets=subsets, seeds=seeds)
     check_shard(shard, shards)
     pairs = [(subset, seed) for seed in range(seeds) for subset in range(subsets)]
     return pairs[shard::shards]

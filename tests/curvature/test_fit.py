@@ -17,9 +17,10 @@ from cases import (
 )
 
 from diffinf_lib.attribution import influence
-from diffinf_lib.configuration import CurvatureConfig, DrawConfig
+from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature import Curvature, fit_curvature, fit_with_curvlinops
 from diffinf_lib.errors import ArtifactError, ConfigurationError
+from diffinf_lib.gradients import gradients_of
 
 DRAWS = DrawConfig(4)
 CONFIG = CurvatureConfig(draws=DRAWS)
@@ -182,6 +183,8 @@ def test_a_curvature_knows_the_weights_that_it_was_fitted_to(tmp_path):
         assert influence(conv_denoiser(), found, data, data, draws=DRAWS, query_draws=DRAWS).isfinite().all()
         with pytest.raises(ConfigurationError, match="curvature: it was fitted to other weights.*fit_curvature"):
             influence(other, found, data, data, draws=DRAWS, query_draws=DRAWS)
+        with pytest.raises(ConfigurationError, match="curvature: it was fitted to other weights"):
+            gradients_of(other, found, data, Expectation(DRAWS))
     before = replace(kept, fitted_to=None)  # of a store that does not say it
     before.save(tmp_path / "before.safetensors")
     assert Curvature.load(tmp_path / "before.safetensors").fitted_to is None

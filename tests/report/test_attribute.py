@@ -20,7 +20,7 @@ from diffinf_lib.artifacts import file_digest
 from diffinf_lib.cli import main
 from diffinf_lib.errors import ArtifactError
 from diffinf_lib.report import options, plan
-from diffinf_lib.report.job import image_shape, sample_seeds
+from diffinf_lib.report.job import image_shape
 
 FILES = ("index.html", "scores.csv", "scores.npz", "findings.csv")
 QUICK = {
@@ -233,12 +233,6 @@ def test_a_batch_fits_the_memory_it_is_given():
 
 def test_draws_of_the_curvature_are_spread_over_the_images():
     assert [options.curvature_for(count).draws.count for count in (10, 200, 1000, 50_000)] == [60, 46, 10, 4]
-
-
-def test_samples_of_different_seeds_are_different_however_many_there_are():
-    assert sample_seeds(0, 4) == [0, 1, 2, 3] and sample_seeds(1, 8)[:3] == sample_seeds(1, 3)
-    every = [seed for first in (0, 1, 2, -1) for seed in sample_seeds(first, 16)]
-    assert len(set(every)) == len(every)
 
 
 def test_the_network_says_which_images_it_takes(sources):
