@@ -921,8 +921,8 @@ di.tables.table(rows)
 # :class: dropdown
 # :::
 #
-# Solve {eq}`eq-paired` for $S$: $2 \cdot 0.2^2 / 0.0021^2$ is a little more than 18,140 with draws of their own, and
-# one hundredth of it with the same. Round up.
+# Solve {eq}`eq-paired` for $S$: $S = 2 \cdot 0.2^2 / 0.0021^2$ with draws of their own, and one hundredth of
+# it with the same. Round up.
 
 
 # %%
@@ -931,6 +931,7 @@ def my_draws(deviation, correlation, error):
     return math.ceil(each), math.ceil(each * (1 - correlation))
 
 
+print(my_draws(0.2, 0.99, 0.0021))
 di.checks.draws_needed(my_draws)
 
 # %% [markdown]

@@ -43,10 +43,12 @@ di.show_versions()
 # K-FAC, the subject of {doc}`06_kfac`, replaces the curvature $F$ of a layer by $B \otimes A$. Here $A$ is the mean of
 # $aa^\top$ over the layer's inputs, and $B$ that of $gg^\top$ over the gradients at its output. This gives two things at
 # once. It gives *directions* in the space of the layer's weights: one for each pair of an eigenvector of $B$ and one of
-# $A$. And it gives a *size* for each direction, the product of the two eigenvalues. On real layers the matrix was off by
+# $A$. And it gives a *size* for each direction, the product of the two eigenvalues. On most real layers the matrix was
+# off by
 # more than half of itself. Is it the directions or the sizes that are wrong?
 #
-# Better directions would be dear. They are the eigenvectors of the full matrix, which we cannot store. Better sizes are
+# Better directions would cost too much. They are the eigenvectors of the full matrix, which we cannot store. Better
+# sizes are
 # cheap. So let us keep the directions and measure the sizes. Take the two draws of the last chapter again, with
 # two inputs $a$ and two output gradients $g$ each:
 
@@ -87,14 +89,16 @@ di.tables.table([
 ])  # fmt: skip
 
 # %% [markdown]
-# You rotate each gradient into the directions, square, and take the mean over draws. If your answer was to square the
-# mean gradient, you would measure the curvature of one draw that does not exist. If you wanted to subtract the mean
+# You rotate each gradient into the directions, square, and take the mean over draws. Squaring the mean gradient would
+# lose all that cancels between draws. If you wanted to subtract the mean
 # first, you would get a variance. But curvature is a second moment, and no mean is taken off.
 #
 # The matrix with these directions and the measured sizes is **EK-FAC**, the eigenvalue-corrected K-FAC
 # {cite}`george2018ekfac`. Its sizes are called **corrected eigenvalues** and written $\Lambda$:
 #
-# $$ \Lambda = \mathbb{E}\bigl[(Q_B^\top G\, Q_A)^2\bigr] \quad \text{(element by element)}, \qquad F \approx Q_{BA}\, \operatorname{diag}(\Lambda)\, Q_{BA}^\top . $$ (eq-ekfac)
+# $$ \Lambda = \mathbb{E}\bigl[(Q_B^\top G\, Q_A)^2\bigr], \qquad F \approx Q_{BA}\, \operatorname{diag}(\Lambda)\, Q_{BA}^\top , $$ (eq-ekfac)
+#
+# where the square is taken element by element.
 #
 # $Q_{BA} = Q_B \otimes Q_A$ holds the directions in its columns, and $\mathbb{E}$ is the mean over draws and labels, as for $F$
 # itself. The table shows two things more. The measured sizes add up to the trace of $F$, and the products do not. And they
@@ -106,7 +110,10 @@ di.tables.table([
 # How good are the measured sizes? Let $D$ be *any* diagonal matrix, and compare $F$ with $Q_{BA} D\, Q_{BA}^\top$. A rotation
 # leaves the Frobenius norm alone (the root of the sum of all squares), so
 #
-# $$ \lVert F - Q_{BA} D\, Q_{BA}^\top \rVert^2 = \lVert Q_{BA}^\top F\, Q_{BA} - D \rVert^2 = \underbrace{\sum_{i \ne j} \bigl(Q_{BA}^\top F\, Q_{BA}\bigr)_{ij}^2}_{\text{the directions' fault}} + \underbrace{\sum_i (\Lambda_i - D_{ii})^2}_{\text{the sizes' fault}} . $$ (eq-faults)
+# $$ \begin{aligned}
+# \lVert F - Q_{BA} D\, Q_{BA}^\top \rVert^2 &= \lVert Q_{BA}^\top F\, Q_{BA} - D \rVert^2 \\
+# &= \underbrace{\sum_{i \ne j} \bigl(Q_{BA}^\top F\, Q_{BA}\bigr)_{ij}^2}_{\text{the directions' fault}} + \underbrace{\sum_i (\Lambda_i - D_{ii})^2}_{\text{the sizes' fault}} .
+# \end{aligned} $$ (eq-faults)
 #
 # The first sum does not contain $D$. The second is zero for $D = \operatorname{diag}(\Lambda)$ and for nothing else. So
 # *EK-FAC is the nearest matrix with these directions*, and it is never farther from $F$ than K-FAC.
@@ -190,16 +197,18 @@ di.tables.table([
 # %% [markdown]
 # No. With little damping the nearer matrix has the inverse that is farther off, by a hair. With more damping it is the
 # other way round. If you guessed yes, you took it that a small error in the matrix is a small error in the inverse.
-# The smallest case says why it is not. Two weights, and a gradient that nearly always moves both together:
+# The smallest case says why it is not. Take two weights whose axes are the directions, $Q_{BA} = I$, and a gradient
+# that nearly always moves both together:
 #
 # $$ F = \begin{pmatrix} 1 & \rho \\ \rho & 1 \end{pmatrix}, \qquad \operatorname{diag}(\Lambda) = I, \qquad \bigl(F^{-1}\bigr)_{11} = \frac{1}{1 - \rho^2} . $$ (eq-two)
 #
-# The measured sizes are 1 and 1, whatever $\rho$ is. As $\rho$ goes to 1, the error of the matrix stays below that of $F$ itself.
-# The error of the inverse grows without bound. In general, for any $F$ with an inverse,
+# The measured sizes are 1 and 1, whatever $\rho$ is. As $\rho$ goes to 1, the error of the matrix, $\sqrt2\,\rho$,
+# stays below the norm of $F$. The error of the inverse grows without bound. In general, for any $F$ with an inverse,
 #
 # $$ \bigl(Q_{BA}^\top F^{-1} Q_{BA}\bigr)_{ii} \;\ge\; \frac{1}{\Lambda_i} , $$ (eq-too-small)
 #
-# and the same with $\lambda$ added on both sides. So *EK-FAC's inverse is too small along every direction*, or exact. K-FAC's
+# and the same with $F + \lambda I$ and $\Lambda_i + \lambda$ in their places. So *EK-FAC's inverse is too small along
+# every direction*, or exact. K-FAC's
 # may be too small or too large. Where its product happens to lie below $\Lambda_i$, its inverse may well be nearer.
 #
 # :::{admonition} Step by step
@@ -218,7 +227,8 @@ assert (products.flatten() > measured.flatten()).any()
 
 # %% [markdown]
 # :::{admonition} Checkpoint
-# In the toy the inequality holds in all four directions, at every damping. K-FAC's products lie above the measured sizes
+# In the toy the inequality holds in all four directions, at the three dampings tried. K-FAC's products lie above the
+# measured sizes
 # in some directions and below in others.
 # :::
 #
@@ -235,9 +245,10 @@ assert (products.flatten() > measured.flatten()).any()
 # **batched correction**, and it needs one ordinary backward pass a batch. Without the signs, what all draws have in
 # common is squared too, and counted as often as there are pairs.
 #
-# For GGN{sup}`model` not even the signs are needed. There a gradient is $J^\top v$ with a sampled label $v$, a random vector
-# whose mean is zero. It is drawn for each draw by itself, so it does what $\zeta_s$ does. Loss gradients have a mean that is not
-# zero, and with GGN{sup}`loss` the signs are a must. {doc}`../book/savings` has what the library saves by it.
+# For the GGN not even the signs are needed. There a gradient is $J^\top v$, with $J$ the derivative of the outputs in
+# the weights and $v$ a sampled label, a random vector whose mean is zero. Each draw has its own, so $v$ does what
+# $\zeta_s$ does. Loss gradients have a mean that is not zero, and with them the signs are a must.
+# {doc}`../book/savings` has what the library saves.
 #
 # Nothing is free, and the price here is noise. A sum of many independent terms is nearly Gaussian, and the square of a
 # Gaussian with variance 1 has variance 2. With $S$ draws in sums of $w$ there are $S/w$ such squares to average:
@@ -279,7 +290,7 @@ def gradients(batch, vectors):
 
 
 # %% [markdown]
-# From 1,024 draws of 64 images, with one sampled label each, the sizes by single draws and by sums of 8 and of 64. The
+# We compute the sizes from 1,024 draws of 64 images, with one sampled label each: singly, and in sums of 8 and of 64. The
 # directions are those of the curvature that chapter 01 fitted. The last column is {eq}`eq-noise`.
 
 # %%
@@ -333,7 +344,9 @@ for each in (8, 64):
     assert 0.8 < strays(each) / (2 * each / len(label)) ** 0.5 < 1.25
 
 # %% [markdown]
-# It holds. The library sums 100 draws, and takes 30 draws of each of 300 images. **In your head:** by how much is each of its corrected eigenvalues off?
+# It holds, nearly. (The table keeps the draws fixed, so a sum of one has no error, and $w - 1$ stands for $w$.) The
+# library sums 100 draws, and takes 30 draws of each of 300 images. **In your head:** by how much is each of its
+# corrected eigenvalues off?
 
 # %%
 config = run.preset.curvature
@@ -484,7 +497,7 @@ interactive.Together(
                "K-FAC is exact here, and measuring only adds noise."),
         Preset("eight sums",
                {"Layer": FIRST, "Draws": 256, "Draws in a sum": 32},
-               "Noisy, direction by direction, and with no lean."),
+               "Much noisier, direction by direction."),
     ],
     caption="The curvature along the directions of a layer, largest first. "
     "The estimate is from other draws than the exact sizes.",
@@ -502,11 +515,13 @@ assert error_of(blocks[first], estimate(first, 1024, 8)) < error_of(
 )
 
 # %% [markdown]
-# In the first convolution K-FAC's products are far too large along the leading directions. The estimate lies on the exact
-# line, and the error of the block falls to nearly what the best sizes leave. What is left is the directions' fault, and
+# In the first convolution K-FAC's products are far too large along most of the leading directions. The estimate stays
+# close to the exact line, and the error of the block falls to nearly what the best sizes leave. What is left is the
+# directions' fault, and
 # it is large.
 #
-# In the last convolution it is the other way round. There the products are already right, up to the draws. The
+# In the last convolution it is the other way round. There the products are already right, up to the draws. One large
+# direction rules that block, so its error is mostly the chance in one size. The
 # estimate is noisier than what it replaces. So the theorem holds for the *exact* $\Lambda$, and what one has is an
 # estimate. With few sums, EK-FAC can be farther from $F$ than K-FAC.
 #
@@ -587,16 +602,19 @@ for layer in NAMES.values():
 
 # %% [markdown]
 # The sizes with the nearest inverse rank *worst* in the first two layers. The inverse is large where gradients hardly
-# ever point. To be near to it is to be right about directions that scores hardly use; the first exercise shows this on
-# two weights. Between K-FAC, EK-FAC and the exact diagonal the rank correlations differ by 0.03 at most, although
+# ever point. Being near to it there has a price along the directions where $F$ is large: its sizes are too small. The
+# first exercise shows this on two weights. Between K-FAC, EK-FAC and the exact diagonal the rank correlations differ by
+# 0.03 at most, although
 # K-FAC's block is much farther off in two of the layers. Neither distance tells how a matrix ranks.
 #
 # ## The ablation
 #
-# So only retraining can tell. The paper's appendix G tries every combination of three choices, and so did we, on 3s and
+# So only retraining can tell. {cite:t}`mlodozeniec2025influence` try every combination of three choices in their
+# appendix G, and so did we, on 3s and
 # 8s and on the same gradients. *GGN*{sup}`model` is the curvature of this and the last chapter. *GGN*{sup}`loss` puts
-# the gradient of the loss in the place of $J^\top v$, and takes the outer product for each draw or for each image. *Expand* and
-# *reduce* say how a convolution's positions are counted. Every cell is the **LDS**, the rank correlation of predicted
+# the gradient of the loss in the place of $J^\top v$, and takes the outer product for each draw or for each image.
+# *Expand* takes each position of a convolution for a draw of its own, *reduce* averages the inputs and adds up the
+# gradients first. Every cell is the **LDS**, the rank correlation of predicted
 # with measured change, of held-out or of generated digits. Point at a cell, tap it, or go through them by arrow
 # keys, for its paired difference to EK-FAC of GGN{sup}`model` with expand.
 
@@ -669,13 +687,13 @@ interactive.Matrices(
 # Read it choice by choice, for the paper's three claims do not fare alike.
 #
 # - *Expand or reduce?* Expand, in every row and by far. The paper says the same.
-# - *GGN*{sup}`model` *or GGN*{sup}`loss` *per draw?* With EK-FAC, GGN{sup}`model` is ahead, as the paper has it. With K-FAC there is
-#   little between them.
+# - *GGN*{sup}`model` *or GGN*{sup}`loss` *per draw?* With EK-FAC, GGN{sup}`model` is ahead, as the paper has it. With
+#   K-FAC it is a point ahead with expand, and three points or more behind with reduce.
 # - *EK-FAC or K-FAC?* The paper finds EK-FAC ahead. With reduce it is, by far. With expand it depends on the row: on
 #   GGN{sup}`loss` of images EK-FAC is ahead, on the other two K-FAC.
 #
-# So with reduce, where the last chapter found K-FAC to have sizes of nearly zero that the curvature has not, measuring
-# rescues a good deal. That is what EK-FAC is for. But in the combination that the paper recommends, GGN{sup}`model` with
+# So with reduce, where K-FAC has sizes near zero that the curvature lacks, measuring recovers more than ten points.
+# That is what EK-FAC is for. But in the combination that the paper recommends, GGN{sup}`model` with
 # expand, it costs a point on these images.
 
 # %% tags=["hide-input"]
@@ -699,8 +717,9 @@ for queries in SETS:
 # %% [markdown]
 # ## On other images
 #
-# Is that the method, or the digits? Here is the difference of K-FAC to EK-FAC, in pairs, on every data set on which we
-# held both against retrained models. *CIFAR-2, tiny* is cars and horses, 300 images and a small network. **Guess:** on how many of the eight
+# Is that the method, or the digits? Here is K-FAC minus EK-FAC, paired, on every data set for which we have retrained
+# models. Intervals are 95 %. *CIFAR-2, tiny* is cars and horses, 300 images and a small network. **Guess:** on how many
+# of the eight
 # rows does K-FAC lead?
 
 # %%
@@ -753,8 +772,8 @@ assert sum(row["difference"] > 0 for _, row in difference.values()) == 5
 # ahead, on held-out and on generated digits. On CIFAR-2 EK-FAC is ahead on held-out images, where the interval only just
 # leaves zero out. On generated ones it leans the same way, and zero is well inside. On the other digits neither is ahead.
 #
-# So the two data sets that settle anything settle it in *opposite* ways. The paper's claim holds on its own kind of
-# images, and fails on ours. Either way it is a point or two, much less than what expand or reduce decides.
+# So the two data sets that settle anything point in *opposite* ways: clearly to K-FAC on 3s and 8s, barely to EK-FAC on
+# CIFAR-2. Either way it is a point or two, much less than what expand or reduce decides.
 #
 # ## Two suspects
 #
@@ -830,7 +849,8 @@ interactive.Lines(
     presets=[
         Preset("EK-FAC", {"γ": 0.0}, "The measured sizes."),
         Preset("K-FAC", {"γ": 1.0}, "The products."),
-        Preset("past K-FAC", {"γ": 2.0}, "Farther from the truth than both."),
+        Preset("past K-FAC", {"γ": 2.0},
+               "Farther from the measured sizes, and a higher LDS."),
     ],
     caption="From EK-FAC to K-FAC and past it, held-out 3s and 8s, with "
     "paired 95% intervals.",
@@ -844,8 +864,9 @@ assert along[3].value > along[2].value > along[1].value > 0
 # %% [markdown]
 # Noise is innocent: as much of it on K-FAC's products changes the LDS by next to nothing. And if K-FAC's sizes were the
 # right ones, the LDS should peak near $\gamma = 1$. It goes on rising past it, toward sizes that are farther from the
-# measured ones than K-FAC's. So what helps here is a *lean*: larger sizes where K-FAC overrates the curvature, smaller
-# ones where it underrates it. Why these images like that lean we do not know. And do not take $\gamma = 2$ for a method. It was
+# measured ones than K-FAC's. The best $\gamma$ is the last one tried. So what helps here is a *lean*: larger sizes
+# where K-FAC overrates the curvature, smaller
+# ones where it underrates it. Why these images like that lean we do not know. And do not take it for a method. It was
 # chosen on the same retrained models that judge it. The same walk on CIFAR-2, where K-FAC is behind, would tell whether it is
 # a matter of the data.
 #
@@ -859,7 +880,8 @@ assert along[3].value > along[2].value > along[1].value > 0
 #   not by $S w$.
 # - **Nearest is nearest in $F$.** It bounds no inverse, no score and no rank.
 # - **An estimate.** The theorem is about the exact $\Lambda$. In a layer where K-FAC is exact, too few sums make things worse.
-# - **K-FAC ahead is no bug.** Report the paired difference with its interval, on more than one data set.
+# - **K-FAC ahead of EK-FAC need not be a bug.** Report the paired difference with its interval, on more than one data
+#   set.
 #
 # ## What comes next
 #
@@ -873,7 +895,8 @@ assert along[3].value > along[2].value > along[1].value > 0
 # :::{exercise} A nearer matrix, a worse inverse · 10 minutes · ★
 # :label: ex-two-weights
 # By hand: take $F$ from {eq}`eq-two` and diagonal matrices $D = d I$ with a number $d$ in place of $\Lambda$. Which $d$ has the smallest
-# $\lVert F - D \rVert$, and which the smallest $\lVert F^{-1} - D^{-1} \rVert$? What happens to both as $\rho$ goes to 1?
+# $\lVert F - D \rVert$, and which the smallest $\lVert F^{-1} - D^{-1} \rVert$? What happens to both $d$ as $\rho$ goes
+# to 1?
 # :::
 #
 # :::{solution-start} ex-two-weights
@@ -883,8 +906,9 @@ assert along[3].value > along[2].value > along[1].value > 0
 #
 # Off the diagonal nothing can be done. On it, $d = 1$ is nearest to $F$. The inverse has $1/(1 - \rho^2)$ on its diagonal, so
 # $d = 1 - \rho^2$ has the nearest inverse. For $\rho$ near 1 the one is 1 and the other nearly 0, and each is bad for the
-# other's purpose. A gradient along $(1, 1)$ should be divided by $1 + \rho$. The first divides it by 1, about half of that. The
-# second divides it by nearly zero. This is why the nearest inverse ranked worst: gradients point where $F$ is large.
+# other's purpose. A gradient along $(1, 1)$ should be divided by $1 + \rho$. The first divides it by 1, about half of
+# that. The second divides it by nearly zero, so its score is $1/(1 - \rho)$ times too large. With two weights a common
+# $d$ changes no ranking. With more, such gradients would drown all others.
 
 # %%
 rho = 0.99
@@ -1029,10 +1053,11 @@ ratio = torch.tensor([
 assert all(nearer) and (ratio > 1).any()
 print(f"nearer in {sum(nearer)}, worse inverse in {(ratio > 1).sum()}; ")
 print(f"the worst is network {ratio.argmax()}: {ratio.max():.2f} times off")
+print(f"median {ratio.median():.2f}, best {ratio.min():.2f}")
 
 # %% [markdown]
-# Nearer in all of them, as it must be. In some the inverse is worse all the same. In most it is better, and sometimes by
-# much.
+# Nearer in all of them, as it must be. In some the inverse is worse all the same. In most it is better, and sometimes
+# by much, as the two numbers of the last line say.
 #
 # :::{solution-end}
 # :::

@@ -17,9 +17,9 @@
 # :class: tip
 # You find out what noise does to a score, and when it adds a similarity that is not there. You see which draws say most, and
 # read off what a budget of passes buys. You write both algorithms of the paper as one function. Then you pack gradients into
-# a quarter, a twentieth and a thousandth of their bytes, and measure what each packing costs.
+# a quarter, a twentieth and a six-hundredth of their bytes, and measure what each packing costs.
 #
-# *20 minutes to read · two cores: about a minute · builds on {doc}`01_quickstart` and {doc}`02_ddpm`*
+# *20 minutes to read · two cores: about a minute · builds on {doc}`02_ddpm`, {doc}`04_influence` and {doc}`07_ekfac`*
 # :::
 
 # %% tags=["hide-input"]
@@ -76,7 +76,8 @@ di.tables.table(rows, caption="Training gradients in float32.")
 # ## A score is a product of two noisy means
 #
 # Divide each gradient by the square root of the curvature, $h = (F + \lambda I)^{-1/2}\,\nabla$. We call that a *whitened*
-# gradient. A score is then an inner product, with nothing in between:
+# gradient. A score is then an inner product, with nothing in between. In it $m_q$ is the query's measurement, $\ell_n$
+# the image's loss, $F$ the curvature, $\lambda$ the damping and $N$ the number of images:
 #
 # $$ \text{score}(q, n) = \tfrac1N\, \nabla m_q^\top (F + \lambda I)^{-1}\, \nabla \ell_n = \tfrac1N\, h_q^\top h_n . $$ (eq-white)
 #
@@ -187,12 +188,14 @@ di.tables.table([
 ], caption="36 pairs; eight uniform draws, shared.")  # fmt: skip
 
 # %% [markdown]
-# The prediction comes from other draws than the scores, and is about right. And the addition dwarfs the scores. If you
+# The prediction comes from other draws than the scores, and is right to about a tenth in the mean, though the largest
+# one is almost twice the real one. And the addition dwarfs the scores. If you
 # expected a small correction, note what is in the trace: a sum
 # over all directions that the weights can take. In most of them a draw's gradient is nearly pure noise, and whitening makes
 # every direction count.
 #
-# Does it spoil the order of images? If it were one constant for a query, it would not, since a constant moves no LDS. But the
+# Does it spoil the order of images? If it were one constant for a query, it would not: it adds the same amount to the
+# prediction of every half, and moves no rank. But the
 # largest addition is many times the smallest. **Guess first:** all 57 held-out digits and 300 images, eight uniform draws
 # each. Which way of sharing has the best LDS, and which the worst?
 
@@ -224,7 +227,7 @@ di.tables.table([
 ], caption="Held-out digits, eight uniform draws on each side.")  # fmt: skip
 
 # %% [markdown]
-# This is not what the warning led you to expect, nor us. Sharing with the query wins by far. The last row says why. The
+# The warning led you, and us, to expect otherwise. Sharing with the query wins by far. The last row says why. The
 # addition alone, estimated from those same eight draws, predicts retraining well. Two images that react alike to a draw are
 # alike, and that is a **similarity** with some merit of its own.
 #
@@ -241,7 +244,10 @@ di.tables.table([
 # are independent of all of them, and every score is right on average. But now the images' errors belong together, and a
 # ranking is made of differences between images. For a given query,
 #
-# $$ \operatorname{Var}\bigl[h_q^\top(\hat h_n - \hat h_j)\bigr] = \tfrac1S \operatorname{Var}\bigl[h_q^\top h_{n,s}\bigr] + \tfrac1S \operatorname{Var}\bigl[h_q^\top h_{j,s}\bigr] - \tfrac2S \operatorname{Cov}\bigl(h_q^\top h_{n,s},\, h_q^\top h_{j,s}\bigr) . $$ (eq-difference)
+# $$ \begin{aligned}
+# \operatorname{Var}\bigl[h_q^\top(\hat h_n - \hat h_j)\bigr] = \tfrac1S \Bigl( & \operatorname{Var}\bigl[h_q^\top h_{n,s}\bigr] + \operatorname{Var}\bigl[h_q^\top h_{j,s}\bigr] \\
+# & - 2 \operatorname{Cov}\bigl(h_q^\top h_{n,s},\, h_q^\top h_{j,s}\bigr) \Bigr) .
+# \end{aligned} $$ (eq-difference)
 #
 # Own draws make the last term zero. Shared draws subtract it. How large is it here? Take the three careful query gradients, and
 # a draw at a time for the images.
@@ -260,12 +266,15 @@ print(f"shared draws leave {left:.0%} of the variance of a difference")
 
 # %% [markdown]
 # The part that goes away is what one draw does to every image alike. That part is worth removing, and it costs nothing.
-# This is the library's default for training gradients, under a purpose of its own. The purpose keys the draws, so queries
-# and images never share by accident.
+# This is the library's default for training gradients, under a **purpose** of its own. A purpose is a name such as
+# `train-gradients` that goes into the key of the draws, so queries and images never share by accident.
 #
 # One more thing follows from the product. If both sides are noisy, with independent draws, the variance of a score is
 #
-# $$ \operatorname{Var}\bigl[\hat h_q^\top \hat h_n\bigr] = \frac{h_n^\top \operatorname{Cov}(h_{q,s})\, h_n}{S_q} + \frac{h_q^\top \operatorname{Cov}(h_{n,s})\, h_q}{S_n} + \frac{\operatorname{tr}\bigl(\operatorname{Cov}(h_{q,s}) \operatorname{Cov}(h_{n,s})\bigr)}{S_q S_n} , $$ (eq-product-variance)
+# $$ \begin{aligned}
+# \operatorname{Var}\bigl[\hat h_q^\top \hat h_n\bigr] = {} & \frac{h_n^\top \operatorname{Cov}(h_{q,s})\, h_n}{S_q} + \frac{h_q^\top \operatorname{Cov}(h_{n,s})\, h_q}{S_n} \\
+# & + \frac{\operatorname{tr}\bigl(\operatorname{Cov}(h_{q,s}) \operatorname{Cov}(h_{n,s})\bigr)}{S_q S_n} ,
+# \end{aligned} $$ (eq-product-variance)
 #
 # with $S_q$ and $S_n$ draws. More draws for the images do not touch the first term. There are far fewer queries than images,
 # so give the queries many draws. Better still, give them the draws of the measurement itself. Every retrained model is
@@ -290,8 +299,9 @@ torch.testing.assert_close(apart.var(correction=0), whole)  # all 16 pairs
 # %% [markdown]
 # ## What draws buy
 #
-# {doc}`02_ddpm` had rules for choosing draws: one timestep from each slice, noise in pairs, timesteps where the image is
-# still visible. There you could only ask how exact a gradient gets. Now ask what counts, the agreement with retraining. In
+# {doc}`02_ddpm` had rules for choosing draws: one timestep from each slice (stratified), noise in opposite pairs
+# (antithetic), timesteps where the image is still visible (signal). To them comes sharing. There you could only ask how
+# exact a gradient gets. Now ask what counts, the agreement with retraining. In
 # each line below, queries have their measurement's draws, and only the training gradients change.
 #
 # **Before you move the knob:** 250 uniform draws are the paper's choice. How many of the best rule do as well?
@@ -306,7 +316,7 @@ bundle = di.load_bundle("digits-draws")
 COUNTS, RULES = bundle.metrics["counts"], bundle.metrics["rules"]
 ASKED = ("held-out", "generated")
 QUERIES = di.interactive.Choice("Queries", ASKED)
-BUDGET = di.interactive.Slider("Draws an image", COUNTS)
+BUDGET = di.interactive.Slider("Draws per image", COUNTS)
 by_seed = 100 * np.stack(  # LDS of [queries, rule, draws, seed]
     [bundle.arrays[f"{asked}/lds"].mean(-1) for asked in ASKED]
 )
@@ -325,14 +335,14 @@ lines = [
 ]
 said = (
     "Shared signal draws lead; uniform ones are more than twenty behind.",
-    "Every rule is within a few points. There the draws hardly matter.",
-    "The same order of the rules.",
+    "Every rule is within a few points. There it matters little.",
+    "The same order of the rules at eight draws.",
 )
-draws = "Draws an image"
+draws = "Draws per image"
 buttons = [
     Preset("eight draws", {draws: 8}, said[0]),
     Preset("the paper's 250", {draws: 250}, said[1]),
-    Preset("generated digits", {"Queries": "generated"}, said[2]),
+    Preset("generated digits", {"Queries": "generated", draws: 8}, said[2]),
 ]
 
 # %% tags=["hide-input"]
@@ -346,19 +356,21 @@ di.interactive.Lines(
     costs={"passes": [passes] * len(RULES)},
     cost_forms={"passes": "d"},
     handle=di.interactive.Handle(BUDGET, COUNTS, by(best, QUERIES)),
+    x_form=",.0f",
     y_form=".1f",
     start={draws: 8},
     presets=buttons,
     caption="LDS against draws, a line for each rule, with the range over "
-    "the seeds of the draws. The table reads off the best within the budget, "
-    "and the passes that it costs. Drag the knob, or use the slider.",
+    "the seeds of the draws. The table reads off each rule's best within "
+    "the budget, and the passes that it costs. Drag the knob, or use the "
+    "slider.",
 )
 
 # %% [markdown]
 # Eight do. If you guessed dozens, you thought of noise alone; the best rule also spends its draws where images differ. Three
 # things to see.
 #
-# - *Eight draws.* The rule alone decides between a poor score and one that 250 uniform draws do not reach.
+# - *Eight draws.* The rule alone takes you from a poor score to one that 250 uniform draws do not reach.
 # - *Towards the right* all lines meet. A rule changes the noise, not what is estimated, so endless draws would agree.
 # - *Each ingredient* gains something: slices a little, pairs much, the signal much, sharing most where draws are few.
 #
@@ -533,7 +545,7 @@ assert errors[0][1] > 10 * errors[1][1]
 # :::
 #
 # Read it as a ratio. The error is about $1/\sqrt d$ times $\lVert h_q \rVert \lVert h_n \rVert$, and the score is the cosine times
-# the same. So a projection must beat the cosine, and whitened gradients of two images are nearly orthogonal.
+# the same. So $1/\sqrt d$ must be well below the cosine, and whitened gradients of two images are nearly orthogonal.
 
 # %%
 stored = di.runs.train_gradients(run).whole()
@@ -565,8 +577,8 @@ di.tables.table([{
 # %% [markdown]
 # ## What a byte buys
 #
-# Now in points of LDS. **Guess before you look:** at about four percent of the bytes, which costs least: four singular
-# directions in 8 bits, one in full, or a projection?
+# Now in points of LDS. **Guess before you look:** which costs least, four singular directions in 8 bits (4.4 % of the
+# bytes), one in full (4.3 %), or a projection to 4,096 numbers (2.6 %)?
 
 # %% tags=["hide-input"]
 NAMES = {"digits": "3s and 8s"}
@@ -696,12 +708,12 @@ assert all(change["projection to 1,024"][:, 2] < -0.05)
 
 # %% [markdown]
 # - **Eight bits are free, as the paper found.** So are four, if entries are whitened first. Without that, four bits cost points.
-# - **Low rank is poor, as the paper found.** It costs twice as much where queries are packed too. But its factors in 8 bits cost no
-#   more than in full, and at a twentieth of the bytes little else is to be had.
+# - **Low rank is poor, as the paper found.** It costs more still where queries are packed too. But its factors in 8
+#   bits cost no more than in full. At a twentieth of the bytes it ties with a projection.
 # - **A projection needs thousands of dimensions.** That is the cosine at work. With 256 dimensions more than twenty points are gone;
 #   with 16,384 about one. For stores of a few thousandths there is nothing else.
 #
-# ## Where the data disagree
+# ## Do the data disagree?
 #
 # The order of the formats is the same for held-out and generated digits. The size of the loss is not. Is the difference
 # between the two sets more than chance?
@@ -717,7 +729,7 @@ def between(label):
     return {"format": label, "generated − held-out": found}
 
 
-some = ("int4", "svd, rank 1", "svd, rank 4", "projection to 1,024")
+some = ("int4", *FAMILIES["low rank"], "projection to 1,024")
 di.tables.table(
     [between(label) for label in some],
     caption="Points of LDS that a format loses more on one set. The interval "
@@ -725,7 +737,8 @@ di.tables.table(
 )
 
 # %% [markdown]
-# No interval excludes 0 clearly enough to speak of a disagreement. And one small set of digits is not CIFAR-10. There, layers are
+# The formats of low rank all lose more on generated digits, but they share their data, and hardly an interval leaves 0
+# out. That is a hint and no proof. And one small set of digits is not CIFAR-10. There, layers are
 # larger, so a given rank is a smaller part of each, and a given projection is a smaller part of the whole. Eight bits a number
 # should carry over, because rounding knows nothing of the size of a network. For ranks and projections you should
 # measure again: `diffinf launch e07_compression` does so for any preset with a ground truth.
@@ -739,8 +752,9 @@ di.tables.table(
 # - **A mean of means.** The last batch of draws is often smaller. Add up, and divide by the number of all draws once.
 # - **Rounding before whitening.** Numbers that count after the division are rounded away. In 8 bits with a scale for each row we
 #   could see no harm; in 4 bits it costs points.
-# - **One λ for packing.** Whitening uses a damping of its own. Read the store with much less damping than it was packed for, and
-#   the errors grow.
+# - **One λ for packing.** Whitening uses a damping of its own. Packed with $\lambda_0$, a score at $\lambda$ weighs
+#   each direction by $(\Lambda_i + \lambda_0)/(\Lambda_i + \lambda)$. Where the curvature is small, errors grow by up
+#   to $\lambda_0/\lambda$.
 # - **Preconditioning twice.** One side of the product is divided, once. Whitening both sides by the root is the same thing.
 #
 # ## What comes next
@@ -812,8 +826,8 @@ di.checks.accumulated_score(my_score)
 #
 # :::{exercise} Eight bits a row · 10 minutes · ★
 # :label: ex-int8
-# Write `my_rows(matrix)`, which returns whole numbers of type `torch.int8` and a scale for each row. A row of zeros must stay
-# one. Check it with `di.checks.int8_rows(my_rows)`.
+# Write `my_rows(matrix)`, which returns whole numbers of type `torch.int8` and a scale for each row. A row of zeros
+# must stay zeros. Check it with `di.checks.int8_rows(my_rows)`.
 # :::
 #
 # :::{solution-start} ex-int8
