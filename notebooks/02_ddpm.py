@@ -232,8 +232,8 @@ for step in range(config.steps):
 
 # %% [markdown]
 # :::{admonition} Checkpoint
-# Everything random in step $s$ is keyed by $s$, so the library's training, which adds checkpoints, exact resume and lower
-# precision on a GPU, takes the same thirty steps.
+# Everything random in step $s$ is keyed by $s$. So the library's training takes the same thirty steps. It adds
+# checkpoints, exact resume and lower precision on a GPU.
 # :::
 
 # %%
@@ -382,8 +382,9 @@ di.tables.table(rows, caption="Relative error with 64 draws, mean of eight.")
 # noise is the trouble, not the timesteps. The part of the gradient that is odd in $\varepsilon$ averages to zero, and a
 # pair cancels it at once.
 #
-# Every average in the library uses such draws unless told otherwise, keyed by the image's id, so that a number does not
-# depend on batch size, order or restarts. The last row draws timesteps in proportion to $\bar\alpha_t$, the share of the image
+# Every average in the library uses such draws unless told otherwise. They are keyed by the image's id, so that a number
+# does not depend on batch size, order or restarts. The last row draws timesteps in proportion to $\bar\alpha_t$, the
+# share of the image
 # that is left, and weighs them to undo it. What counts for attribution is how gradients of different images differ, and
 # there it does far better than this table lets one hope: {doc}`../book/engine` has the figures.
 #

@@ -111,8 +111,8 @@ print("kept for every target:", ggn.tolist())
 
 # %% [markdown]
 # Both faults are gone from what we kept. It holds no $y$. And $v^\top F v$ is $\tfrac2C$ times the mean of
-# $\lVert Jv \rVert^2$, which is never negative. (A single draw with one output has rank 1, so one eigenvalue is 0 here. A sum over
-# draws fills that up.)
+# $\lVert Jv \rVert^2$, which is never negative. (A single draw with one output has rank 1, so one eigenvalue is 0 here.
+# More draws raise the rank, not always to the full, and damping does the rest.)
 #
 # ## When is nothing lost?
 #
@@ -286,7 +286,8 @@ di.checks.ggn(ggn_model)
 # $$ y \sim \mathcal{N}\bigl(f,\; \tfrac C2 I\bigr). $$ (eq-labels)
 #
 # If you said 1, you thought of standard noise. If ½, you thought of a sum: that is the paper's formula, whose
-# loss has no $1/C$. With 64 pixels the variance is 32, so such a **label** is nothing like a real noise. It is only a means to
+# loss has no $1/C$. With 64 pixels the variance is 32, so such a **label** is nothing like real noise. It is only a
+# means to
 # the matrix. Write $y = f + \sqrt{C/2}\; z$ with $z$ standard normal. The loss gradient at this label is
 #
 # $$ \nabla \ell = \tfrac2C\, J^\top (f - y) = -\sqrt{\tfrac2C}\; J^\top z , $$ (eq-label-gradient)
@@ -295,7 +296,8 @@ di.checks.ggn(ggn_model)
 # called the **Fisher**; for squared errors it *is* the GGN {cite}`martens2020natural`.
 #
 # How many labels does that take? One label gives one outer product, and their mean has an error like any mean.
-# For normal gradients with covariance $F$ the squared error of one is $\lVert F \rVert^2 + (\operatorname{tr} F)^2$ in Frobenius' norm, and
+# For normal gradients with covariance $F$ the squared error of one is $\lVert F \rVert^2 + (\operatorname{tr} F)^2$ in
+# the Frobenius norm, and
 # the mean over labels divides it by their number. Relative to $\lVert F \rVert^2$ that is one more than $(\operatorname{tr} F)^2 / \lVert F \rVert^2$, the *effective
 # number of directions* of $F$. So you need many more labels than directions that matter, which can be far fewer than weights.
 #
@@ -411,14 +413,16 @@ di.tables.table([
 ], caption="Three matrices of the same 64 draws.")  # fmt: skip
 
 # %% [markdown]
-# The ranks speak for themselves. A draw adds up to $C$ directions to GGN{sup}`model`, one to GGN{sup}`loss` per draw, and none of
+# GGN{sup}`model` could have full rank here; as many eigenvalues as its row says stand above rounding. A draw adds up to
+# $C$ directions to GGN{sup}`model`, one to GGN{sup}`loss` per draw, and none of
 # its own per example. With 300 images GGN{sup}`loss` per example has at most 300 directions. In all others it is zero, and only the
 # damping is left.
 #
 # ## Five bowls
 #
-# Now look at all of them. Each curve is where a matrix says that the loss has risen by 0.1, seen from the present
-# weights: a wide ellipse is a matrix that thinks the bowl is flat. The line of {doc}`02_ddpm` guesses the noise, the tanh guesses
+# Now look at all of them. Each curve is where a matrix's share of the change in loss, $\tfrac12 d^\top F d$ for a step
+# $d$, reaches 0.1. The gradient's share, zero at the optimum only, is left out. It is seen from the present weights: a
+# wide ellipse is a matrix that thinks the bowl is flat. The line of {doc}`02_ddpm` guesses the noise, the tanh guesses
 # the image. Data are 30 numbers with 64 draws each. The slider for the distance walks from the
 # optimum straight back to $w = b = 0$, about where training begins. **Guess first:** which of the five curves will
 # change along the way when the network is a line?
@@ -499,7 +503,7 @@ size = di.interactive.Choice("Size of GGN^loss", ("as it is", "divided by κ"))
 def rim(name, matrices, *controls):
     """Where half of d'Fd is 0.1; a gap where F curves down."""
     bent = torch.einsum("kp,...pq,kq->...k", ways, matrices, ways)
-    radius = (0.2 / bent.where(bent > 0.005, torch.nan)).sqrt()
+    radius = (0.2 / bent.where(bent > 0.0005, torch.nan)).sqrt()
     x, y = ((radius * ways[:, i]).numpy() for i in range(2))
     by = di.interactive.by
     return di.interactive.Line(name, by(x, *controls), by(y, *controls))
@@ -559,10 +563,10 @@ di.interactive.Together(
                "Four labels make a rough guess. Move the slider."),
         Preset("far away", {"Network": "tanh", "Labels": 256,
                             "Distance from the optimum": 0.6},
-               "The Hessian opens: in two directions the loss goes down. "
-               "GGN^model stays closed."),
+               "The Hessian opens: in some directions its quadratic curves "
+               "down. GGN^model never does; its ellipse is only long."),
     ],
-    caption="Where five matrices see the loss risen by 0.1.",
+    caption="Where the quadratic part of five matrices reaches 0.1.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -642,7 +646,8 @@ figure
 # %% [markdown]
 # Before training the Hessian is nearly a saddle, and the remainder is almost as large as the GGN. After 300 steps all but a sliver of
 # its mass is positive. If you guessed that the remainder goes away, look at the norms: it only halves, while the GGN grows
-# twelvefold. As the network learns, its outputs come to depend on its weights, and that is what $J^\top J$ measures.
+# twelvefold. As the network learns, its outputs become more sensitive to its weights, and that is what $J^\top J$
+# measures.
 #
 # Some of what is left is chance. For the best denoiser the remainder is zero *on average*, and 64 draws are few. Here is the
 # last row again, with four times as many digits:
@@ -663,10 +668,13 @@ left = {
 di.tables.table([left], caption="After 300 steps, 256 draws.")
 
 # %% [markdown]
-# The remainder and the negative mass shrink with more draws, and the GGN stays. So the Hessian of a few draws looks worse than the one that you want.
+# The remainder and the negative mass shrink with more draws, and the GGN stays. Pure chance would have halved the
+# remainder; it lost a fifth, so most of it is real. So the Hessian of a few draws looks worse than the one that you
+# want.
 #
-# Look at the traces, though. They agree *from the first row on*, when the matrices have little to do with each other. If you
-# would have judged the GGN by its trace, you would have been fooled: what the remainder adds in one direction it takes away in
+# Look at the traces, though. They agree *from the first row on*, when the matrices have little to do with each other.
+# Had you judged the GGN by its trace, you would have been fooled: what the remainder adds in one direction it takes
+# away in
 # another. {ref}`ex-relu` shows why.
 #
 # And GGN{sup}`loss`? Equation {eq}`eq-kappa` says that its trace is $\kappa$ times that of GGN{sup}`model`:
@@ -682,7 +690,8 @@ di.tables.table(
 )
 
 # %% [markdown]
-# The ratio falls with the loss as $\kappa$ does, but stays above it. Some assumption behind $\kappa$ is wrong, and
+# After the first steps the ratio falls with the loss as $\kappa$ does, but stays above it. The assumptions behind
+# $\kappa$ are wrong, and
 # {ref}`ex-own` finds out which.
 #
 # These matrices are small enough to write down. For a large network one multiplies with them instead, and Lanczos'
@@ -769,8 +778,9 @@ figure.legend(loc="outside upper center", ncols=2)
 figure
 
 # %% [markdown]
-# It does. Both curves peak within a factor of a few of $\kappa\lambda$, and at $\lambda$ itself much of the agreement is lost. There
-# so much is damped that little of the matrix is left. The peaks stay below 1, though. A factor mends the scale of GGN{sup}`loss`,
+# It does. Both curves peak within a factor of a few of $\kappa\lambda$, and at $\lambda$ itself much of the agreement
+# is lost. There the score is nearly the plain dot product of gradients. The peaks stay below 1, though. A factor mends
+# the scale of GGN{sup}`loss`,
 # not its shape.
 #
 # :::{admonition} Checkpoint
@@ -798,7 +808,7 @@ for values in lines.values():
 # %% [markdown]
 # ## What retrained models say
 #
-# Does the choice matter for the question of this book, which images a model owes its answer to? The models of
+# Does the choice matter for the question of this book, which images an answer comes from? The models of
 # {doc}`01_quickstart` that were really retrained can tell. Here are the scores of EK-FAC, the stand-in of the coming chapters,
 # made for each of the three matrices. The LDS and its difference are at $\lambda = 10^{-8}$ for all, *tuned* is with a damping
 # chosen for each on other subsets. **Guess:** does the order stay?
@@ -837,7 +847,8 @@ di.tables.table([
 # for queries of both kinds, and per draw stays behind. (The intervals overlap, and the bundle holds no paired one for tuned values.
 # Per example was best at the smallest damping tried, so it may not even be at its best.)
 #
-# Scale explains this. The digits' network has its own three traces. GGN{sup}`model` comes from the curvature of
+# Scale explains part of this: per example is still rising at $\lambda = 10^{-8}$. Per draw is flat there and stays
+# lower; that is its shape. The digits' network has its own three traces. GGN{sup}`model` comes from the curvature of
 # {doc}`01_quickstart`, the others are means of squared gradient norms, from few draws and so a little rough:
 
 # %%
@@ -898,8 +909,8 @@ panels[0].legend(fontsize=8)
 figure
 
 # %% [markdown]
-# On the left three matrices, on the right nearly one curve. A comparison at one damping compares dampings at least as much
-# as matrices. {doc}`../book/curvatures` has every choice at every damping.
+# On the right the three fall together, and per draw stays lowest. A comparison at one damping compares dampings too,
+# not matrices alone. {doc}`../book/curvatures` has every choice at every damping.
 #
 # :::{admonition} Checkpoint
 # The order of the table, and how near the curves come to each other.

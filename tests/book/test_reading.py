@@ -130,6 +130,19 @@ def test_print_shows_every_figure(opened, path):
         assert not box.locator(".diffinf-live").first.is_visible()
 
 
+TOO_WIDE = """() => [...document.querySelectorAll('.bd-article .cell_input pre, .bd-article div.math')]
+    .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.trim().slice(0, 60))"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1200, 1400])
+def test_code_and_formulas_of_chapters_fit_the_column(opened, width):
+    for path in (page for page in PAGES if page.parent.name == "notebooks"):
+        found = opened(path, width=width)
+        found.wait_for_timeout(1500)  # until formulas are set
+        assert found.evaluate(TOO_WIDE) == [], path.name
+
+
 def test_every_page_is_in_the_contents():
     contents = yaml.safe_load((project_root() / "_toc.yml").read_text())
     listed = {
