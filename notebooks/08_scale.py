@@ -356,7 +356,7 @@ di.interactive.Lines(
     costs={"passes": [passes] * len(RULES)},
     cost_forms={"passes": "d"},
     handle=di.interactive.Handle(BUDGET, COUNTS, by(best, QUERIES)),
-    x_form=",.0f",
+    x_form="d",
     y_form=".1f",
     start={draws: 8},
     presets=buttons,
