@@ -259,7 +259,9 @@ print(f"{library.losses[-1]:.4f} by the library")
 # $\hat x$, the state one step earlier is Gaussian with a mean between the two and variance $\tilde\beta_t = \beta_t
 # (1 - \bar\alpha_{t-1}) / (1 - \bar\alpha_t)$:
 #
-# $$ x_{t-1} = \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1 - \bar\alpha_t}\,\hat x + \frac{\sqrt{1 - \beta_t}\,(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}\, x_t + \sqrt{\tilde\beta_t}\; z, \qquad z \sim \mathcal{N}(0, I). $$ (eq-posterior)
+# $$ x_{t-1} = \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1 - \bar\alpha_t}\,\hat x + \frac{\sqrt{1 - \beta_t}\,(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}\, x_t + \sqrt{\tilde\beta_t}\; z, $$ (eq-posterior)
+#
+# with standard normal noise $z$.
 
 
 # %%

@@ -110,7 +110,7 @@ di.tables.table(rows, caption="Loss of the first half less the second's.")
 # Let $\ell_s$ and $\ell'_s$ be the losses of the two models on draw $s$ of $S$. Over draws they have standard deviations
 # $\sigma$ and $\sigma'$, and on the same draw a correlation $\rho$. The difference of their means over independent draws has
 #
-# $$ \operatorname{Var}\bigl(\bar\ell - \bar\ell'\bigr) = \frac{\sigma^2 + \sigma'^2 - 2\rho\,\sigma\sigma'}{S}, \qquad\text{and if } \sigma' = \sigma\text{,}\quad \frac{2\sigma^2 (1 - \rho)}{S}. $$ (eq-paired)
+# $$ \operatorname{Var}\bigl(\bar\ell - \bar\ell'\bigr) = \frac{\sigma^2 + \sigma'^2 - 2\rho\,\sigma\sigma'}{S} \;\overset{\sigma' = \sigma}{=}\; \frac{2\sigma^2 (1 - \rho)}{S}. $$ (eq-paired)
 #
 # :::{admonition} Step by step
 # :class: dropdown
@@ -416,7 +416,10 @@ di.tables.table(
 # **ELBO** (evidence lower bound) {cite}`ho2020ddpm` avoids the sum. It takes noised versions of the image and asks, at
 # each step back, how far the model's step is from the right one:
 #
-# $$ \log p(x) \;\ge\; \underbrace{\mathbb{E} \log p(x \mid x_0)}_{\text{last step}} - \sum_{t=1}^{T-1} \mathbb{E}\,\mathrm{KL}_t - \underbrace{\mathrm{KL}\bigl(q(x_{T-1} \mid x) \,\|\, \mathcal{N}(0, I)\bigr)}_{\text{no model changes it}}. $$ (eq-elbo)
+# $$ \begin{aligned}
+# \log p(x) \;\ge\; {} & \underbrace{\mathbb{E} \log p(x \mid x_0)}_{\text{last step}} - \sum_{t=1}^{T-1} \mathbb{E}\,\mathrm{KL}_t \\
+# & - \underbrace{\mathrm{KL}\bigl(q(x_{T-1} \mid x) \,\|\, \mathcal{N}(0, I)\bigr)}_{\text{no model changes it}} .
+# \end{aligned} $$ (eq-elbo)
 #
 # :::{admonition} Step by step
 # :class: dropdown
@@ -681,7 +684,10 @@ torch.testing.assert_close(-loose, predicted, rtol=0.05, atol=0)
 # $\xi$, each $\pm 1$ with equal chance, and let $V = \partial h / \partial x$. Then $\xi^\top V \xi$ has the mean $\operatorname{tr} V$, for one backward pass
 # {cite}`hutchinson1990`:
 #
-# $$ \mathbb{E}\,\xi^\top V \xi = \sum_{i,j} V_{ij}\, \mathbb{E}[\xi_i \xi_j] = \sum_i V_{ii}, \qquad \operatorname{Var}\bigl(\xi^\top V \xi\bigr) = \sum_{i<j} (V_{ij} + V_{ji})^2 . $$ (eq-hutchinson)
+# $$ \begin{aligned}
+# \mathbb{E}\,\xi^\top V \xi &= \sum_{i,j} V_{ij}\, \mathbb{E}[\xi_i \xi_j] = \sum_i V_{ii}, \\
+# \operatorname{Var}\bigl(\xi^\top V \xi\bigr) &= \sum_{i<j} (V_{ij} + V_{ji})^2 .
+# \end{aligned} $$ (eq-hutchinson)
 #
 # The diagonal counts exactly, because $\xi_i^2 = 1$. Only the entries beside it add variance. Four pixels have sixteen
 # sign patterns, so both statements can be checked by trying them all:

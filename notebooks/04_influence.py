@@ -52,7 +52,10 @@ di.show_versions()
 # fixed. It guesses the noise in $x_t = \sqrt{\bar\alpha_t}\,x + \sqrt{1 - \bar\alpha_t}\,\varepsilon$ by a line, $w x_t + b$.
 # The average of its squared error over the noise can be worked out, for any weights $\theta = (w, b)$:
 #
-# $$ \ell(\theta, x) = \mathbb{E}_\varepsilon\,(\varepsilon - w x_t - b)^2 = \bigl(1 - w\sqrt{1 - \bar\alpha_t}\bigr)^2 + \bigl(w\sqrt{\bar\alpha_t}\,x + b\bigr)^2 . $$ (eq-toy-loss)
+# $$ \begin{aligned}
+# \ell(\theta, x) &= \mathbb{E}_\varepsilon\,(\varepsilon - w x_t - b)^2 \\
+# &= \bigl(1 - w\sqrt{1 - \bar\alpha_t}\bigr)^2 + \bigl(w\sqrt{\bar\alpha_t}\,x + b\bigr)^2 .
+# \end{aligned} $$ (eq-toy-loss)
 #
 # :::{admonition} Step by step
 # :class: dropdown

@@ -15,7 +15,7 @@ LAYOUT = set(
         r"\frac \tfrac \dfrac \sqrt \sum \prod \int \lVert \rVert \lvert \rvert \langle \rangle \top \bar \hat \tilde "
         r"\bigl \bigr \Bigl \Bigr \sim \mid \le \ge \ne \neq \approx \equiv \propto \cdot \cdots \ldots \dots \times \otimes "
         r"\left \right \odot \quad \qquad \in \to \mapsto \log \exp \sin \cos \tanh \max \min \arg \det \partial \nabla "
-        r"\infty \pm \ll \gg \underbrace \Rightarrow \iff \forall \ln \dot",
+        r"\overset \infty \pm \ll \gg \underbrace \Rightarrow \iff \forall \ln \dot",
     )
 )
 """What shapes a formula without standing for anything of ours."""
