@@ -977,8 +977,8 @@ di.tables.table(
 )
 
 # %% [markdown]
-# {cite:t}`mlodozeniec2025influence` report the same for larger models, and {doc}`../book/measurements` tells how the
-# noise is taken out. This book therefore attributes the loss unless it says otherwise.
+# {cite:t}`mlodozeniec2025influence` report the same of the ELBO for larger models, and {doc}`../book/measurements` tells
+# how the noise is taken out. This book therefore attributes the loss unless it says otherwise.
 #
 # The **trajectory log-probability** is a question of its own. A sample has a history, the states that it went through on
 # its way from noise. The mean of $\log_2 p(x_{t-1} \mid x_t) / C$ over these steps is a fact about how *this* picture was
