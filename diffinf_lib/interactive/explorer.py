@@ -69,7 +69,7 @@ class Removal:
 
 @dataclass(frozen=True, eq=False)
 class Explorer(Figure):
-    """Choose a query; see its most positive, most negative and most neutral training images with their scores.
+    """Choose a query; see its most positive, most negative training images, and those nearest to zero, with their scores.
 
     Attributes:
         train: the training images.
@@ -89,7 +89,7 @@ class Explorer(Figure):
     images: int = 8
     removals: Sequence[Removal] = ()
     form: str = ".4f"
-    hint: str = "A score says by how much the query's measurement would rise without that image."
+    hint: str = "A score ranks the images by how much the query's measurement is predicted to rise without each."
 
     kind: ClassVar[str] = "explorer"
 
@@ -142,7 +142,8 @@ class Explorer(Figure):
     def own_alternative(self) -> str:
         """Alternative text."""
         return (
-            self.alternative or "A query and the training images with the highest, the lowest and the smallest scores"
+            self.alternative
+            or "A query and the training images with the highest and the lowest scores and those nearest to zero"
         )
 
     def option_pictures(self, control: Control) -> dict[str, Any]:
