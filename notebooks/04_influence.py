@@ -185,7 +185,7 @@ di.tables.table(
 # *Removing* the image is the step $\delta = -1/N$ at this rate. The two minus signs cancel, and the **score** of image $n$
 # for query $q$ is
 #
-# $$ \text{score}(q, n) = +\frac{1}{N}\, \nabla m_q^\top H^{-1}\, \nabla\ell_n . $$ (eq-influence)
+# $$ \text{score}(q, n) = \frac{1}{N}\, \nabla m_q^\top H^{-1}\, \nabla\ell_n . $$ (eq-influence)
 #
 # A positive score says: without image $n$ the measurement goes *up*. If the measurement is a loss, without it the model
 # fits the query worse, so the image helped. Below is the formula, beside **leave-one-out**, which trains again without
@@ -233,7 +233,7 @@ di.tables.table([
 # straight line to where you are. At the left end the image is gone, at the right end it is there twice. The second drawing
 # shows all images at once. In the third you can drag image 1 along the data. The curve belongs to it.
 #
-# Folded: what can be set, and what depends on it.
+# The code is folded. First, what can be set and what depends on it:
 
 # %% tags=["hide-input"]
 Slider, computed = di.interactive.Slider, di.interactive.computed
@@ -260,7 +260,7 @@ def predicted(damping, count, t, place):
 
 
 # %% [markdown]
-# The first two drawings:
+# Then the first two drawings:
 
 # %% tags=["hide-input"]
 one_image = di.interactive.Curve(
@@ -274,8 +274,7 @@ one_image = di.interactive.Curve(
 
 def filled(values):
     """One number per image; none where there are fewer images."""
-    short = most - len(values)
-    return nn.functional.pad(values, (0, short), value=torch.nan)
+    return nn.functional.pad(values, (0, most - len(values)), value=torch.nan)
 
 
 def measured(count, t, place):
@@ -318,7 +317,7 @@ the_data = di.interactive.Lines(
 )
 
 # %% [markdown]
-# The three together:
+# And the three together:
 
 # %% tags=["hide-input"]
 Preset = di.interactive.Preset
@@ -421,11 +420,11 @@ def told(score, truth, squares):
     first, second = 1e3 * (squares[1] - squares[0]).mean(0)
     return {
         "sign wrong, %": percent((score * truth < 0).double().mean()),
-        "score negative, %": percent((score < 0).double().mean()),
-        "change negative, %": percent((truth < 0).double().mean()),
-        "size, predicted / true": number((score / truth).abs().median(), 1),
-        "first square, change": number(first, 1, signed=True),
-        "second square, change": number(second, 1, signed=True),
+        "score < 0, %": percent((score < 0).double().mean()),
+        "change < 0, %": percent((truth < 0).double().mean()),
+        "size ratio": number((score / truth).abs().median(), 1),
+        "first square": number(first, 1, signed=True),
+        "second square": number(second, 1, signed=True),
     }
 
 
@@ -439,9 +438,9 @@ assert pool[1:10].mean() < 0.45  # our other nine
 di.tables.table(
     rows,
     caption="The outlier in 1,000 data sets: how often its score has the "
-    "wrong sign, how often score and true change are negative, the median "
-    "ratio of their sizes, and the mean changes of the two squares in the "
-    "query's loss when it is left out, in thousandths.",
+    "wrong sign, how often score and true change are negative, how many "
+    "times larger the score is (median), and the mean changes of the two "
+    "squares in the query's loss when it is left out, in thousandths.",
 )
 
 # %% [markdown]
@@ -465,15 +464,19 @@ for count, place in ((30, None), (10, 2.0), (30, 2.0)):
     x = pool[:count] if place is None else moved(count, place)
     theta = trained(equal(x), x)
     step = turned(x, 0, -torch.ones(()).double()) - theta
-    score = influence(x, query)[0].item()
-    straight = (gradient(theta, query) @ step).item()
-    full = (loss(theta + step, query) - loss(theta, query)).item()
-    row = {"N": count, "image 1 at": x[0].item(), "both straight": score}
-    rows.append(row | {"step true": straight, "step and m true": full})
+    score = influence(x, query)[0]
+    straight = gradient(theta, query) @ step
+    full = loss(theta + step, query) - loss(theta, query)
+    named = {"straight": score, "true step": straight, "all true": full}
+    rows.append({"N": count, "image 1": x[0].item()} | {
+        name: di.tables.number(1e3 * change, 2, signed=True)
+        for name, change in named.items()
+    })  # fmt: skip
 di.tables.table(
     rows,
-    caption="Change of the query's loss without image 1: by two straight "
-    "lines, by the true step and a straight line for m, and in truth.",
+    caption="Change of the query's loss without image 1, in thousandths: by "
+    "two straight lines, by the true step and a straight line for the "
+    "measurement, and in truth.",
 )
 
 # %% [markdown]
@@ -562,7 +565,8 @@ print(f"their sum {leverage.sum():.3f}")
 # {cite}`bae2022influence`. Call the weights that you have $\theta^*$. Raise the loss of image $n$ a little, while outputs and weights stay close to those of $\theta^*$:
 #
 # $$ \begin{aligned}
-# \tilde\theta_{-n} = \arg\min_\theta\;& \underbrace{\frac1N\sum_j D_j(\theta)}_{\text{answers as before}} \;-\; \frac1N\,\ell_n(\theta) \\
+# \tilde\theta_{-n} = \arg\min_\theta\;& \underbrace{\frac1N\sum_j D_j(\theta)}_{\text{answers as before}} \\
+# &- \frac1N\,\ell_n(\theta) \\
 # &+ \underbrace{\frac{\lambda}{2}\,\lVert\theta - \theta^*\rVert^2}_{\text{weights as before}} .
 # \end{aligned} $$ (eq-proximal)
 #
@@ -1001,7 +1005,7 @@ torch.testing.assert_close(ratio, torch.full_like(ratio, count / (count - 1)))
 # roots.
 
 # %%
-more = [changes(train_all(new_start(seed).double())) for seed in (2, 3)]
+more = [changes(train_all(new_start(k).double())) for k in (2, 3)]
 all_starts = torch.stack([same, other, *more])
 alone = [agreement(scores, answer) for answer in all_starts]
 common = [
@@ -1013,12 +1017,13 @@ together, c = agreement(scores, all_starts.mean(0)), sum(common) / 6
 ceilings = c**0.5, (4 * c / (1 + 3 * c)) ** 0.5
 assert c < sum(alone) / 4 < ceilings[0] and together < ceilings[1]
 assert together > sum(alone) / 4
-key = "mean correlation"
+key = "correlation"
 di.tables.table([
     {"pair": "two starts", key: c},
-    {"pair": "scores, one start", key: sum(alone) / 4, "at most": ceilings[0]},
+    {"pair": "scores, one start", key: sum(alone) / 4,
+     "at most": ceilings[0]},
     {"pair": "scores, mean start", key: together, "at most": ceilings[1]},
-])  # fmt: skip
+], caption="Mean correlations, and what chance leaves.")  # fmt: skip
 
 # %% [markdown]
 # The mean does better: chance differs from start to start and averages out. The scores stay below both ceilings, and what
