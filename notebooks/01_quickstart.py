@@ -263,7 +263,8 @@ spread = [
 each = di.lds(scores, truth).per_query
 assert 15 < spread[0] / spread[1] < 30
 print(f"{len(each)} correlations, from {each.min():.2f} to {each.max():.2f}")
-#
+
+# %% [markdown]
 # ## Pitfalls
 #
 # - **Positive means harmful to remove.** Every score in this book estimates the measurement after removal minus before. A

@@ -990,9 +990,9 @@ torch.testing.assert_close(ratio, torch.full_like(ratio, count / (count - 1)))
 #
 # :::{exercise} What many trainings have in common · 15 minutes · ★★
 # :label: ex-starts
-# Retrain from two more starts, `new_start(2)` and `new_start(3)`: 98 more trainings, about 20 seconds. **Guess first**, from
-# the mean correlation of two answers and the ceiling above: at most how well can scores agree with one answer, and how well
-# with the mean of four?
+# Retrain from two more starts, `new_start(2)` and `new_start(3)`: 98 more trainings, about 20 seconds. **Guess first:** if
+# two answers correlate as in the last row of the table, how well can scores agree with one answer at most, and how well with
+# the mean of four?
 # :::
 #
 # :::{solution-start} ex-starts
