@@ -834,7 +834,8 @@ assert far[2] > 3 * far[0] and min(far[3:]) > 7 * far[0]
 
 # %%
 above = 1e3 * (answers["the step itself"] - scores)
-assert (above > 0).all()
+beyond = 1e3 * (answers["proximal question"] - scores)
+assert (above > 0).all() and above.mean() > beyond.mean() / 2 > 0
 print(f"the step itself minus scores: {above.mean():.2f} thousandths")
 for value in (damping / 10, damping * 10):
     damped = of_queries @ inverted(value) @ of_images.T / len(train)
@@ -846,8 +847,9 @@ print(f"ceiling for one retraining: {found[5] ** 0.5:.2f}")
 
 # %% [markdown]
 # The two straight lines cost almost no order here. They do cost an offset, printed first: *every* step gives a little more
-# than its score, because $m$ curves up along it. So the points of the first panel of {numref}`fig-four-answers` lie above the
-# dashed line. Damping hardly matters for the order of the scores, but it does for their size, as the next lines show.
+# than its score, because $m$ curves up along it. This is most of why the points of the first panel of
+# {numref}`fig-four-answers` lie above the dashed line. Damping hardly matters for the order of the scores, but it does for
+# their size, as the next lines show.
 #
 # A warm start keeps most of the order and moves farther than predicted. We have not separated the reasons: training has no
 # pull towards the old weights, it does not start at a minimum, and its loss curves down in some directions. A training from
