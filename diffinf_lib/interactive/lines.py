@@ -55,13 +55,16 @@ class Handle:
     Attributes:
         control: which it moves.
         x, y: where each of its options stands, `[options]` each, or with leading axes for controls.
+        series: place of the line whose colour it has; None for the colour of controls.
     """
 
     control: Slider
     x: Any
     y: Any
+    series: int | None = None
 
     def __post_init__(self) -> None:
+        require(self.series in (None, *range(len(COLOURS))), f"handle: series={self.series}; give 0 to 5, or None")
         shapes, count = [switched(values).shape for values in (self.x, self.y)], len(self.control.options)
         require(shapes == [(count,)] * 2, f"handle: places of shapes {shapes}; {self.control.name} has {count} options")
 
@@ -72,7 +75,8 @@ class Handle:
 
     def payload(self) -> dict[str, Any]:
         """What the script needs of it."""
-        return {"control": self.control.name, "x": switched(self.x).payload(), "y": switched(self.y).payload()}
+        places = {"x": switched(self.x).payload(), "y": switched(self.y).payload()}
+        return places | {"control": self.control.name, "series": self.series}
 
 
 class Reading(NamedTuple):

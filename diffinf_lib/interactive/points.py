@@ -92,7 +92,7 @@ class Points(Figure):
         """Spearman's correlation and the slope."""
         _, x, y = self.there(state)
         slope = f", slope {text(self.fit(state)[0], '.3g')}" if self.slope else ""
-        return f"Spearman {text(float(spearman(x, y)), '.3f')}{slope} over {len(x)} points."
+        return f"Rank correlation (Spearman) {text(float(spearman(x, y)), '.3f')}{slope} over {len(x)} points."
 
     def payload(self) -> dict[str, Any]:
         """Both axes and how they are drawn."""

@@ -172,7 +172,7 @@ def points() -> Points:
     outlier = Slider("Outlier", (0, 1, 2, 3))
     y = 1.5 * x[:, None] + np.array(outlier.values)[None, :, None] * np.eye(12)[3]
     y[1, :, 9:] = np.nan  # fewer points for the other share
-    handle = Handle(outlier, by(np.repeat(x[:, 3, None], 4, 1), share), by(y[:, :, 3], share))
+    handle = Handle(outlier, by(np.repeat(x[:, 3, None], 4, 1), share), by(y[:, :, 3], share), series=1)
     return Points(
         by(x, share), by(y, share, outlier), "measured", "predicted", marked=[3], identity=True, handle=handle
     )

@@ -547,6 +547,15 @@ def test_a_handle_moves_the_outlier(shown):
     assert np.abs(marked - knob).max() < 0.01
 
 
+def test_a_handle_has_the_colour_of_what_it_drags(shown):
+    fill = "e => getComputedStyle(e).fill"
+    tab = shown(made("points"))
+    assert tab.locator(".diffinf-knob").evaluate(fill) == tab.locator(".diffinf-dot.diffinf-series-1").evaluate(fill)
+    tab = shown(made("curve"))
+    curve = tab.locator("path.diffinf-line.diffinf-series-0").evaluate("e => getComputedStyle(e).stroke")
+    assert tab.locator(".diffinf-knob").evaluate(fill) == curve
+
+
 @pytest.mark.parametrize("kind", ["matrices", "grid"])
 def test_heat_maps_hold_the_cells(shown, kind):
     figure = made(kind)

@@ -280,6 +280,7 @@ NOTHING, UNSEEN = torch.zeros(5, 40), Removal("x", [[0]] * 5, np.zeros(5), np.ze
         (lambda: Lines([Line("a", [0, 1], [1, 2])], "x", "y", rule="near"), "rule='near'"),
         (lambda: Lines([Line("a", [0, 1], [1, 2])], "x", "y", costs={"bytes": [[1.0]]}), "costs: bytes has shapes"),
         (lambda: Handle(DAMPING, [0.0], [0.0]), "handle: places of shapes"),
+        (lambda: Handle(DAMPING, [0.0], [0.0], series=6), "handle: series=6; give 0 to 5"),
         (lambda: Curve([0, 1], [0, 1, 2], [0, 1, 2], "x", "y"), "y of shape"),
         (lambda: Curve([0, 1], [0, 1], [0, 1], "x", "y", anchor=0), r"slopes of shape \(2,\): with an anchor they need"),
         (lambda: Curve([0, 1], [0, 1], 1.0, "x", "y"), r"slopes of shape \(\): without an anchor they need \(2,\)"),

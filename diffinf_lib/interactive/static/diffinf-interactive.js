@@ -472,10 +472,10 @@
   }
 
   // A point that stands for a control: dragged, or moved by arrow keys; `places` are where each option puts it.
-  function handle(chart, control, figure) {
+  function handle(chart, control, figure, series = null) {
     const point = shape("g", { class: "diffinf-handle", tabindex: "0", role: "slider", "aria-label": control.name, "aria-valuemin": 0 }, chart.front);
     shape("circle", { r: 16, fill: "transparent" }, point);
-    shape("circle", { r: 7, class: "diffinf-knob" }, point);
+    shape("circle", { r: 7, class: "diffinf-knob" + (series === null ? "" : " diffinf-series-" + series) }, point);
     const last = control.options.length - 1, steps = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 5, PageDown: -5 };
     let places = [], index = 0;
     const choose = (wanted) => figure.choose(control.name, Math.min(Math.max(wanted, 0), last));
@@ -648,7 +648,7 @@
       const items = across.map((value, i) => ({ x: chart.x(value), y: chart.y(up[i]), text: `${data.labels[there[i]]}: ${text(value, data.xForm)}, ${text(up[i], data.yForm)}` })).sort((a, b) => a.x - b.x);
       point.show(items, "");
       drag(state);
-      return `Spearman ${text(spearman(across, up), ".3f")}` + (data.slope ? `, slope ${text(slope, ".3g")}` : "") + ` over ${across.length} points.`;
+      return `Rank correlation (Spearman) ${text(spearman(across, up), ".3f")}` + (data.slope ? `, slope ${text(slope, ".3g")}` : "") + ` over ${across.length} points.`;
     };
   };
 
@@ -656,7 +656,7 @@
   function dragged(chart, data, figure) {
     if (!data.handle) return () => {};
     const control = figure.control(data.handle.control), x = unpack(data.handle.x), y = unpack(data.handle.y);
-    const move = handle(chart, control, figure);
+    const move = handle(chart, control, figure, data.handle.series);
     return (state) => {
       const across = at(x, state), up = at(y, state);
       move(control.options.map((_, index) => [across[index], up[index]]), state);
