@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffinf_lib.configuration import LikelihoodConfig, Process
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, conditions_of, require_denoiser
+from diffinf_lib.diffusion import Denoiser, require_denoiser
 from diffinf_lib.diffusion.denoiser import evaluating
 from diffinf_lib.diffusion.elbo import nats_to_bits_per_dimension, nearest_levels
 from diffinf_lib.errors import ConfigurationError, require
@@ -68,7 +68,7 @@ def log_likelihood(
     check_counts(batch_size=batch_size)
     require(levels is not None or not dequantised, "dequantised with levels=None: give the number of levels")
     spread_levels = None if dequantised else levels
-    draws, told = config.draws if spread_levels else 1, conditions_of(model, images) or {}
+    draws, told = config.draws if spread_levels else 1, model.conditions_of(images)
     total = torch.zeros(len(images), dtype=torch.float64)
     for draw in range(draws):
         states = images.images if spread_levels is None else _spread(images, spread_levels, draw, seed)

@@ -21,6 +21,7 @@ from diffinf_lib.configuration import Process
 from diffinf_lib.configuration.process import SCHEDULER_CONFIG
 from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser
+from diffinf_lib.diffusion.conditions import CLASS_LABELS
 from diffinf_lib.diffusion.identity import config_of
 from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require, room_needed
 from diffinf_lib.hub import repository
@@ -31,8 +32,6 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 PLACES = ("", *(f"{name}/" for name in NETWORKS))
 """Where a network's configuration may lie, in this order: the folder itself, or a part of a pipeline."""
 AUTOENCODERS = ("vae", "vqvae")
-GIVEN = ("class_labels",)
-"""Inputs of a network, besides state and time, that are given from the images' labels."""
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before the names of a network's tensors."""
 
@@ -211,7 +210,7 @@ def _network_class(folder: Path) -> Any:
     wanted = [
         p.name for p in parameters[2:] if p.default is inspect.Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     ]
-    missing = [name for name in wanted if name not in GIVEN]
+    missing = [name for name in wanted if name not in (CLASS_LABELS,)]
     require(not missing, f"{folder}: a {name} must be told {', '.join(missing)}, which images do not carry here; give a model "
             "that is unconditional or conditioned on classes", ConfigurationError)  # fmt: skip
     return kind

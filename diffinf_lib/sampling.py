@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffinf_lib.configuration import SamplerName
 from diffinf_lib.data import Trajectories
 from diffinf_lib.diffusion import Denoiser, require_denoiser
+from diffinf_lib.diffusion.conditions import Labels, conditions_of_samples
 from diffinf_lib.diffusion.denoiser import evaluating
-from diffinf_lib.errors import first_few, require
+from diffinf_lib.errors import require
 from diffinf_lib.finite import check_samples_finite
 from diffinf_lib.options import check_counts
 from diffinf_lib.precision import require_full_precision
@@ -19,7 +20,6 @@ from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import Condition, Images, ImageShape
 
-Labels = Sequence[int] | Int[Tensor, "N"] | None
 States = tuple[Float[Tensor, "N states C H W"], Float[Tensor, "N guesses C H W"]]
 
 GENERATED_IDS = 1_000_000_000
@@ -136,28 +136,15 @@ def _sampled(
     require(len(seeds) > 0, "seeds: give at least one seed, or a positive number of samples")
     check_counts(batch_size=batch_size)
     process.check_sampler(method, steps)
-    told = _conditions(model, len(seeds), labels)
+    told = conditions_of_samples(labels, len(seeds), model.classes)
     parts = []
     for start in range(0, len(seeds), batch_size):
         rows = slice(start, start + batch_size)
-        here = {name: values[rows] for name, values in told.items()}
+        here = {name: values[rows].to(model.device) for name, values in told.items()}
         with evaluating(model):
             parts.append(_one_batch(model, seeds[rows], shape, method, steps, kept, here, progress))
     states, guesses = zip(*parts, strict=True)
     return torch.cat(states), torch.cat(guesses)
-
-
-def _conditions(model: Denoiser, count: int, labels: Labels) -> dict[str, Condition]:
-    """The class of each sample, where the network wants one."""
-    if not model.condition_names:
-        require(labels is None, "labels: this network is not told classes; leave them out")
-        return {}
-    require(labels is not None, f"labels: this network is told one of {model.classes} classes; give one a sample")
-    told = torch.as_tensor(labels)
-    require(told.shape == (count,), f"labels: {tuple(told.shape)} of them for {count} samples; give one a sample")
-    fits = bool(((told >= 0) & (told < model.classes)).all())
-    require(fits, f"labels={first_few(told.tolist())}: give numbers from 0 to {model.classes - 1}")
-    return {"class_labels": told.to(model.device)}
 
 
 def _one_batch(

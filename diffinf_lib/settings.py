@@ -8,22 +8,35 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from typing import ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+
+if TYPE_CHECKING:
+    import torch
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
 @contextmanager
-def _own_settings() -> Iterator[None]:
-    """float32 and the CPU as defaults, and no inference mode; what is so already is left alone and costs nothing."""
+def default_dtype(dtype: "torch.dtype") -> Iterator[None]:
+    """Another default type for the tensors that are made inside."""
     import torch  # here: configurations, which compute without having loaded it, carry the decorator too
 
     before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """float32 and the CPU as defaults, and no inference mode."""
+    import torch
+
     with ExitStack() as stack:
-        if before != torch.float32:
-            torch.set_default_dtype(torch.float32)
-            stack.callback(torch.set_default_dtype, before)
+        stack.enter_context(default_dtype(torch.float32))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         if torch.is_inference_mode_enabled():

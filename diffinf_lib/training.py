@@ -32,7 +32,9 @@ from diffinf_lib.artifacts.manifest import stage
 from diffinf_lib.configuration import Precision, TrainingConfig
 from diffinf_lib.data import ImageSet
 from diffinf_lib.devices import usable_device
-from diffinf_lib.diffusion import Denoiser, conditions_of, per_draw_loss, require_denoiser
+from diffinf_lib.diffusion import Denoiser, per_draw_loss, require_denoiser
+from diffinf_lib.diffusion.conditions import drop_conditions
+from diffinf_lib.diffusion.draws import independent_draws
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.finite import all_finite, first_not_finite, not_finite_at
 from diffinf_lib.loading import check_savable, load_model, save_model
@@ -79,7 +81,7 @@ class _Trainer:
     def __init__(self, model: Denoiser, images: ImageSet, config: TrainingConfig, seed: int):
         self.model, self.images, self.config, self.seed = model, images, config, seed
         self.device = model.device
-        self.pixels, self.told = images.images.to(self.device, model.dtype), conditions_of(model, images) or {}
+        self.pixels, self.told = images.images.to(self.device, model.dtype), model.conditions_of(images)
         self.parameters = _trainable(model)
         fused: dict[str, Any] = {"fused": True} if self.device.type in ("cuda", "cpu") else {}
         self.optimizer = torch.optim.AdamW(
@@ -103,16 +105,14 @@ class _Trainer:
         index = batch_indices(step, len(self.images), config.batch_size, self.seed).to(self.device)
         batch, told = self.pixels[index], {name: values.to(self.device)[index] for name, values in self.told.items()}
         generator = keyed_generator("training", self.seed, step)
-        timesteps = torch.randint(self.model.process.num_train_timesteps, (len(batch),), generator=generator).to(
-            self.device
+        drawn = independent_draws(
+            len(batch), self.images.shape, self.model.process, generator, drop_condition=config.drop_condition
         )
-        noise = torch.randn(batch.shape, generator=generator).to(self.device)
+        timesteps, noise = drawn.timesteps.to(self.device), drawn.noise.to(self.device)
+        told = drop_conditions(told, drawn.dropped, self.model.no_class)
         if config.horizontal_flip:
             flip = (torch.rand(len(batch), generator=generator) < 0.5).to(self.device)
             batch = torch.where(flip.view(-1, 1, 1, 1), batch.flip(-1), batch)
-        if config.drop_condition:
-            dropped = (torch.rand(len(batch), generator=generator) < config.drop_condition).to(self.device)
-            told["class_labels"] = torch.where(dropped, self.model.no_class or 0, told["class_labels"])
         torch.manual_seed(keyed_seed("dropout", self.seed, step))
         with torch.enable_grad(), torch.autocast(self.device.type, torch.bfloat16, config.precision == "bfloat16"):
             losses = per_draw_loss(self.network, batch, timesteps, noise, **told)
@@ -187,7 +187,7 @@ def _trainable(model: Denoiser) -> list[torch.nn.Parameter]:
 
 def training_identity(model: Denoiser, images: ImageSet, config: TrainingConfig, seed: int) -> dict[str, Any]:
     """Everything the trained weights depend on, as plain values."""
-    told = conditions_of(model, images) or {}
+    told = model.conditions_of(images)
     frozen = [name for name, parameter in model.network.named_parameters() if not parameter.requires_grad]
     return ({"frozen": frozen} if frozen else {}) | {
         "training": plain(config),

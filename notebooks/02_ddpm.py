@@ -47,11 +47,12 @@ di.show_versions()
 betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 generator = torch.Generator().manual_seed(0)
 numbers = torch.ones(20_000, dtype=torch.float64)
-followed = {}
+followed, paths = {}, []
 for t, beta in enumerate(betas):
     numbers = (1 - beta).sqrt() * numbers + beta.sqrt() * torch.randn(
         numbers.shape, generator=generator, dtype=torch.float64
     )
+    paths.append(numbers[:50])
     if t in (0, 99, 299, 999):
         followed[t] = (numbers.mean().item(), numbers.std().item())
 
@@ -70,6 +71,21 @@ for t, (mean, std) in followed.items():
     row = {"t": t, "mean, by steps": mean, "in one jump": jump}
     rows.append(row | {"spread, by steps": std, "in one jump ": spread})
 di.tables.table(rows, caption="Twenty thousand numbers after $t$ steps.")
+
+# %% [markdown]
+# Here are fifty of those paths. All begin at 1, and nothing tells at the end where they began: the mean has gone to 0 and
+# the spread to 1.
+
+# %% mystnb={"image": {"alt": "Fifty jagged paths that start at one and fan out; their mean falls to zero, and a band of one standard deviation on either side of it widens to plus and minus one"}, "figure": {"caption": "Fifty numbers on their way into noise, with the mean $\\sqrt{\\bar\\alpha_t}$ (line) and one standard deviation $\\sqrt{1 - \\bar\\alpha_t}$ on either side (band).", "name": "fig-fan"}} tags=["hide-input"]
+figure, axes = di.figures.subplots(figsize=(5.5, 2.8))
+every = range(0, 1000, 12)  # all thousand points would weigh a megabyte
+axes.plot(every, torch.stack(paths)[::12], color="0.6", linewidth=0.5)
+middle, spread = kept.sqrt(), (1 - kept).sqrt()
+band = {"color": di.figures.BLUE, "alpha": 0.25, "linewidth": 0}
+axes.fill_between(range(1000), middle - spread, middle + spread, **band)
+axes.plot(middle, color=di.figures.BLUE)
+axes.set(xlabel="timestep t", ylabel="$x_t$")
+figure
 
 # %% [markdown]
 # diffusers computes the same schedule, and the library takes it from there; timesteps are counted from 0.
@@ -262,6 +278,27 @@ print(f"{library.losses[-1]:.4f} by the library")
 # $$ x_{t-1} = \frac{\sqrt{\bar\alpha_{t-1}}\,\beta_t}{1 - \bar\alpha_t}\,\hat x + \frac{\sqrt{1 - \beta_t}\,(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}\, x_t + \sqrt{\tilde\beta_t}\; z, $$ (eq-posterior)
 #
 # with standard normal noise $z$.
+#
+# :::{admonition} Step by step: where this mean comes from
+# :class: dropdown
+# What would $x_{t-1}$ be if we knew the image $x$ *and* the next state $x_t$? Bayes' rule multiplies two Gaussian densities,
+# the jump {eq}`eq-jump` to $t - 1$ and the step {eq}`eq-step` from there to $t$. Write $\bar\alpha$ for $\bar\alpha_{t-1}$
+# and $u$ for $x_{t-1}$. Up to a constant, minus twice the logarithm of the product is
+#
+# $$ \frac{(u - \sqrt{\bar\alpha}\, x)^2}{1 - \bar\alpha} + \frac{(x_t - \sqrt{1 - \beta_t}\, u)^2}{\beta_t} . $$
+#
+# 1. Collect what stands before $u^2$: $\frac{1}{1 - \bar\alpha} + \frac{1 - \beta_t}{\beta_t}$. Over one denominator the
+#    numerator is $\beta_t + (1 - \beta_t)(1 - \bar\alpha) = 1 - (1 - \beta_t)\,\bar\alpha = 1 - \bar\alpha_t$. So this
+#    factor is $(1 - \bar\alpha_t) / (\beta_t (1 - \bar\alpha))$, which is $1 / \tilde\beta_t$.
+# 2. Collect what stands before $-2u$: $\frac{\sqrt{\bar\alpha}\, x}{1 - \bar\alpha} + \frac{\sqrt{1 - \beta_t}\,
+#    x_t}{\beta_t}$.
+# 3. Call this sum $c$ and complete the square: $u^2 / \tilde\beta_t - 2 c\,u = (u - \tilde\beta_t c)^2 / \tilde\beta_t +
+#    \text{constant}$. So $u$ is Gaussian with variance $\tilde\beta_t$ and mean $\tilde\beta_t c$. Multiply out:
+#
+# $$ \begin{aligned} \tilde\beta_t c &= \tilde\beta_t \frac{\sqrt{\bar\alpha}}{1 - \bar\alpha}\, x + \tilde\beta_t \frac{\sqrt{1 - \beta_t}}{\beta_t}\, x_t \\ &= \frac{\sqrt{\bar\alpha_{t-1}}\, \beta_t}{1 - \bar\alpha_t}\, x + \frac{\sqrt{1 - \beta_t}\,(1 - \bar\alpha_{t-1})}{1 - \bar\alpha_t}\, x_t . \end{aligned} $$
+#
+# The sampler does not know $x$ and puts its guess $\hat x$ there.
+# :::
 
 
 # %%
@@ -380,9 +417,64 @@ assert rows[2]["gradient"] < 0.8 * rows[0]["gradient"]
 di.tables.table(rows, caption="Relative error with 64 draws, mean of eight.")
 
 # %% [markdown]
-# Stratifying helps the loss, whose size depends on the timestep above all. For the gradient at this number of draws the
-# noise is the trouble, not the timesteps. The part of the gradient that is odd in $\varepsilon$ averages to zero, and a
-# pair cancels it at once.
+# Stratifying helps the loss, whose size depends on the timestep above all. Pairs make the loss *worse* and the gradient
+# much better. Before you read on: what could a gradient have that a loss lacks?
+#
+# Split any function of the noise into the part that keeps its sign when $\varepsilon$ turns into $-\varepsilon$ and the part
+# that changes it:
+#
+# $$ h(\varepsilon) = \underbrace{\tfrac{1}{2}\bigl(h(\varepsilon) + h(-\varepsilon)\bigr)}_{\text{even}} + \underbrace{\tfrac{1}{2}\bigl(h(\varepsilon) - h(-\varepsilon)\bigr)}_{\text{odd}} . $$ (eq-even-odd)
+#
+# $\varepsilon$ and $-\varepsilon$ are equally likely, so the odd part has mean zero, and the mean of a pair is its even part.
+# That is why pairs change no expectation. With independent noise, $S$ draws have the variance
+# $(V_\text{even} + V_\text{odd}) / S$. In pairs the odd part is gone, but only $S / 2$ values of the even part are left:
+# $2 V_\text{even} / S$. So a pair pays where the odd part is the larger one. Measure both, at eight timesteps:
+
+
+# %%
+def pair(t, eps):
+    """Loss and gradient with the noise and with its opposite."""
+    for noise in (eps, -eps):
+        loss = di.per_draw_loss(model, image.images, torch.tensor([t]), noise)
+        gradient = torch.autograd.grad(loss.sum(), model.parameters())
+        yield loss.detach(), torch.cat([part.flatten() for part in gradient])
+
+
+def variances(pairs):
+    """Of the even part and of the odd part, summed over the entries."""
+    first, second = map(torch.stack, zip(*pairs, strict=True))
+    even, odd = (first + second) / 2, (first - second) / 2
+    return torch.stack([even.var(0).sum(), odd.square().mean(0).sum()])
+
+
+# %%
+noises = torch.randn(8, *image.images.shape, generator=generator)
+totals = {"loss": 0, "gradient": 0}
+for t in range(62, 1000, 124):
+    found = [list(pair(t, eps)) for eps in noises]
+    for place, name in enumerate(totals):
+        totals[name] += variances(
+            [(first[place], second[place]) for first, second in found]
+        )
+rows = [
+    {
+        "of the": name,
+        "even part": even,
+        "odd part": odd,
+        "pairs / no pairs": 2 * even,
+    }
+    for name, total in totals.items()
+    for even, odd in [(total / total.sum()).tolist()]
+]
+assert rows[0]["pairs / no pairs"] > 1 > rows[1]["pairs / no pairs"]
+di.tables.table(
+    rows,
+    caption="Shares of the variance at a timestep.",
+)
+
+# %% [markdown]
+# The loss is a square, so it is mostly even, and pairs waste half of its draws. Most of the gradient's noise is odd, and a
+# pair cancels it at once. Attribution needs gradients, so the library takes pairs.
 #
 # Every average in the library uses such draws unless told otherwise. They are keyed by the image's id, so that a number
 # does not depend on batch size, order or restarts. The last row draws timesteps in proportion to $\bar\alpha_t$, the

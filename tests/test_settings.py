@@ -1,6 +1,5 @@
 """Whatever a caller has set for the whole process, draws, models, measurements and scores are the same."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -9,23 +8,14 @@ from cases import assert_equal_but_for_rounding
 
 import diffinf_lib as di
 from diffinf_lib.curvature.layers import curvature_layers, differentiable
-from diffinf_lib.settings import own_settings
+from diffinf_lib.settings import default_dtype, own_settings
 
 PRESET = di.get_preset("smoke")
 DRAWS = di.DrawConfig(4, timestep_rule="signal", shared=True)
 
 
-@contextmanager
-def default_dtype():
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 SETTINGS = {
-    "float64": default_dtype,
+    "float64": lambda: default_dtype(torch.float64),
     "another device": lambda: torch.device("meta"),
     "inference": torch.inference_mode,
     "no gradients": torch.no_grad,
@@ -79,7 +69,7 @@ def test_the_caller_s_settings_are_left_as_they_were():
         for _ in range(2):
             yield torch.zeros(1).dtype, torch.is_inference_mode_enabled()
 
-    with default_dtype(), torch.inference_mode():
+    with default_dtype(torch.float64), torch.inference_mode():
         for kind, inference in kinds():
             assert kind == torch.float32 and not inference
             assert torch.zeros(1).dtype == torch.float64 and torch.is_inference_mode_enabled()

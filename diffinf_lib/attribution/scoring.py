@@ -15,7 +15,7 @@ from diffinf_lib.curvature import Curvature
 from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
-from diffinf_lib.gradients import GradientSet, LayerGradients, Projections, QueryGradients, check_blocks
+from diffinf_lib.gradients import GradientSet, LayerGradients, Projections, QueryGradients, check_basis, check_blocks
 from diffinf_lib.settings import own_settings
 
 
@@ -83,6 +83,7 @@ class KeptQueries:
                 "train_format='projection'")  # fmt: skip
         check_blocks(queries, curvature, "queries")
         self.curvature, self.inverses = curvature.to(queries.device), inverses
+        check_basis(train, curvature, "train")
         if train.projected:
             self._duals = [self._projected(train, part) for _, part in queries.shards()]
         else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from diffinf_lib.checks.answers import (
@@ -28,7 +29,7 @@ from diffinf_lib.checks.answers import (
     raised,
 )
 from diffinf_lib.errors import DiffinfError, require
-from diffinf_lib.settings import own_settings
+from diffinf_lib.settings import default_dtype, own_settings
 
 Mistakes = Mapping[str, Function]
 
@@ -76,10 +77,11 @@ class Case:
     ask: Callable[..., Any] | None = None
 
     def answer(self, function: Function) -> Answer | Exception:
-        """What a function answers, or what it raised."""
+        """What a function answers, or what it raised; `torch.eye(n)` in it is float64, as the arguments are."""
         arguments = [_copied(argument) for argument in self.arguments]
         try:
-            return as_answer(self.ask(function, *arguments) if self.ask else function(*arguments))
+            with default_dtype(torch.float64):
+                return as_answer(self.ask(function, *arguments) if self.ask else function(*arguments))
         except CheckFailed:
             raise
         except Exception as error:

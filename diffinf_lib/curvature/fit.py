@@ -28,7 +28,7 @@ from diffinf_lib.curvature.label_vectors import KeyedRandomness
 from diffinf_lib.curvature.layers import GRADIENTS_NOT_FINITE, Covers, check_finite
 from diffinf_lib.curvature.passes import AddPortion, Passes, Sums, check_products
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, check_images, conditions_of
+from diffinf_lib.diffusion import Denoiser, check_images
 from diffinf_lib.diffusion.identity import weights_digest
 from diffinf_lib.options import check_counts, checked
 from diffinf_lib.precision import matrix_precision
@@ -205,5 +205,5 @@ def curvature_identity(
         "seed": seed,
         "covered": covered,
         "model": model.identity,
-        "images": tensor_digest(images.images, images.ids, *(conditions_of(model, images) or {}).values()),
+        "images": tensor_digest(images.images, images.ids, *model.conditions_of(images).values()),
     }

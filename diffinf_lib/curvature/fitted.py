@@ -95,7 +95,7 @@ class Curvature:
 
         there = replace(self, layers={name: moved(layer) for name, layer in self.layers.items()})
         vars(there).update(
-            {name: value for name, value in vars(self).items() if name == "digest"}
+            {name: value for name, value in vars(self).items() if name in ("digest", "basis")}
         )  # not to be taken twice
         return there
 
@@ -111,6 +111,12 @@ class Curvature:
         }
         covered = None if self.covered is None else sorted(self.covered)
         return json_digest({"layers": layers, "bias": self.bias, "covered": covered})
+
+    @cached_property
+    def basis(self) -> str:
+        """SHA-256 over the eigenvectors alone: which basis gradients are in that were rotated by this curvature."""
+        pairs = {name: (layer.input_eigenvectors, layer.output_eigenvectors) for name, layer in self.layers.items()}
+        return json_digest({name: [v if v is None else tensor_digest(v) for v in pair] for name, pair in pairs.items()})
 
     @property
     def covers(self) -> Covers:

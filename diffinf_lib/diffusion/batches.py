@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from diffinf_lib.configuration import Expectation, Objective, Process
 from diffinf_lib.data import ImageSet, Trajectories
@@ -27,7 +25,7 @@ def expectation_batches(
     key: dict[str, Any] = {"seed": expectation.seed, "purpose": expectation.purpose}
     batches = iterate_draws(
         images.images.to(model.device, model.dtype), images.ids, expectation.draws, **key, process=process,
-        batch_size=batch_size, conditions=conditions_of(model, images), no_class=model.no_class,
+        batch_size=batch_size, conditions=model.conditions_of(images), no_class=model.no_class,
     )  # fmt: skip
     for batch in batches:
         if objective.on_trajectories:
@@ -40,21 +38,6 @@ def expectation_batches(
             batch = batch.rows(((batch.timesteps >= low) & (batch.timesteps < high)).nonzero().squeeze(1))
         if len(batch.images):
             yield batch
-
-
-def conditions_of(model: Denoiser, images: ImageSet) -> dict[str, Int[Tensor, "N"]] | None:
-    """What the network is told of each image besides state and time, `[N]` by name; None where it is told nothing.
-
-    Raises:
-        ConfigurationError: a label is none of the network's classes.
-    """
-    if not model.condition_names:
-        return None
-    strange = (images.labels < 0) | (images.labels >= model.classes)
-    require(not bool(strange.any()), f"labels: {int(strange.sum())} of {len(images)} images have none of the network's "
-            f"{model.classes} classes (label {int(images.labels[strange][0]) if strange.any() else ''}); give images with "
-            f"labels from 0 to {model.classes - 1}")  # fmt: skip
-    return {"class_labels": images.labels}
 
 
 def check_images(**options: object) -> None:

@@ -7,7 +7,7 @@ on one whose meaning was not read. `load_model` reads both from a folder or a hu
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
@@ -18,14 +18,13 @@ from jaxtyping import Real
 from torch import Tensor, nn
 
 from diffinf_lib.configuration import Process
+from diffinf_lib.data import ImageSet
+from diffinf_lib.diffusion.conditions import Conditions, condition_names, conditions_of_images
 from diffinf_lib.diffusion.draws import DrawBatch
 from diffinf_lib.diffusion.identity import config_of, network_identity
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.precision import in_full_precision, matrix_precision
 from diffinf_lib.shapes import Condition, ImageBatch, PerDraw, Timesteps
-
-Conditions = Mapping[str, Condition]
-"""What a network is told besides state and time, one row a draw: `class_labels`."""
 
 
 class Denoiser(nn.Module):
@@ -91,7 +90,11 @@ class Denoiser(nn.Module):
     @property
     def condition_names(self) -> tuple[str, ...]:
         """Names of the conditions that the network must be told."""
-        return () if self.classes == 0 else ("class_labels",)
+        return condition_names(self.classes)
+
+    def conditions_of(self, images: ImageSet) -> dict[str, Condition]:
+        """What the network is told of each image, `[N, ...]` by name; see `conditions_of_images`."""
+        return conditions_of_images(images, self.classes)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -135,7 +138,7 @@ class Denoiser(nn.Module):
 
     def predict(self, batch: DrawBatch) -> ImageBatch:
         """The output at each draw of a batch."""
-        return self(batch.state, batch.timesteps, **(batch.conditions or {}))
+        return self(batch.state, batch.timesteps, **batch.conditions)
 
 
 _ABOUT_SHAPES = re.compile(r"\b(sizes?|shapes?|channels?|dim\w*|divisible)\b", re.IGNORECASE)

@@ -10,6 +10,7 @@ drawn more often than others (importance sampling); the weights then undo the pr
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -17,12 +18,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from diffinf_lib.configuration import DrawConfig, Process, TimestepRule
+from diffinf_lib.diffusion.conditions import Conditions, drop_conditions
 from diffinf_lib.diffusion.reverse import added_variances
 from diffinf_lib.errors import require
 from diffinf_lib.options import check_counts
 from diffinf_lib.randomness import keyed_generator
 from diffinf_lib.settings import own_settings
-from diffinf_lib.shapes import Condition, Ids, ImageBatch, Images, ImageShape, PerDraw, PerTimestep, Timesteps
+from diffinf_lib.shapes import Ids, ImageBatch, Images, ImageShape, PerDraw, PerTimestep, Timesteps
 
 UNIFORM_SHARE = 0.1
 """Share of uniform timesteps in the rules `signal` and `elbo`; no weight exceeds its inverse (a defensive mixture,
@@ -61,7 +63,7 @@ class DrawBatch(NamedTuple):
     draw_weights: PerDraw
     state: ImageBatch
     target: ImageBatch
-    conditions: dict[str, Condition] | None = None
+    conditions: Conditions = MappingProxyType({})
     held_against: ImageBatch | None = None
 
     def rows(self, which: Int[Tensor, "n"] | Bool[Tensor, "B"] | slice) -> "DrawBatch":
@@ -71,9 +73,7 @@ class DrawBatch(NamedTuple):
             return field[which if isinstance(which, slice) else which.to(field.device)]
 
         fields = {name: value for name, value in self._asdict().items() if isinstance(value, Tensor)}
-        conditions = (
-            None if self.conditions is None else {name: taken(value) for name, value in self.conditions.items()}
-        )
+        conditions = {name: taken(value) for name, value in self.conditions.items()}
         return self._replace(**{name: taken(value) for name, value in fields.items()}, conditions=conditions)
 
 
@@ -116,6 +116,27 @@ def example_draws(
     # Drawn last, so that timesteps and noise are the same whether or not conditions are dropped; a pair stays one
     dropped = torch.rand(distinct, generator=generator).repeat_interleave(pairs) < config.drop_condition
     return Draws(timesteps, noise, draw_weights.float(), dropped)
+
+
+@own_settings
+def independent_draws(
+    count: int,
+    shape: ImageShape,
+    process: Process,
+    generator: torch.Generator,
+    drop_condition: float = 0.0,
+) -> Draws:
+    """One draw for each row of a batch, uniform in t and independent: what a step of training takes (Ho et al. 2020,
+    algorithm 1).
+
+    Args:
+        drop_condition: chance that a row's network is not told its conditions.
+    """
+    timesteps = torch.randint(process.num_train_timesteps, (count,), generator=generator)
+    noise = torch.randn(count, *shape, generator=generator)
+    never = torch.zeros(count, dtype=torch.bool)
+    dropped = torch.rand(count, generator=generator) < drop_condition if drop_condition else never
+    return Draws(timesteps, noise, torch.ones(count), dropped)
 
 
 def _timesteps(
@@ -174,7 +195,7 @@ def iterate_draws(
     purpose: str,
     process: Process,
     batch_size: int = 512,
-    conditions: Mapping[str, Shaped[Tensor, "N ..."]] | None = None,
+    conditions: Mapping[str, Shaped[Tensor, "N ..."]] = MappingProxyType({}),
     no_class: int | None = None,
 ) -> Iterator[DrawBatch]:
     """All draws of all examples, in the order of the examples, cut into batches of `batch_size` draws.
@@ -183,7 +204,7 @@ def iterate_draws(
 
     Args:
         conditions: what the network is told of each image, `[N, ...]` by name.
-        no_class: what it is told as `class_labels` in draws that drop their condition.
+        no_class: the class it is told in draws that drop their condition.
 
     Raises:
         ConfigurationError: conditions are to be dropped, and there is no label that stands for none.
@@ -216,7 +237,7 @@ def _batch(
     example: Int[Tensor, "B"],
     draw: Int[Tensor, "B"],
     process: Process,
-    conditions: Mapping[str, Shaped[Tensor, "N ..."]] | None,
+    conditions: Mapping[str, Shaped[Tensor, "N ..."]],
     no_class: int | None,
 ) -> DrawBatch:
     """Draws with their images, states and targets, on the images' device and in their type."""
@@ -225,9 +246,8 @@ def _batch(
         drawn.timesteps.to(images.device),
         drawn.noise.to(images),
     )
-    told = None if conditions is None else {n: v[example.to(v.device)].to(images.device) for n, v in conditions.items()}
-    if told is not None and no_class is not None:
-        told["class_labels"] = told["class_labels"].masked_fill(drawn.dropped.to(images.device), no_class)
+    told = {name: values[example.to(values.device)].to(images.device) for name, values in conditions.items()}
+    told = drop_conditions(told, drawn.dropped, no_class)
     return DrawBatch(
         pixels, timesteps, noise, example, draw, drawn.draw_weights.to(images), process.noisy(pixels, timesteps, noise),
         process.target_of(pixels, timesteps, noise), told,

@@ -80,17 +80,17 @@ def noising_strip(
 
 
 def ranked(scores: PerExample, count: int) -> dict[str, Int[Tensor, "n"]]:
-    """Places of the highest, lowest and smallest (in size) of the scores `[N]`, as the paper's Fig. 1 shows them."""
+    """Places of the highest and lowest of the scores `[N]` and of those nearest to zero, as the paper's Fig. 1 shows them."""
     order = scores.argsort(descending=True)
     return {
         "most positive": order[:count],
         "most negative": order.flip(0)[:count],
-        "most neutral": scores.abs().argsort()[:count],
+        "nearest to zero": scores.abs().argsort()[:count],
     }
 
 
 def top_influence(train: ImageSet, queries: ImageSet, scores: Scores, *, query: int, count: int = 8) -> BookFigure:
-    """A query and its most positive, most negative and most neutral training images (the paper's Fig. 1).
+    """A query and its most positive, most negative and most indifferent training images (the paper's Fig. 1).
 
     Args:
         scores: `[Q, N]`; a positive score: leaving the image out makes the query less likely.

@@ -43,14 +43,14 @@ def predicted_against_measured(scores: Scores, truth: GroundTruth, *, query: int
     require(0 <= query < len(truth.query_ids), f"query={query}: give 0 to {len(truth.query_ids) - 1}")
     predicted = predicted_changes(scores, truth)[query]
     measured = truth.measurements[:, :, query].mean(1).numpy()
-    figure, axes = subplots(figsize=(4, 3.2))
+    figure, axes = subplots(figsize=(4.6, 3.2))
     axes.scatter(predicted, measured, color=BLUE, s=18, alpha=0.8)
     correlation = float(spearman(predicted[None], measured[None])[0])
     figure.alt = f"Predicted against measured change, {len(predicted)} subsets: rank correlation {correlation:.2f}"
     axes.set(
-        xlabel="predicted change, sum of scores of the images left out",
-        ylabel="measured after retraining",
-        title=f"query {query}: Spearman {correlation:.2f} over {len(predicted)} subsets",
+        xlabel="predicted change: sum of the scores left out",
+        ylabel="loss after retraining",
+        title=f"query {query}: rank correlation {correlation:.2f}, {len(predicted)} halves",
     )
     return figure
 

@@ -41,6 +41,10 @@ STYLE: Any = {
 }
 
 
+LEGIBLE = 0.62
+"""Share of its size to which a figure shrinks on a narrow page, where words of 10 pt are still read; then it scrolls."""
+
+
 class BookFigure(Figure):
     """A Matplotlib figure that shows itself as SVG in the page's own colours.
 
@@ -65,7 +69,8 @@ def _framed(svg: str, alt: str) -> str:
     width, height = (float(value) for value in re.findall(r'(?:width|height)="([\d.]+)pt"', body)[:2])
     head = (
         f'<svg role="img" aria-label="{html.escape(alt)}" viewBox="0 0 {width:g} {height:g}" fill="{INK}" '
-        f'style="width:{width / 72:.2f}in;stroke-linejoin:round" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+        f'style="width:{width / 72:.2f}in;min-width:{LEGIBLE * width / 72:.2f}in;stroke-linejoin:round" '
+        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     body = head + body[body.index(">") + 1 :]
     body = re.sub(r"<(metadata|style)\b.*?</\1>", "", body, flags=re.DOTALL)  # a style would hold for the whole page

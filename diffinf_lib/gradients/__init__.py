@@ -5,7 +5,14 @@ once and scored many times.
 """
 
 from diffinf_lib.gradients.compute import example_gradient, gradients_in_eigenbasis, grouped_gradients
-from diffinf_lib.gradients.sets import GradientSet, LayerGradients, Projections, QueryGradients, check_blocks
+from diffinf_lib.gradients.sets import (
+    GradientSet,
+    LayerGradients,
+    Projections,
+    QueryGradients,
+    check_basis,
+    check_blocks,
+)
 from diffinf_lib.gradients.store import gradients_of
 
 __all__ = [
@@ -13,6 +20,7 @@ __all__ = [
     "LayerGradients",
     "Projections",
     "QueryGradients",
+    "check_basis",
     "check_blocks",
     "example_gradient",
     "gradients_in_eigenbasis",

@@ -42,6 +42,7 @@ class GradientSet:
         identify: what they depend on, see `identity`.
         folder: where they are kept, or None.
         ids: of the images, for messages; None counts them.
+        basis: of the curvature in whose eigenbasis they are, see `Curvature.basis`; None where it is not known.
     """
 
     count: int
@@ -53,6 +54,7 @@ class GradientSet:
     identify: Callable[[], dict[str, Any]] | None = None
     folder: Path | None = None
     ids: Int[Tensor, "n"] | None = None
+    basis: str | None = None
 
     @staticmethod
     def of(gradients: LayerGradients) -> "GradientSet":
@@ -169,3 +171,18 @@ def check_blocks(gradients: GradientSet, like: Curvature | GradientSet, name: st
         shapes = [part.get(block, "none") for part in (gradients.blocks, expected)]
         require(shapes[0] == shapes[1], f"{name}: layer {block}: gradients of shape {shapes[0]}, {shapes[1]} in the "
                 f"{'curvature' if isinstance(like, Curvature) else 'others'}; give gradients in one eigenbasis")  # fmt: skip
+    check_basis(gradients, like, name)
+
+
+def check_basis(gradients: GradientSet, like: Curvature | GradientSet, name: str) -> None:
+    """Refuse gradients in another eigenbasis than a curvature's, or than other gradients', as far as it is known.
+
+    Raises:
+        ConfigurationError: the bases differ; such scores would look like any others.
+    """
+    other = "the curvature" if isinstance(like, Curvature) else "the other gradients"
+    require(
+        None in (gradients.basis, like.basis) or gradients.basis == like.basis,
+        f"{name}: these gradients are in the eigenbasis of another curvature than {other}; take them anew with "
+        "di.gradients_of(model, curvature, ...)",
+    )

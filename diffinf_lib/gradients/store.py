@@ -21,7 +21,7 @@ from diffinf_lib.compression import Compression, Tensors
 from diffinf_lib.configuration import Expectation, Precision, StoreFormat, check_formats
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet, Trajectories
-from diffinf_lib.diffusion import Denoiser, check_images, check_trajectories, conditions_of, require_denoiser
+from diffinf_lib.diffusion import Denoiser, check_images, check_trajectories, require_denoiser
 from diffinf_lib.errors import ArtifactError
 from diffinf_lib.gradients.compute import gradients_in_eigenbasis
 from diffinf_lib.gradients.sets import GradientSet
@@ -80,7 +80,7 @@ def gradients_of(
         source.folder = Path(below) / f"{expectation.purpose}-{json_digest(source.identity())[:12]}"
     return GradientSet(
         len(images), shapes, source.shards, model.device, model.dtype, source.compression, source.identity, source.folder,
-        images.ids,
+        images.ids, curvature.basis,
     )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ class _Source:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the gradients depend on, as plain values; taken anew each time, for weights may change meanwhile."""
-        told = [*(conditions_of(self.model, self.images) or {}).values()]
+        told = [*self.model.conditions_of(self.images).values()]
         if isinstance(self.images, Trajectories) and self.expectation.objective.on_trajectories:
             told += [self.images.states, self.images.guesses]
         return {

@@ -35,6 +35,7 @@ class Removal:
         before: measurement of the model trained on everything, `[Q]`.
         after: measurement of the models trained again, `[Q]`.
         images: what the model trained again generates from the noise of each query, `[Q, C, H, W]`.
+        chance: measurement of models trained without as many random images, `[Q]`: what a change is held against.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Removal:
     before: Float[np.ndarray, "Q"]
     after: Float[np.ndarray, "Q"]
     images: Float[Tensor, "Q C H W"] | None = None
+    chance: Float[np.ndarray, "Q"] | None = None
 
     @classmethod
     def of_study(cls, bundle: Bundle, shown: Sequence[int]) -> list["Removal"]:
@@ -53,6 +55,7 @@ class Removal:
                 [row[row >= 0].tolist() for row in arrays["removed"][s, c, places]],
                 arrays["full"][places].mean(1),
                 arrays["measurements"][s, c, places].mean(1),
+                chance=arrays["random"][s][:, places].mean((0, 2)),
             )
             for s, share in enumerate(bundle.metrics["shares"])
             for c, condition in enumerate(bundle.metrics["conditions"])
@@ -61,15 +64,18 @@ class Removal:
     def tell(self, query: int, form: str) -> str:
         """The outcome for one query."""
         before, after = float(self.before[query]), float(self.after[query])
+        beside = "" if self.chance is None else (
+            f"; without as many random images {text(float(self.chance[query]) - before, '+' + form)}"
+        )  # fmt: skip
         return (
             f"Trained again without {self.name} ({len(self.removed[query])} images, crossed out): {text(before, form)} → "
-            f"{text(after, form)}, a change of {text(after - before, '+' + form)}."
+            f"{text(after, form)}, a change of {text(after - before, '+' + form)}{beside}."
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Explorer(Figure):
-    """Choose a query; see its most positive, most negative and most neutral training images with their scores.
+    """Choose a query; see its most positive, most negative training images, and those nearest to zero, with their scores.
 
     Attributes:
         train: the training images.
@@ -89,7 +95,7 @@ class Explorer(Figure):
     images: int = 8
     removals: Sequence[Removal] = ()
     form: str = ".4f"
-    hint: str = "A score says by how much the query's measurement would rise without that image."
+    hint: str = "A score ranks the images by how much the query's measurement is predicted to rise without each."
 
     kind: ClassVar[str] = "explorer"
 
@@ -142,7 +148,8 @@ class Explorer(Figure):
     def own_alternative(self) -> str:
         """Alternative text."""
         return (
-            self.alternative or "A query and the training images with the highest, the lowest and the smallest scores"
+            self.alternative
+            or "A query and the training images with the highest and the lowest scores and those nearest to zero"
         )
 
     def option_pictures(self, control: Control) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from textwrap import fill
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ _COLOURS = LinearSegmentedColormap.from_list("difference", ["#E47628", "white", 
 
 @dataclass(frozen=True, eq=False)
 class Matrices(Figure):
-    """Heat maps on one scale; a cell under the pointer or the arrow keys tells its values.
+    """Heat maps; a cell under the pointer or the arrow keys tells its values.
 
     Attributes:
         exact, approximation: `[rows, columns]` each, or with leading axes for controls, such as a dial.
@@ -32,7 +33,9 @@ class Matrices(Figure):
         row_names, column_names: default: their numbers.
         notes: for each state, a sentence for every cell, row by row.
         free: let the scale of colours follow the state; otherwise one serves all states.
-        written: write the value into each cell; of small matrices.
+        own_scale: give the third map colours of its own, where differences are small beside the values.
+        written: write the value into each cell, and the names of rows and columns, where both are given, beside them; of
+            small matrices.
         form: of the cells; `error_form` of the relative error in Frobenius' norm, None where there is none to tell.
     """
 
@@ -43,6 +46,7 @@ class Matrices(Figure):
     column_names: Sequence[str] = ()
     notes: SwitchedText | None = None
     free: bool = False
+    own_scale: bool = False
     written: bool = False
     form: str = ".3g"
     error_form: str | None = ".1%"
@@ -85,6 +89,10 @@ class Matrices(Figure):
         """Alternative text."""
         return self.alternative or "Heat maps of a matrix, its approximation and the error"
 
+    @property
+    def _named(self) -> bool:
+        return self.written and bool(self.row_names and self.column_names)
+
     def relative_error(self, state: State) -> float:
         """‖approximation − exact‖ / ‖exact‖ in Frobenius' norm."""
         exact, near = (matrix.at(state) for matrix in self._pair)
@@ -106,8 +114,10 @@ class Matrices(Figure):
             "names": self.names,
             "rowNames": list(self.row_names) or [f"row {i + 1}" for i in range(rows)],
             "columnNames": list(self.column_names) or [f"column {j + 1}" for j in range(columns)],
+            "named": self._named,
             "notes": self.notes and self.notes.payload(),
             "free": self.free,
+            "ownScale": self.own_scale,
             "written": self.written,
             "form": self.form,
             "errorForm": self.error_form,
@@ -117,12 +127,26 @@ class Matrices(Figure):
         """The heat maps of one state."""
         exact, near = (matrix.at(state) for matrix in self._pair)
         shown = [exact, near, near - exact]
-        largest = max(float(np.abs(values).max()) for values in shown) or 1.0
-        figure, axes = subplots(1, 3, figsize=(7, 2.8))
+        figure, axes = subplots(1, 3, figsize=(9 if self._named else 7, 2.8))
+        drawn = [
+            axis.imshow(values, cmap=_COLOURS, vmin=-largest, vmax=largest)
+            for axis, values, largest in zip(axes, shown, self._largest(shown), strict=True)
+        ]
         for axis, values, name in zip(axes, shown, self.names, strict=True):
-            drawn = axis.imshow(values, cmap=_COLOURS, vmin=-largest, vmax=largest)
             axis.set(title=name, xticks=[], yticks=[])
             for (row, column), value in np.ndenumerate(values) if self.written else ():
                 axis.text(column, row, text(value, self.form), ha="center", va="center", color="black")
-        figure.colorbar(drawn, ax=axes, shrink=0.8)
+            if self._named:
+                axis.set_xticks(range(len(self.column_names)), self.column_names)
+                axis.set_yticks(range(len(self.row_names)), [fill(row, 10) for row in self.row_names])
+                axis.tick_params(length=0, labelsize="small")
+        if self.own_scale:
+            figure.colorbar(drawn[0], ax=axes[:2], shrink=0.8)
+        figure.colorbar(drawn[2], ax=axes[2] if self.own_scale else axes, shrink=0.8)
         return chart(figure, f"{self.own_alternative}. {self.tell(state)}", colours=128)
+
+    def _largest(self, shown: Sequence[np.ndarray]) -> list[float]:
+        """What stands at the end of each map's colours."""
+        sizes = [float(np.abs(values).max()) for values in shown]
+        pair = max(sizes[:2]) if self.own_scale else max(sizes)
+        return [largest or 1.0 for largest in (pair, pair, sizes[2] if self.own_scale else pair)]

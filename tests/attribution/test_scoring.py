@@ -7,6 +7,7 @@ from cases import by_definition, conv_denoiser, images, in_shards, linear_denois
 
 import diffinf_lib as di
 from diffinf_lib.attribution.scoring import KeptQueries, products
+from diffinf_lib.attribution.similarity import gradient_dot_scores
 from diffinf_lib.configuration import (
     MEASUREMENT_PURPOSE,
     QUERY_PURPOSE,
@@ -169,3 +170,19 @@ def test_query_draws_of_their_own(case):
     expected = di.scores_from_gradients(own, train_gradients, curvature, damping=1e-4)[0]
     found = di.influence(*case, measurement=MEASUREMENT, draws=DRAWS, query_draws=DRAWS, damping=1e-4)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_gradients_in_another_eigenbasis_are_refused(case, projected):
+    """They have the same shapes, so scores would come out and mean nothing."""
+    model, curvature, train, queries = case
+    other = fit_curvature(model, train, CurvatureConfig(draws=DrawConfig(8)), seed=1)
+    asked = gradients_of(model, curvature, queries, Expectation(DRAWS))
+    form = di.StoreFormat("projection", dimension=16) if projected else None
+    given = gradients_of(model, other, train, Expectation(DRAWS), form=form)
+    with pytest.raises(ConfigurationError, match="train: these gradients are in the eigenbasis of another curvature"):
+        di.scores_from_gradients(asked, given, curvature, damping=1e-3)
+    with pytest.raises(ConfigurationError, match="queries: these gradients are in the eigenbasis of another"):
+        di.scores_from_gradients(asked, given, other, damping=1e-3)
+    with pytest.raises(ConfigurationError, match="another curvature than"):
+        gradient_dot_scores(asked, gradients_of(model, other, train, Expectation(DRAWS)))

@@ -11,6 +11,7 @@ import diffinf_lib as di
 from diffinf_lib.checks import CheckFailed
 from diffinf_lib.checks.exercise import Case, exercise
 from diffinf_lib.errors import ConfigurationError, DiffinfError
+from diffinf_lib.settings import default_dtype
 
 
 def right(jacobians):
@@ -138,15 +139,32 @@ def test_options_are_checked(options):
         di.checks.kfac(lambda inputs, gradients: (inputs, gradients), **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_new_tensors_in_a_function_are_in_float64_as_its_arguments_are(dtype):
+    """A right answer needs no `dtype=`, whatever the caller's default, and that default is left as it was."""
+    made = []
+
+    def my_score(query, train, input_factor, output_factor, damping):
+        made.append(torch.tensor(damping).dtype)
+        a = input_factor + damping**0.5 * torch.eye(len(input_factor))
+        b = output_factor + damping**0.5 * torch.eye(len(output_factor))
+        return (train * (torch.linalg.solve(b, query) @ torch.linalg.inv(a))).sum((1, 2)) / len(train)
+
+    def broken(*given):
+        raise ValueError
+
+    with default_dtype(dtype):
+        assert di.checks.kfac_score(my_score, damped="factors")
+        assert "raised ValueError" in refused(broken, di.checks.kfac_score)
+        assert torch.get_default_dtype() == dtype
+    assert set(made) == {torch.float64}
+
+
 def test_settings_of_the_process_do_not_matter():
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float64)
+    with default_dtype(torch.float64):
         assert di.checks.ggn(right)
         with torch.inference_mode():
             assert di.checks.kfac_score.exercise and di.checks.ggn(right)
-    finally:
-        torch.set_default_dtype(before)
 
 
 def test_a_notebook_shows_one_line():

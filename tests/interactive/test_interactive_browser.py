@@ -556,17 +556,24 @@ def test_a_handle_moves_the_outlier(shown):
     assert np.abs(marked - knob).max() < 0.01
 
 
-def test_heat_maps_hold_the_cells(shown):
-    figure = made("matrices")
+@pytest.mark.parametrize("kind", ["matrices", "grid"])
+def test_heat_maps_hold_the_cells(shown, kind):
+    figure = made(kind)
     tab = shown(figure)
     put(tab, {"Dial": 2})
     state = figure.state(Dial=1)
     exact, near = figure.exact.at(state), figure.approximation.at(state)
     every = [figure.exact.values, figure.approximation.values, figure.approximation.values - figure.exact.values]
-    largest = max(np.abs(values).max() for values in every)
-    for canvas, values in zip(tab.locator(".diffinf-heat").all(), (exact, near, near - exact), strict=True):
+    largest = [np.abs(values).max() for values in every]
+    largest = [max(largest[:2])] * 2 + largest[2:] if figure.own_scale else [max(largest)] * 3
+    ends = [text(sign * end, figure.form) for end in sorted({largest[0], largest[2]}, reverse=True) for sign in (-1, 1)]
+    shown_ends = [end for end in tab.locator(".diffinf-scale > span").all_text_contents() if end and end[-1] != ":"]
+    assert sorted(shown_ends) == sorted(ends)
+    for canvas, values, end in zip(
+        tab.locator(".diffinf-heat").all(), (exact, near, near - exact), largest, strict=True
+    ):
         found = pixels(canvas)
-        assert np.abs(found[..., 3] - 255 * np.abs(values) / largest).max() <= 1
+        assert np.abs(found[..., 3] - 255 * np.abs(values) / end).max() <= 1
         clear = found[..., 3] > 25
         assert ((found[..., 0] > found[..., 2]) == (values < 0))[clear].all()
 
@@ -582,7 +589,25 @@ def test_numbers_stand_in_the_cells(shown):
         assert (
             panel.locator("span").first.bounding_box()["width"] < panel.locator("xpath=..").bounding_box()["width"] / 6
         )
+        assert len({box.bounding_box()["height"] for box in panel.locator("span").all()}) == 1  # none is broken in two
     assert status(tab) == ""
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_names_stand_beside_their_cells(shown, width):
+    figure = made("grid")
+    tab = shown(figure, width=width)
+    for kind, axis, size, names in (
+        (".diffinf-row-names", "y", "height", figure.row_names),
+        (".diffinf-column-names", "x", "width", figure.column_names),
+    ):
+        for panel in tab.locator(".diffinf-named").all():
+            area = panel.locator(".diffinf-zone").bounding_box()
+            for place, (name, word) in enumerate(zip(names, panel.locator(f"{kind} span").all(), strict=True)):
+                box = word.bounding_box()
+                middle = area[axis] + (place + 0.5) / len(names) * area[size]
+                assert word.text_content() == name and abs(box[axis] + box[size] / 2 - middle) < 1.5
+    assert made("matrices").data()["views"][0]["named"] is False
 
 
 def test_cells_are_told_by_keys_and_pointer(shown):

@@ -329,3 +329,7 @@ def test_outcomes_of_the_shipped_removal_study():
     assert set(found[2].removed[1]) == set(np.argsort(-scores[2], kind="stable")[:30].tolist())
     assert found[2].after[0] == bundle.arrays["measurements"][1, 0, 7].mean()
     assert found[2].before[1] == bundle.arrays["full"][2].mean()
+    chance = bundle.arrays["random"][1, :, 7].mean()
+    np.testing.assert_allclose(found[2].chance[0], chance, rtol=1e-6)
+    beside = f"{chance - found[2].before[0]:+.2g}".replace("-", "−")
+    assert f"without as many random images {beside}" in found[2].tell(0, ".2g")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import diffinf_lib as di
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.report.findings import (
     COPY_COSINE,
@@ -46,6 +47,15 @@ def test_copies_are_grouped_and_told_from_edited_ones():
     assert {group.members for group in groups[1:3]} == {(4, 5), (6, 7)}
     assert [group.by for group in groups] == ["pixels", "shape", "shape", "gradients"]
     assert groups[0].value == 1 and all(group.value >= 0.995 for group in groups[1:])
+
+
+@pytest.mark.parametrize("moved", [(0, 1), (1, 0), (-1, 1), (1, -1)])
+def test_real_images_moved_by_pixels_of_their_own_are_found(moved):
+    """A pixel of 28 is a part of one of 16; sneakers and bags are alike, so the others must stay apart."""
+    images = di.load_dataset(di.get_preset("fashion").dataset).train.images[:60].clone()
+    images[5] = (0.9 * images[20].roll(moved, (-2, -1)) + 0.08).clamp(-1, 1)
+    (group,) = find_copies(images, compare(random(60, 50), images))
+    assert group.members == (5, 20) and group.by == "shape"
 
 
 def test_copies_of_copies_are_one_group():

@@ -802,16 +802,18 @@
         if (item) panel.mark.style.cssText = `left:${100 * item.column / columns}%;top:${100 * item.row / rows}%;width:${100 / columns}%;height:${100 / rows}%`;
       }));
       panels.push({ canvas, mark, zone, point, words });
-      grid.append(make("div", { class: "diffinf-panel" }, make("p", { class: "diffinf-panel-title", text: name }), zone));
+      const named = (kind, names) => make("div", { class: kind, "aria-hidden": "true" }, ...names.map((one) => make("span", { text: one })));
+      const map = data.named ? make("div", { class: "diffinf-named" }, named("diffinf-column-names", data.columnNames), named("diffinf-row-names", data.rowNames), zone) : zone;
+      grid.append(make("div", { class: "diffinf-panel" }, make("p", { class: "diffinf-panel-title", text: name }), map));
     });
     const key = make("p", { class: "diffinf-key" });
     host.append(grid, key, detail);
-    const most = data.free ? null : extremes(pair[0].values, pair[1].values);
+    const most = data.free ? null : extremes(pair[0].values, pair[1].values, data.ownScale);
     return function (state) {
       const [exact, near] = pair.map((array) => at(array, state)), error = near.map((value, i) => value - exact[i]);
-      const shown = [exact, near, error], largest = most || extremes(exact, near);
+      const shown = [exact, near, error], largest = most || extremes(exact, near, data.ownScale);
       panels.forEach((panel, which) => {
-        heat(panel.canvas, shown[which], largest);
+        heat(panel.canvas, shown[which], largest[which]);
         const box = panel.zone.getBoundingClientRect();
         const items = Array.from(exact, (_, i) => ({
           row: Math.floor(i / columns), column: i % columns,
@@ -826,19 +828,24 @@
           return word;
         }));
       });
-      key.replaceChildren(make("span", { text: text(-largest, data.form) }), make("span", { class: "diffinf-ramp", "aria-hidden": "true" }), make("span", { text: text(largest, data.form) }));
+      const scale = (end, name) => make("span", { class: "diffinf-scale" }, name && make("span", { text: name }), make("span", { text: text(-end, data.form) }), make("span", { class: "diffinf-ramp", "aria-hidden": "true" }), make("span", { text: text(end, data.form) }));
+      key.replaceChildren(...data.ownScale ? [scale(largest[0], `${data.names[0]}, ${data.names[1]}:`), scale(largest[2], `${data.names[2]}:`)] : [scale(largest[0], "")]);
       const norm = (values) => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));
       if (data.errorForm === null) return "";
       return `Relative error ‖${data.names[1]} − ${data.names[0]}‖ / ‖${data.names[0]}‖ = ${text(norm(error) / norm(exact), data.errorForm)}.`;
     };
   };
 
-  // The largest size of a cell in either matrix or in their difference; of all states, so that one scale serves them.
-  function extremes(exact, near) {
-    let most = 0;
+  // The largest size of a cell in either matrix and in their difference, each of them or one for all; of all states, so that one
+  // scale serves them.
+  function extremes(exact, near, own) {
+    let pair = 0, apart = 0;
     if (exact.length !== near.length) return null; // one of them does not depend on a control of the other
-    exact.forEach((value, i) => { most = Math.max(most, Math.abs(value), Math.abs(near[i]), Math.abs(near[i] - value)); });
-    return most;
+    exact.forEach((value, i) => {
+      pair = Math.max(pair, Math.abs(value), Math.abs(near[i]));
+      apart = Math.max(apart, Math.abs(near[i] - value));
+    });
+    return own ? [pair, pair, apart] : Array(3).fill(Math.max(pair, apart));
   }
 
   // Blue above 0, orange below, clear at 0, so that the page shows through and light and dark need no second picture.
