@@ -144,6 +144,11 @@ def _packed(
     return int8_rows
 
 
+def _flat_scales(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    integers, scale = _packed(_of_rows)(matrix)
+    return integers, scale.squeeze(1)
+
+
 def _of_rows(matrix: Tensor) -> Tensor:
     return matrix.abs().amax(1, keepdim=True) / 127
 
@@ -172,6 +177,7 @@ def _restored(function: Callable[[Tensor], tuple[Tensor, Tensor]], matrix: Tenso
         "the scale is of the range from smallest to largest; rows are even around 0 here": _packed(
             lambda m: (m.amax(1, keepdim=True) - m.amin(1, keepdim=True)) / 255
         ),
+        "the scales are [rows], and times those it is columns that are scaled; give [rows, 1]": _flat_scales,
         "the integers are not of type int8, so nothing is saved": _packed(_of_rows, kind=torch.int32),
     },
 )  # fmt: skip

@@ -124,6 +124,7 @@ class Lines(Figure):
         rule: `at` the place, or the best `within` it, as a budget asks.
         costs: columns of that table by name: for each line, values `[n]` of its points, such as bytes.
         cost_forms: how each is written.
+        labels: columns of words of that table by name: for each line, `[n]` of its points, such as the format it stands for.
         handle: a point that is dragged to move a control.
         limits: of the axes, ((left, right), (low, high)); default: what all states need.
     """
@@ -139,6 +140,7 @@ class Lines(Figure):
     rule: str = "at"
     costs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     cost_forms: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
     handle: Handle | None = None
     limits: tuple[tuple[float, float] | None, tuple[float, float] | None] = (None, None)
     height: int = 320
@@ -159,6 +161,10 @@ class Lines(Figure):
             shapes = [switched(cost).shape for cost in costs]
             wanted = [line.parts["x"].shape for line in self.lines]
             require(shapes == wanted, f"costs: {name} has shapes {shapes}; give {wanted}, one for each line")
+        for name, labels in self.labels.items():
+            counts = [len(words) for words in labels]
+            points = [line.parts["x"].shape[0] for line in self.lines]
+            require(counts == points, f"labels: {name} has {counts} words; give {points}, one for each point of a line")
         for name, form in {"x_form": self.x_form, "y_form": self.y_form, **self.cost_forms}.items():
             check_form(name, form)
 
@@ -202,8 +208,24 @@ class Lines(Figure):
             return f"{limit}: nothing is to be had for so little."
         if self.rule == "within":
             best = max(found, key=lambda name: found[name].y)
-            return f"{limit}: best is {best} with {text(found[best].y, self.y_form)} at {text(found[best].x, self.x_form)}."
+            tied = " and ".join(self._tied(state, found, best))
+            told = (
+                f"{limit}: best is {best} with {text(found[best].y, self.y_form)} at {text(found[best].x, self.x_form)}"
+            )
+            return f"{told}; its interval overlaps with {tied}." if tied else f"{told}."
         return f"{limit}: " + ", ".join(f"{name} {text(one.y, self.y_form)}" for name, one in found.items()) + "."
+
+    def _tied(self, state: State, found: Mapping[str, Reading], best: str) -> list[str]:
+        """Lines whose interval, where they are read off, overlaps with that of the best."""
+        ends = {}
+        for line in self.lines:
+            if line.name in found and "low" in line.parts:
+                place = found[line.name].place
+                ends[line.name] = [float(line.parts[end].at(state)[place]) for end in ("low", "high")]
+        if best not in ends:
+            return []
+        low, high = ends.pop(best)
+        return [name for name, (lowest, highest) in ends.items() if lowest <= high and low <= highest]
 
     def payload(self) -> dict[str, Any]:
         """The lines and how they are drawn."""
@@ -221,6 +243,9 @@ class Lines(Figure):
                     "values": [switched(one).payload() for one in costs],
                 }
                 for name, costs in self.costs.items()
+            ],
+            "labels": [
+                {"name": name, "values": [list(words) for words in labels]} for name, labels in self.labels.items()
             ],
             "handle": self.handle and self.handle.payload(),
             "ticks": self._ticks,
@@ -250,6 +275,7 @@ class Lines(Figure):
             axes.axvline(self.reading.values[state[self.reading.name]], color="black", linewidth=1)
         scales = {"xscale": "log" if self.log_x else "linear", "yscale": "log" if self.log_y else "linear"}
         axes.set(xlabel=self.x_label, ylabel=self.y_label, **scales)
+        axes.set(**{f"{axis}lim": ends for axis, ends in zip("xy", self.limits, strict=True) if ends})
         if self.equal:
             axes.set_aspect("equal", adjustable="datalim")
         axes.legend(fontsize=8)

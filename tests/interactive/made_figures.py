@@ -119,6 +119,7 @@ def lines(rule="within") -> Lines:
         rule=rule,
         costs={"bytes": [draws * 1000.0 * (k + 1) for k in range(3)]},
         cost_forms={"bytes": "d"},
+        labels={"rule": [[f"{name} {count}" for count in draws] for name in ("u", "s", HOSTILE)]},
         x_form=".3g",
         y_form=".1f",
         start={"Budget": 8},

@@ -10,7 +10,7 @@ from made_figures import MADE, ground_truth
 from scipy.stats import rankdata
 
 from diffinf_lib.evaluation import spearman
-from diffinf_lib.interactive import Readouts, Scatter, Slider, by
+from diffinf_lib.interactive import Line, Lines, Readouts, Scatter, Slider, by
 from diffinf_lib.interactive.figure import asset
 from diffinf_lib.interactive.numbers import text
 
@@ -471,10 +471,19 @@ def test_the_budget_reads_every_line_off(shown):
         put(tab, state)
         rows = tab.locator(".diffinf-readings tbody tr").all()
         for row, line, found in zip(rows, figure.lines, figure.readings(state).values(), strict=True):
-            cells = row.locator("td").all_text_contents()
+            word, *cells = row.locator("td").all_text_contents()
             assert cells[0] == text(found.x, ".3g") and cells[1].startswith(text(found.y, ".1f"))
-            spent = figure.costs["bytes"][figure.lines.index(line)]
+            which = figure.lines.index(line)
+            words, spent = figure.labels["rule"][which], figure.costs["bytes"][which]
+            assert word == ("–" if found.place is None else words[found.place])
             assert cells[2] == ("–" if found.place is None else text(spent[found.place], "d"))
+
+
+def test_a_short_logarithmic_axis_has_ones_twos_and_fives(shown):
+    x = np.geomspace(0.16, 67, 13)
+    tab = shown(Lines([Line("a", x, x)], "bytes", "points", log_x=True, limits=(None, (-9.0, 1.0))))
+    written = tab.locator(".diffinf-axes text").all_text_contents()
+    assert [t for t in written if "." in t or len(t) < 3][-8:] == ["0.2", "0.5", "1", "2", "5", "10", "20", "50"]
 
 
 def path(tab, selector):

@@ -202,6 +202,17 @@ def test_a_line_is_read_off_by_hand():
     assert np.isnan(reading(x, y, 0.5, "within", log=True).y) and np.isnan(reading(x, y, 200, "at", log=True).y)
 
 
+def test_the_best_is_told_with_those_whose_intervals_overlap():
+    """By hand: a's interval is [1, 3]; b's overlaps, c's does not, d has none."""
+    points = {"a": (2, 1, 3), "b": (0.5, 0, 1), "c": (-1, -2, 0.9)}
+    rows = [Line(name, [1], [y], [low], [high]) for name, (y, low, high) in points.items()]
+    figure = Lines(
+        [*rows, Line("d", [1], [1.9])], "x", "y", reading=Slider("Budget", (1,)), rule="within", y_form="d", x_form="d"
+    )
+    assert figure.told() == "Budget 1: best is a with 2 at 1; its interval overlaps with b."
+    assert replace(figure, lines=[rows[0], rows[2]]).told() == "Budget 1: best is a with 2 at 1."
+
+
 def test_the_relative_error_is_frobenius():
     figure = matrices()
     state = figure.state(Dial=1)
@@ -279,6 +290,7 @@ NOTHING, UNSEEN = torch.zeros(5, 40), Removal("x", [[0]] * 5, np.zeros(5), np.ze
         (lambda: Lines([Line("a", [0, 1], [1, 2])], "x", "y", log_x=True), "log_x: values of 0 or less"),
         (lambda: Lines([Line("a", [0, 1], [1, 2])], "x", "y", rule="near"), "rule='near'"),
         (lambda: Lines([Line("a", [0, 1], [1, 2])], "x", "y", costs={"bytes": [[1.0]]}), "costs: bytes has shapes"),
+        (lambda: Lines([Line("a", [0, 1], [1, 2])], "x", "y", labels={"kind": [["b"]]}), "labels: kind has .1. words"),
         (lambda: Handle(DAMPING, [0.0], [0.0]), "handle: places of shapes"),
         (lambda: Handle(DAMPING, [0.0], [0.0], series=6), "handle: series=6; give 0 to 5"),
         (lambda: Curve([0, 1], [0, 1, 2], [0, 1, 2], "x", "y"), "y of shape"),

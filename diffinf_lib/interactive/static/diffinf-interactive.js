@@ -365,9 +365,22 @@
       for (let power = Math.ceil(Math.log2(low) - 1e-9); power <= Math.log2(high) + 1e-9; power++) binary.push([2 ** power, significant(2 ** power, 3)]);
       return binary;
     }
+    if (last - first < 2) return roundTicks(low, high);
     const step = Math.max(1, Math.ceil((last - first + 1) / wanted)), ticks = [];
     for (let power = first; power <= last; power += step) {
       ticks.push([10 ** power, power >= -2 && power <= 4 ? text(10 ** power, "." + Math.max(0, -power) + "f") : text(10 ** power, ".0e")]);
+    }
+    return ticks;
+  }
+
+  // Ones, twos and fives, where powers of ten are too few.
+  function roundTicks(low, high) {
+    const ticks = [];
+    for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power++) {
+      for (const factor of [1, 2, 5]) {
+        const tick = factor * 10 ** power;
+        if (low <= tick && tick <= high) ticks.push([tick, text(tick, "." + Math.max(0, -power) + "f")]);
+      }
     }
     return ticks;
   }
@@ -689,7 +702,7 @@
         points.forEach(([across, up], i) => {
           if (!Number.isFinite(up)) return;
           if (!dense) chart.dot(across, up, layer, s);
-          items.push({ x: chart.x(across), y: chart.y(up), text: `${names[s]}, ${text(across, data.xForm)}: ${text(up, data.yForm)}` + (low ? ` [${text(low[i], data.yForm)}, ${text(high[i], data.yForm)}]` : "") });
+          items.push({ x: chart.x(across), y: chart.y(up), text: `${[names[s], ...data.labels.map((label) => label.values[s][i])].join(", ")}, ${text(across, data.xForm)}: ${text(up, data.yForm)}` + (low ? ` [${text(low[i], data.yForm)}, ${text(high[i], data.yForm)}]` : "") });
         });
       });
       point.show(items, "");
@@ -707,15 +720,31 @@
         const inside = low && one.place !== null ? ` [${text(low[one.place], data.yForm)}, ${text(high[one.place], data.yForm)}]` : "";
         if (Number.isFinite(one.y)) shape("circle", { class: "diffinf-read diffinf-series-" + (s % 6), cx: chart.x(one.x), cy: chart.y(one.y), r: 7 }, layer);
         const spent = costs.map((values, c) => (one.place === null ? "–" : text(at(values[s], state)[one.place], data.costs[c].form)));
-        return make("tr", { class: data.reading.rule === "within" && one === best ? "diffinf-best" : null }, make("th", { scope: "row", text: one.name }),
+        const words = data.labels.map((label) => (one.place === null ? "–" : label.values[s][one.place]));
+        return make("tr", { class: data.reading.rule === "within" && one === best ? "diffinf-best" : null }, make("th", { scope: "row", text: one.name }), ...words.map((word) => make("td", { class: "diffinf-word", text: word })),
           make("td", { text: text(one.x, data.xForm) }), make("td", { text: text(one.y, data.yForm) + inside }), ...spent.map((written) => make("td", { text: written })));
       });
-      const head = ["", data.xLabel, data.yLabel, ...data.costs.map((cost) => cost.name)].map((title) => make("th", { scope: "col", text: title }));
+      const labelled = data.labels.map((label) => make("th", { class: "diffinf-word", scope: "col", text: label.name }));
+      const [corner, ...numbers] = ["", data.xLabel, data.yLabel, ...data.costs.map((cost) => cost.name)].map((title) => make("th", { scope: "col", text: title }));
+      const head = [corner, ...labelled, ...numbers];
       if (table) table.replaceChildren(make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
       const limit = `${data.reading.control} ${figure.control(data.reading.control).options[state[data.reading.control]]}`;
       if (!known.length) return `${limit}: nothing is to be had for so little.`;
-      if (data.reading.rule === "within") return `${limit}: best is ${best.name} with ${text(best.y, data.yForm)} at ${text(best.x, data.xForm)}.`;
+      if (data.reading.rule === "within") {
+        const tied = overlapping(state, known, best).join(" and ");
+        return `${limit}: best is ${best.name} with ${text(best.y, data.yForm)} at ${text(best.x, data.xForm)}` + (tied ? `; its interval overlaps with ${tied}.` : ".");
+      }
       return `${limit}: ` + known.map((one) => `${one.name} ${text(one.y, data.yForm)}`).join(", ") + ".";
+    }
+
+    // Lines whose interval, where they are read off, overlaps with that of the best.
+    function overlapping(state, known, best) {
+      const ends = known.map((one) => {
+        const line = series[names.indexOf(one.name)];
+        return { one, low: line.low && at(line.low, state)[one.place], high: line.high && at(line.high, state)[one.place] };
+      });
+      const top = ends.find((end) => end.one === best);
+      return ends.filter((end) => end !== top && end.low <= top.high && top.low <= end.high).map((end) => end.one.name);
     }
   };
 
