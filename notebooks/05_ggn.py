@@ -520,9 +520,9 @@ H, model_bowl, per_draw, per_example, fishers, kappa = (
 
 # %% tags=["hide-input"]
 MODEL, LOSS = "GGNᵐᵒᵈᵉˡ", "GGNˡᵒˢˢ"
-angles = torch.linspace(0, 2 * torch.pi, 97, dtype=torch.float64)
+angles = torch.linspace(0, 2 * torch.pi, 81, dtype=torch.float64)
 ring = torch.stack([angles.sin(), angles.cos()])
-along = torch.linspace(-4, 4, 48, dtype=torch.float64)
+along = torch.linspace(-4, 4, 40, dtype=torch.float64)
 branch = torch.stack([along.sinh(), along.cosh()])
 gap = torch.full((2, 1), torch.nan)
 branches = torch.cat([branch, gap, -branch], 1)
