@@ -26,7 +26,7 @@ COPY_COSINE = 0.9
 """Cosine of gradients from which two images count as copies; planted ones stood at 1.000, the next pairs at 0.67 and 0.76."""
 COPY_CORRELATION = 0.995
 """Correlation of shapes from which two images count as copies; planted ones stood at 0.9988 or more, the next best pair of
-sneakers or bags at 0.991 (`benchmarks.planted`)."""
+sneakers or bags at 0.991 (the images of `benchmarks.planted`)."""
 SHAPE_SIDE = 16
 """Side in pixels at which shapes are compared; shifts of a half and of one of these pixels are allowed for."""
 VOTERS = 8
