@@ -42,8 +42,8 @@ spearman, percent = di.evaluation.spearman, di.tables.percent
 # %% [markdown]
 # ## Six halves on paper
 #
-# The chapters before this one compared methods by their LDS, and sometimes by a single point of it. Is a point much? To
-# answer that, we start where every number can be checked by hand.
+# The chapters before this one compared methods by one number, the LDS of {doc}`01_quickstart`, and sometimes by a single point of
+# it. Is a point much? To answer that, we start where every number can be checked by hand.
 #
 # Four training images have scores for one query: 4, 1, −2 and 0. There are six ways to leave two of them out. For each you
 # train a model on the other two and measure its loss on the query. The scores predict a change too: a score says what happens
@@ -146,6 +146,7 @@ def shown(**state):
     return value, interval, spearman(*halves.points(places)).mean()
 
 
+assert 0.3 < (scores > 0).double().mean() < 0.37  # about a third
 plain = {q: shown(Query=q) for q in (0, 6, 8)}
 assert shown(**every | constant) == plain[0]
 clamped, turned = shown(**every | clamp), shown(**every | absolute)
@@ -225,14 +226,15 @@ def made_up(effects, error):
 
 
 truths = {
+    # noise such that their LDS is about the real one
     "right on average": made_up(scores, 0.9),
     "negative means 0": made_up(scores.clamp(min=0), 0.6),
     "real": truth,
 }
 changes = {
-    "negative ones set to 0": lambda v: v.clamp(min=0),
-    "absolute values": torch.abs,
-    "positive ones set to 0": lambda v: v.clamp(max=0),
+    "clamped": lambda v: v.clamp(min=0),
+    "absolute": torch.abs,
+    "negative alone": lambda v: v.clamp(max=0),
 }
 
 # %%
@@ -256,6 +258,10 @@ promised, right, nothing, real = np.array(
 ).T
 assert abs(right - promised).max() < 0.05
 assert abs(nothing - real).max() < 0.1 < abs(real - promised).min()
+levels = [
+    di.lds(scores, there, bootstrap=2).mean for there in truths.values()
+]
+assert np.ptp(levels) < 0.03
 gain = di.paired_difference(scores.clamp(min=0), scores, truth)
 assert gain.interval[0] > 0
 
@@ -325,6 +331,7 @@ di.tables.table(rows, name="tab-seeds", caption="EK-FAC, held-out digits.")
 expected = di.evaluation.self_consistency(truth).expected
 print(f"ceiling: {di.ceiling(truth):.1%}; predicted {expected:.1%}")
 assert abs(expected - di.ceiling(truth)) < 0.01
+assert 0.7 < reliability(truth) < 0.77  # about three quarters
 
 # %% [markdown]
 # The ratio moves by less than a point, and the ceiling comes out where $\sqrt{\rho\, \rho_2}$ puts it. Of what EK-FAC lacks to 100%, the
@@ -472,8 +479,8 @@ di.tables.table(
 )
 
 # %% [markdown]
-# With 57 queries the difference is small. With a thousand, as in the paper, the error over queries alone would be about half of the
-# crossed one. More queries shrink the first as far as you like, and the second only down to the luck of the halves.
+# With 57 queries the difference is small. With a thousand, the error over queries alone would be about half of the crossed
+# one. More queries shrink the first as far as you like, and the second only down to the luck of the halves.
 #
 # A difference of two methods on the same halves is much better known than either value, because easy halves are easy for
 # both. `di.paired_difference` gives it.
@@ -488,19 +495,20 @@ di.tables.table(
 #
 # :::{admonition} Step by step, and what ties do to a bootstrap
 # :class: dropdown
-# Without ties, half $k$'s rank minus the mean rank is $\frac12 \sum_j \operatorname{sign}(P_k - P_j)$. The sum of squares over
-# $k$ is $(M^3 - M) / 12$. So
+# Take one query, and leave its index out. Without ties, half $k$'s rank minus the mean rank is $\frac12 \sum_j
+# \operatorname{sign}(P_k - P_j)$. The squares of these numbers add up to $(M^3 - M) / 12$. So
 #
 # $$ R_M = \frac{3}{M^3 - M} \sum_{k, i, j} \operatorname{sign}(P_k - P_j) \operatorname{sign}(\bar m_k - \bar m_i) . $$
 #
 # The $M (M - 1)$ terms with $i = j \ne k$ have mean $\tau$. The $M (M - 1)(M - 2)$ terms with three different halves have a mean
-# that does not depend on $M$. For endless $M$ only they are left, so it is $R_\infty / 3$. Divide by $M (M - 1)$: this is
-# {eq}`eq-few`.
+# that does not depend on $M$. All others are 0. For endless $M$ only those with three halves count, so their mean is
+# $R_\infty / 3$. Divide by $M (M - 1)$: this is {eq}`eq-few`.
 #
 # A bootstrap draws $M$ halves again with replacement. Two copies of one half are a tie, and their sign is 0. Of the terms with
-# three different draws, $1/M$ has $i$ and $j$ at the same half, which is one more piece of $\tau$. So each resample repeats the loss: its mean lies
-# about $3 (R_M - \tau) / (M + 2)$ below the value that it is meant to be centred on. The library therefore shifts the resamples back.
-# {doc}`../book/evaluation` tests the intervals that result.
+# three different draws, $1/M$ has $i$ and $j$ at the same half, which is one more piece of $\tau$. Counted so, above and below the
+# line, the mean of the resamples is about $((M - 1) R_M + 3 \tau) / (M + 2)$. That is $3 (R_M - \tau) / (M + 2)$ below $R_M$: each
+# resample repeats the loss. The library therefore shifts the resamples back, and {doc}`../book/evaluation` tests the intervals
+# that result.
 # :::
 
 # %%
