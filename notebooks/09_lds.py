@@ -247,10 +247,11 @@ for name, change in changes.items():
         changed, whole = (di.lds(v, there, bootstrap=2).mean
                           for v in (change(scores), scores))  # fmt: skip
         kept[name][title] = changed / whole
+rows = [{"scores": name} | {title: di.tables.number(part, 2)
+                            for title, part in row.items()}
+        for name, row in kept.items()]  # fmt: skip
 of_whole = "LDS as a part of that of the unchanged scores."
-di.tables.table([{"scores": name} | {title: di.tables.number(part, 2)
-                                     for title, part in row.items()}
-                 for name, row in kept.items()], caption=of_whole)  # fmt: skip
+di.tables.table(rows, caption=of_whole)
 
 # %% tags=["hide-input"]
 promised, right, nothing, real = np.array(
