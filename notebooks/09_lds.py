@@ -210,10 +210,10 @@ print(f"thirty images of 300 hold {share:.0%} of the squares")
 # %% [markdown]
 # A fourth needs a thought. Suppose that scores are right on average: among images of one score $v$, the mean effect is a
 # multiple of $v$, plus a constant. Then any function of the scores meets the effects through $v$ alone. Its LDS is that of $v$, times
-# its correlation with $v$. So whatever you do to such scores, you can only lose, and you know how much.
+# its correlation with $v$ over images. So whatever you do to such scores, you can only lose, and you know how much.
 #
 # Hold our scores to this promise. Beside the real truth stand two that we make up, with effects that add up. In one the effects
-# are the scores plus noise. In the other, negative scores mean nothing: they are set to 0 before the noise is added.
+# are the scores plus noise. In the other, the size of a negative score means nothing: all are set to 0 before noise is added.
 
 
 # %%
@@ -267,10 +267,10 @@ gain = di.paired_difference(scores.clamp(min=0), scores, truth)
 assert gain.interval[0] > 0
 
 # %% [markdown]
-# The first made-up truth keeps the promise to a few hundredths, and the real one breaks it. It behaves like the second. So
-# retraining looks as if images with negative scores had, on average, no effect of their own, rather than the opposite one.
-# That is a lead and no proof: an LDS sees sums over halves, not single images. {doc}`../book/removal` trained without such
-# images.
+# The first made-up truth keeps the promise to a few hundredths, and the real one breaks it. It behaves like the second, as if all
+# images with a negative score had the same effect on average, however negative it is. Which effect, an LDS cannot say, for constants
+# drop out. And this is a lead and no proof, because an LDS sees sums over halves and not single images. {doc}`../book/removal`
+# trained without such images.
 #
 # ## How high it can go
 #
@@ -383,7 +383,8 @@ assert max(fashion, cars) < 50 and min(most) > 71 and max(most) < 76
 # %% tags=["hide-input"]
 di.tables.table(
     elsewhere["held-out"],
-    caption="Held-out queries, %, 95% intervals. Models: subsets × seeds.",
+    caption="Held-out queries, %, with 95% intervals. Models: subsets × "
+    "seeds. Of bound: EK-FAC over the bound.",
 )
 
 # %% tags=["hide-input"]
@@ -416,7 +417,7 @@ assert np.isclose(np.mean(np.square(chance)), 1 / (5 - 1))  # all orders
 # To see both kinds of luck, we need a number for each query with each half. A rank correlation is no mean over halves, but the
 # **jackknife** comes close. Leave out one half at a time. Let $\psi_{qk}$ be $M$ times query $q$'s correlation over all halves,
 # minus $M - 1$ times that without half $k$. For a plain mean this would be exactly the value of half $k$. Then split the variance of
-# the table of $\psi_{qk}$ into what differs between queries, between halves, and the rest, which belongs to one of both:
+# the table of $\psi_{qk}$ into what differs between queries, between halves, and the rest, which belongs to one query with one half:
 #
 # $$ \operatorname{Var}[\text{LDS}] = \frac{V_\text{queries}}{Q} + \frac{V_\text{halves}}{M} + \frac{V_\text{both}}{QM} . $$ (eq-crossed)
 #
@@ -490,7 +491,7 @@ di.tables.table(
 #
 # Move the slider of the figure to few halves, and the mean of the twelve is usually lower. This is no accident. Spearman's
 # correlation $R_M$ of $M$ halves is on average below that of endlessly many, because it mixes in Kendall's $\tau$ (pairs in the right
-# order minus pairs in the wrong one, as a share of all pairs), which is smaller:
+# order minus pairs in the wrong one, as a share of all pairs), which lies nearer to 0:
 #
 # $$ \mathbb{E}[R_M] = \frac{(M - 2)\, R_\infty + 3 \tau}{M + 1} . $$ (eq-few)
 #
@@ -564,6 +565,7 @@ smallest = np.array([
     for study in studies.values()
 ])  # fmt: skip
 assert (np.diff(smallest, axis=1) > 0).all()
+assert smallest[0].max() < 0.01 < smallest[1].min()
 di.tables.table([
     {"halves × seeds": f"{halves} × {seeds}"}
     | {f"EK-FAC and {name}": percent(row[i], digits=2)
@@ -573,7 +575,8 @@ di.tables.table([
 
 # %% [markdown]
 # We bought three seeds and paid for them. With one we could have printed neither ceiling nor bound. Two would have done: they
-# give $\rho$, and {eq}`eq-bound` the rest. {doc}`../book/evaluation` has other budgets.
+# give $\rho$, and {eq}`eq-bound` the rest. Queries cost no training, only measuring, so take many.
+# {doc}`../book/evaluation` has other budgets.
 #
 # So is a point of LDS much? Between two kinds of influence, which err alike, it is. Between methods that err each in its own way it
 # is nothing.
