@@ -38,7 +38,8 @@ def test_the_study_holds_each_method_against_what_it_attributes(run, tmp_path):
         expected = di.lds(rectified(scores, name), truth, bootstrap=2).per_query
         np.testing.assert_allclose(made.arrays["held-out/loss/lds"][0, place], expected, rtol=1e-5, atol=1e-7)
     gain, (low, high) = di.paired_difference(rectified(scores, "clamp"), scores, truth)
-    assert row["gains"]["clamp"] == pytest.approx([gain, [low, high]])
+    value, interval = row["gains"]["clamp"]
+    assert [value, *interval] == pytest.approx([gain, low, high])
     assert row["lds"] == pytest.approx(di.lds(scores, truth, bootstrap=2).mean)
     assert row["slope_ratio"][0] == pytest.approx(slopes_of_signs(scores, truth).ratio.value)
     assert set(row["controls"]) == set(CONTROLS) and row["favourite"] in names
