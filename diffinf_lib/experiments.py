@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 from diffinf_lib import errors
 from diffinf_lib.artifacts import project_root
-from diffinf_lib.configuration import MeasurementName, MethodName, QuerySet
+from diffinf_lib.configuration import MeasurementName, MethodName
 from diffinf_lib.errors import ConfigurationError, DiffinfError, require
 from diffinf_lib.options import PositiveInt, Range, Share, WholeNumber, check_shard, checked, read_text, words_of
 
@@ -39,7 +39,7 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("shards", "threads", "seeds_above_128", "queries", "full_seeds", "random_sets", "bins"), PositiveInt),
     "counts": tuple[PositiveInt, ...], "shares": tuple[Share, ...], "model_seeds": tuple[int, ...],
     "methods": tuple[MethodName, ...], "further": tuple[MethodName, ...], "formats": tuple[str, ...],
-    "query_sets": tuple[QuerySet, ...], "attributed": tuple[_Label, ...], "measured": tuple[_Label, ...],
+    "part": tuple[WholeNumber, ...], "attributed": tuple[_Label, ...], "measured": tuple[_Label, ...],
 }  # fmt: skip
 """What a parameter holds, in every template that has it."""
 

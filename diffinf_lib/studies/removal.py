@@ -22,7 +22,6 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from diffinf_lib.configuration import QuerySet
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.evaluation import removal_outcome
@@ -57,8 +56,8 @@ _SHARES = Range(
 )
 
 
-_SETS = Range(lambda sets: bool(sets) and list(sets) == [one for one in QUERY_SETS if one in sets],
-              f"some of {', '.join(QUERY_SETS)}, in this order, each once")  # fmt: skip
+_PLACES = Range(lambda places: all(a < b for a, b in zip((-1, *places), places, strict=False)),
+                "a list of places from 0 on, ascending")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,8 @@ class RemovalConfig(Options):
 
     Attributes:
         queries: how many of each set of queries, evenly spaced over it.
-        query_sets: the sets they are from.
+        part: which of them are asked about, places from 0 on among the held-out, then the generated ones; empty: all. The
+            rest can follow later: models do not depend on it.
         shares: of the training images that are removed.
         seeds: trainings of each removal, K, with seeds 0 … K − 1.
         full_seeds: trainings on everything that draw pictures; those beyond `seeds` show what another seed alone changes.
@@ -79,7 +79,7 @@ class RemovalConfig(Options):
     seeds: PositiveInt = 2
     full_seeds: PositiveInt = 2
     random_sets: PositiveInt = 6
-    query_sets: Annotated[tuple[QuerySet, ...], _SETS] = QUERY_SETS
+    part: Annotated[tuple[int, ...], _PLACES] = ()
 
     @property
     def whole(self) -> int:
@@ -151,7 +151,7 @@ class RemovalStudy(Study[RemovalCell]):
 
     Attributes:
         query_index: of each chosen query: its set and its position there.
-        generated: positions of the generated queries that every model draws, those of `query_index` if there are any there.
+        drawn: positions of the generated queries that every model draws, all that are chosen.
         counts: how many images each share removes.
     """
 
@@ -165,13 +165,18 @@ class RemovalStudy(Study[RemovalCell]):
         self.counts = [removed_count(share, len(run.data.train)) for share in self.config.shares]
         totals = {"held-out": len(run.data.queries), "generated": run.preset.sampling.count}
         chosen = {name: evenly_spaced(self.config.queries, totals[name]) for name in QUERY_SETS}
-        self.query_index = [(name, position) for name in self.config.query_sets for position in chosen[name]]
-        self.generated = chosen[GENERATED]
+        index = [(name, position) for name in QUERY_SETS for position in chosen[name]]
+        part = self.config.part or range(len(index))
+        require(max(part) < len(index), f"part={list(part)}: give places from 0 to {len(index) - 1}, the last of the generated "
+                "queries")  # fmt: skip
+        self.query_index = [index[place] for place in part]
+        self.drawn = chosen[GENERATED]
 
     @cached_property
     def scores(self) -> Float[Tensor, "Q N"]:
         """Scores of the chosen queries, `[Q, N]`, at the preset's damping: those of the whole sets, which a run keeps."""
-        found = {name: influence_scores(self.run, self.queries[name])[0] for name in self.config.query_sets}
+        asked = {name for name, _ in self.query_index}
+        found = {name: influence_scores(self.run, self.queries[name])[0] for name in sorted(asked)}
         return torch.stack([found[name][position] for name, position in self.query_index])
 
     @cached_property
@@ -206,7 +211,7 @@ class RemovalStudy(Study[RemovalCell]):
         return {"removal": asdict(self.config)}
 
     def depends(self, cell: RemovalCell) -> dict[str, Any]:
-        return {"pictures_of": self.generated}
+        return {"pictures_of": self.drawn}
 
     def computed(self, cell: RemovalCell) -> Arrays:
         """What one retrained model measures of every query, and the pictures it draws; the model is deleted then."""
@@ -227,7 +232,7 @@ class RemovalStudy(Study[RemovalCell]):
         run, sampling = self.run, self.run.preset.sampling
         seeds = sample_seeds(run.seed, sampling.count)
         images = sample(
-            model, [seeds[position] for position in self.generated], run.data.train.shape, method=sampling.method,
+            model, [seeds[position] for position in self.drawn], run.data.train.shape, method=sampling.method,
             steps=sampling.steps,
         )  # fmt: skip
         return to_bytes(images).numpy()
@@ -237,9 +242,15 @@ class RemovalStudy(Study[RemovalCell]):
         return {name: values for name, values in self.arrays(cell).items() if name in QUERY_SETS}
 
     def pictures(self, removed: Positions) -> UInt8[np.ndarray, "G _K C H W"]:
-        """The pictures of the chosen generated queries by the models without some images, one for each seed."""
+        """The pictures of the generated queries asked about by the models without some images, one for each seed."""
         seeds = self.config.seeds if removed else self.config.whole
-        return np.stack([self.arrays(RemovalCell(removed, seed))["pictures"] for seed in range(seeds)], axis=1)
+        drawn = np.stack([self.arrays(RemovalCell(removed, seed))["pictures"] for seed in range(seeds)], axis=1)
+        return drawn[[self.drawn.index(self.query_index[place][1]) for place in self._asked]]
+
+    @property
+    def _asked(self) -> list[int]:
+        """The generated queries among those asked about."""
+        return [place for place, (name, _) in enumerate(self.query_index) if name == GENERATED]
 
     def _measured(self, model: Denoiser) -> Arrays:
         preset, seed = self.run.preset, self.run.seed
@@ -273,15 +284,17 @@ class RemovalStudy(Study[RemovalCell]):
 
     def _picture_arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
         """Pictures after each removal, and how far they are from those of the full trainings."""
-        places = [place for place, (name, _) in enumerate(self.query_index) if name == GENERATED]
-        own = [[[self.pictures(queries[place])[g] for g, place in enumerate(places)] for queries in share]
+        if not self._asked:
+            return {}
+        own = [[[self.pictures(queries[place])[g] for g, place in enumerate(self._asked)] for queries in share]
                for share in self.removed]  # fmt: skip
         drawn = {
             "": np.array(own),
             "random_": np.array([[self.pictures(removed) for removed in share] for share in self.randomly_removed]),
             "full_": self.pictures(()),
         }
-        queries = to_bytes(self.queries[GENERATED].subset(self.generated).images).numpy()[:, None]
+        positions = [self.query_index[place][1] for place in self._asked]
+        queries = to_bytes(self.queries[GENERATED].subset(positions).images).numpy()[:, None]
         paired = drawn["full_"][:, : self.config.seeds]
         found = {f"{name}pictures": values for name, values in drawn.items()}
         for kind, seen in (("pixel", _pixels), ("feature", self._features)):
@@ -313,7 +326,7 @@ class RemovalStudy(Study[RemovalCell]):
             "removed": self._padded(self.removed),
             "random_removed": self._padded(self.randomly_removed),
             **self._query_arrays(),
-            **(self._picture_arrays() if GENERATED in self.config.query_sets else {}),
+            **self._picture_arrays(),
             "scores": self.scores.numpy().astype(np.float32),
             **self.run.data.train.identifiers("train_"),
         }
@@ -339,8 +352,9 @@ class RemovalStudy(Study[RemovalCell]):
         """How far pictures went and how the queries' loss changed, by share, kind and condition: mean, low and high over
         queries and seeds. `again` is the full training with other seeds than the first, against the query.
         """
-        here = np.flatnonzero(arrays["sets"] == GENERATED)
-        losses = [arrays[name][..., here, :] - arrays["full"][here] for name in ("measurements", "random")]
+        losses = [
+            arrays[name][..., self._asked, :] - arrays["full"][self._asked] for name in ("measurements", "random")
+        ]
         kinds = {kind: [arrays[f"{name}{kind}_distances"] for name in ("", "random_")] for kind in ("pixel", "feature")}
         measured = {"loss": losses, **kinds}
         found: dict[str, dict[str, Any]] = {

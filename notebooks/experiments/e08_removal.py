@@ -23,7 +23,7 @@ run = ""  # the run folder; empty: runs/<preset>
 options = {}  # preset options to replace
 seed = 0  # of the full model, the scores, the random sets and the measurement's draws
 queries = 6  # queries of each set
-query_sets = ["held-out", "generated"]  # the sets
+part = []  # those asked about, places from 0 among the held-out, then the generated ones; empty: all
 shares = [0.02, 0.1]  # shares of the training images that are removed
 seeds = 2  # trainings of each removal
 full_seeds = 2  # trainings on everything, at least as many; more show what another seed alone changes
@@ -40,7 +40,7 @@ from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
 config = di.studies.RemovalConfig(
-    queries=queries, query_sets=query_sets, shares=shares, seeds=seeds, full_seeds=full_seeds, random_sets=random_sets
+    queries=queries, part=part, shares=shares, seeds=seeds, full_seeds=full_seeds, random_sets=random_sets
 )
 study = di.studies.RemovalStudy(opened, config=config)
 print(f"shares {list(config.shares)}: {study.counts} of {len(opened.data.train)} images")

@@ -130,7 +130,7 @@ def test_pictures_are_drawn_from_the_querys_own_seed(finished):
     study, made = finished
     run, arrays = study.run, made.arrays
     shape = run.data.train.shape
-    assert study.generated == [1] and arrays["pictures"].dtype == np.uint8
+    assert study.drawn == [1] and arrays["pictures"].dtype == np.uint8
     assert {name: arrays[name].shape[: -len(shape)] for name in ("pictures", "random_pictures", "full_pictures")} == {
         "pictures": (2, 2, 1, 2), "random_pictures": (2, 2, 1, 2), "full_pictures": (1, 2),
     }  # fmt: skip
@@ -171,12 +171,12 @@ def test_distances_are_between_models_of_one_training_seed(finished):
 
 def test_other_queries_have_other_pictures(finished):
     more = study_in(finished[0].run.folder, replace(SMALL, queries=2))
-    assert more.generated == [0, 2] and RemovalCell((), 0) in more.missing() == more.cells()
+    assert more.drawn == [0, 2] and RemovalCell((), 0) in more.missing() == more.cells()
 
 
-def test_one_set_of_queries_and_further_full_trainings(finished):
+def test_a_part_of_the_queries_and_further_full_trainings(finished):
     study, made = finished
-    config = replace(SMALL, query_sets=("generated",), seeds=1, full_seeds=2)
+    config = replace(SMALL, part=(1,), seeds=1, full_seeds=2)
     part = study_in(study.run.folder, config)
     assert part.missing() == [] and len(part.cells()) <= 2 + 4 + 4 and part.cells()[-1] == RemovalCell((), 1)
     arrays, metrics = part.contents()
@@ -186,7 +186,7 @@ def test_one_set_of_queries_and_further_full_trainings(finished):
     np.testing.assert_array_equal(arrays["full_pictures"], made.arrays["full_pictures"])
     np.testing.assert_allclose(arrays["pixel_distances"], made.arrays["pixel_distances"][..., :1])
     assert metrics["pictures"]["again"] == made.metrics["pictures"]["again"]
-    arrays, metrics = study_in(study.run.folder, replace(SMALL, query_sets=("held-out",), full_seeds=1)).contents()
+    arrays, metrics = study_in(study.run.folder, replace(SMALL, part=(0,), full_seeds=1)).contents()
     np.testing.assert_array_equal(arrays["measurements"], made.arrays["measurements"][:, :, :1])
     assert "pictures" not in metrics and not any("pictures" in name or "distances" in name for name in arrays)
 
@@ -262,8 +262,8 @@ def interrupted(*_, **__):
         ({"shares": 0.1}, "shares=0.1: give a list of shares"),
         ({"shares": (0.1, 0.6)}, r"shares=\(0.1, 0.6\): give a list of shares above 0 and at most 0.5"),
         ({"shares": (float("nan"),)}, r"shares=\(nan,\): give a list of shares"),
-        ({"query_sets": ()}, r"query_sets=\(\): give some of held-out, generated"),
-        ({"query_sets": ("generated", "held-out")}, "give some of held-out, generated, in this order, each once"),
+        ({"queries": 1, "shares": (0.1,), "part": (1, 2)}, r"part=\[1, 2\]: give places from 0 to 1"),
+        ({"part": (1, 0)}, r"part=\(1, 0\): give a list of places from 0 on, ascending"),
         ({"full_seeds": 0}, "full_seeds=0: give a positive whole number"),
         ({"shares": (0.01,)}, "share=0.01: no image of 24; give 0.042 or more"),
     ],
