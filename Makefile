@@ -38,7 +38,7 @@ lint: $(STAMP) ## ruff, mypy, and the words
 test: lint ## lint, every test, the notebooks through nbval, the built pages
 	rm -rf _build/html
 	$(MAKE) book
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --nbval-lax notebooks/*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval-lax notebooks/*.ipynb -n $(WORKERS) --dist loadfile
 	DIFFINF_REQUIRE_BOOK=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) --dist loadfile
 
 reproduce: $(STAMP) ## retrain the digits ground truth and write its bundle; can be killed and called again

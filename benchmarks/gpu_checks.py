@@ -145,7 +145,9 @@ def check_gradients(bench: Bench) -> dict[str, Any]:
 def _gradients(bench: Bench, model: di.Denoiser, expectation: di.Expectation, form: di.StoreFormat) -> Tensor:
     """What is read back of a store, as one vector."""
     with tempfile.TemporaryDirectory() as folder:
-        found = di.gradients_of(model, bench.curvature, bench.train, expectation, store=Path(folder) / "g", form=form)
+        found = di.gradients_of(
+            model, bench.curvature, bench.train, expectation, store=Path(folder) / "g", store_format=form
+        )
         return torch.cat([value.flatten().cpu() for value in found.whole().values()])
 
 

@@ -48,15 +48,15 @@ class Compression:
         preconditioned: the gradients to come are (F + λI)⁻¹ g already: multiplied by √(Λ + λ₀), they are white.
     """
 
-    def __init__(self, curvature: Curvature, form: StoreFormat, *, preconditioned: bool = False):
-        self.form, self.layers, self.preconditioned = form, curvature.layers, preconditioned
+    def __init__(self, curvature: Curvature, store_format: StoreFormat, *, preconditioned: bool = False):
+        self.store_format, self.layers, self.preconditioned = store_format, curvature.layers, preconditioned
 
     @cached_property
     def _whitening(self) -> tuple[dict[str, Float[Tensor, "_O _I"]], dict[str, Float[Tensor, "_O _I"]]]:
         """What whitens gradients, and what undoes it: √(Λ + λ₀) and its inverse, which is 0 where Λ says nothing."""
         values = {name: layer.eigenvalues(layer.best) for name, layer in self.layers.items()}
-        roots = {name: (value + self.form.whitening).sqrt() for name, value in values.items()}
-        inverses = {name: damped_inverse(value, self.form.whitening).sqrt() for name, value in values.items()}
+        roots = {name: (value + self.store_format.whitening).sqrt() for name, value in values.items()}
+        inverses = {name: damped_inverse(value, self.store_format.whitening).sqrt() for name, value in values.items()}
         return (roots, inverses) if self.preconditioned else (inverses, roots)
 
     def encode(self, gradients: dict[str, Float[Tensor, "n _O _I"]]) -> Tensors:
@@ -68,43 +68,45 @@ class Compression:
         return {name: value.contiguous() for name, value in self._encoded(gradients).items()}
 
     def _encoded(self, gradients: dict[str, Float[Tensor, "n _O _I"]]) -> Tensors:
-        if self.form.kind == "float32":
+        if self.store_format.kind == "float32":
             return gradients
-        if self.form.kind == "bfloat16":
+        if self.store_format.kind == "bfloat16":
             return {name: gradient.bfloat16() for name, gradient in gradients.items()}
         evened = {name: self._evened(name, gradient) for name, gradient in gradients.items()}
-        if self.form.kind == "projection":
-            return {PROJECTION: projected(evened, self.form.dimension)}
-        pack = PACKINGS[self.form.kind].pack
+        if self.store_format.kind == "projection":
+            return {PROJECTION: projected(evened, self.store_format.dimension)}
+        pack = PACKINGS[self.store_format.kind].pack
         return {
-            f"{name}/{part}": value for name, h in evened.items() for part, value in pack(h, self.form.rank).items()
+            f"{name}/{part}": value
+            for name, h in evened.items()
+            for part, value in pack(h, self.store_format.rank).items()
         }
 
     def decode(self, stored: Tensors) -> dict[str, Float[Tensor, "n _O _I"]] | dict[str, Float[Tensor, "n k"]]:
         """Gradients `[n, d_out, d_in]` by block; a projection comes back as it is, `{"projection": [n, k]}`."""
-        if self.form.kind in ("float32", "projection"):
+        if self.store_format.kind in ("float32", "projection"):
             return stored
-        if self.form.kind == "bfloat16":
+        if self.store_format.kind == "bfloat16":
             kinds = {name: layer.eigenvalues(layer.best).dtype for name, layer in self.layers.items()}
             return {name: value.to(kinds[name]) for name, value in stored.items()}
-        unpack, parts = PACKINGS[self.form.kind].unpack, _by_block(stored)
+        unpack, parts = PACKINGS[self.store_format.kind].unpack, _by_block(stored)
         return {name: self._uneven(name, unpack(parts[name], layer.shape[1])) for name, layer in self.layers.items()}
 
     def _evened(self, name: str, gradient: Float[Tensor, "n O I"]) -> Float[Tensor, "n O I"]:
         """What is packed of a block: whitened entries, or those in the basis of the weights."""
-        if self.form.kind == "int8_tensor":
+        if self.store_format.kind == "int8_tensor":
             return self.layers[name].from_eigenbasis(gradient)
         return gradient * self._whitening[0][name]
 
     def _uneven(self, name: str, packed: Float[Tensor, "n O I"]) -> Float[Tensor, "n O I"]:
-        if self.form.kind == "int8_tensor":
+        if self.store_format.kind == "int8_tensor":
             return self.layers[name].to_eigenbasis(packed)
         return packed * self._whitening[1][name]
 
     def dual(self, preconditioned: dict[str, Float[Tensor, "n _O _I"]]) -> dict[str, Float[Tensor, "n k"]]:
         """The projection of a preconditioned query that is to be multiplied with those of gradients."""
         unwhitened = {name: gradient * self._whitening[1][name] for name, gradient in preconditioned.items()}
-        return {PROJECTION: projected(unwhitened, self.form.dimension)}
+        return {PROJECTION: projected(unwhitened, self.store_format.dimension)}
 
 
 def _by_block(stored: Tensors) -> dict[str, Tensors]:
@@ -116,19 +118,19 @@ def _by_block(stored: Tensors) -> dict[str, Tensors]:
     return blocks
 
 
-def stored_bytes(form: StoreFormat, shapes: Iterable[tuple[int, int]]) -> int:
+def stored_bytes(store_format: StoreFormat, shapes: Iterable[tuple[int, int]]) -> int:
     """Bytes of one stored gradient of a float32 model.
 
     Args:
         shapes: (d_out, d_in) of each block.
     """
-    if form.kind == "projection":
-        return 4 * form.dimension
+    if store_format.kind == "projection":
+        return 4 * store_format.dimension
     blocks = (torch.empty(1, *shape, device="meta") for shape in shapes)
-    if form.kind in PACKINGS:
-        pack = PACKINGS[form.kind].pack  # without data it costs nothing, and tells the shapes
-        return sum(part.nbytes for block in blocks for part in pack(block, form.rank).values())
-    return sum(block.numel() for block in blocks) * (2 if form.kind == "bfloat16" else 4)
+    if store_format.kind in PACKINGS:
+        pack = PACKINGS[store_format.kind].pack  # without data it costs nothing, and tells the shapes
+        return sum(part.nbytes for block in blocks for part in pack(block, store_format.rank).values())
+    return sum(block.numel() for block in blocks) * (2 if store_format.kind == "bfloat16" else 4)
 
 
 def int8_rows(matrices: Float[Tensor, "n O I"]) -> Tensors:

@@ -14,6 +14,7 @@ from typing import Any
 from diffinf_lib.errors import require
 
 SORTABLE_ROWS = 6  # a shorter table is taken in at a glance
+SMALL = 1e-4  # below, zeros would have to be counted: 1e−8
 FIGURE_SPACE = "\u2007"  # as wide as a digit
 
 
@@ -54,8 +55,12 @@ class Number:
     def _one(self, value: float) -> str:
         if not math.isfinite(value):
             return "–" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+        sign = "+" if self.signed else ""
+        if self.digits is None and 0 < abs(value) < SMALL:
+            mantissa, exponent = f"{value:{sign}.2e}".split("e")
+            return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−")
         digits = _significant(value) if self.digits is None else self.digits
-        return f"{round(value, digits) + 0.0:{'+' if self.signed else ''},.{digits}f}".replace("-", "−")
+        return f"{round(value, digits) + 0.0:{sign},.{digits}f}".replace("-", "−")
 
 
 def number(value: Real | float, digits: int | None = None, *, signed: bool = False, unit: str = "") -> Number:

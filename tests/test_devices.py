@@ -3,7 +3,7 @@
 import inspect
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -217,11 +217,11 @@ def _(s, rule):
 
 @work("store", "float32", "bfloat16", "int8", "int4", "int8_tensor", "svd", "svd_int8", "projection")
 def _(s, kind):
-    form, config = di.StoreFormat(kind, rank=2, dimension=64), di.Expectation(FEW)
-    shards = [
-        list(di.gradients_of(s.model, s.curvature, s.train, config, store=store, form=form, shard_size=2).shards(1))
-        for store in (None, s.folder / "g", s.folder / "g")
-    ]
+    form = di.StoreFormat(kind, rank=2, dimension=64)
+    taken = partial(
+        di.gradients_of, s.model, s.curvature, s.train, di.Expectation(FEW), store_format=form, shard_size=2
+    )
+    shards = [list(taken(store=store).shards(1)) for store in (None, s.folder / "g", s.folder / "g")]
     assert all(torch.device(value.device) == torch.device(s.device) for _, part in shards[2] for value in part.values())
     return [part for made in shards for _, part in made]
 

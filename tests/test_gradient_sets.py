@@ -52,7 +52,7 @@ def test_a_folder_of_its_own_is_named_by_all_that_gradients_depend_on(case, tmp_
         gradients_of(model, curvature, data, FEW, below=tmp_path),
         gradients_of(model, curvature, data, FEW, below=tmp_path, batch_size=3),
         gradients_of(model, curvature, data, Expectation(DrawConfig(4), seed=1), below=tmp_path),
-        gradients_of(model, curvature, data, FEW, below=tmp_path, form=StoreFormat("int8")),
+        gradients_of(model, curvature, data, FEW, below=tmp_path, store_format=StoreFormat("int8")),
         gradients_of(model, curvature, data.subset([1, 0]), FEW, below=tmp_path),
         gradients_of(model, curvature, data, FEW, below=tmp_path, precision="tf32"),
     ]
@@ -66,7 +66,7 @@ def test_a_folder_of_its_own_is_named_by_all_that_gradients_depend_on(case, tmp_
 def test_shards_are_joined_as_they_are_kept(case, kind, monkeypatch):
     model, curvature, data = case
     form = StoreFormat(kind, dimension=8)
-    gradients = gradients_of(model, curvature, data, FEW, shard_size=2, form=form)
+    gradients = gradients_of(model, curvature, data, FEW, shard_size=2, store_format=form)
     single = list(gradients.shards(1))
     assert [rows for rows, _ in single] == [slice(0, 2), slice(2, 4), slice(4, 5)]
     ((rows, whole),) = gradients.shards()
@@ -109,7 +109,7 @@ def test_other_blocks_and_projections_are_refused_in_one_line(case):
         check_blocks(other, curvature, "train")
     with pytest.raises(ConfigurationError, match=r"queries: layer .*in the others"):
         check_blocks(gradients, other, "queries")
-    projected = gradients_of(model, curvature, data, FEW, form=StoreFormat("projection", dimension=8))
+    projected = gradients_of(model, curvature, data, FEW, store_format=StoreFormat("projection", dimension=8))
     refused = [
         lambda: di.self_influence(projected, curvature),
         lambda: di.attribution.scores_by_layer(gradients, projected, curvature, damping=1e-3),

@@ -1,5 +1,6 @@
 """The project itself: paired notebooks, stripped outputs, pins that agree, no traces of one machine."""
 
+import hashlib
 import inspect
 import re
 import subprocess
@@ -10,6 +11,7 @@ import nbformat
 import pytest
 import yaml
 from jupytext.compare import compare_notebooks
+from PIL import Image
 
 import diffinf_lib
 from diffinf_lib.artifacts import project_root
@@ -95,3 +97,9 @@ def test_the_readme_s_tables_and_links_are_whole():
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (project_root() / target).exists(), target
         assert not target.startswith("notebooks/") or target.endswith(".ipynb"), f"{target}: readers want the page"
+
+
+def test_the_readme_s_picture_is_made_from_the_bundle_that_is_there():
+    arrays = (ROOT / "book/results/fashion-removal/arrays.npz").read_bytes()
+    made_from = Image.open(ROOT / "book/_static/top-influence.png").info["Source"]
+    assert made_from == hashlib.sha256(arrays).hexdigest(), "make it anew: python book/readme_picture.py"

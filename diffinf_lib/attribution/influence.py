@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -149,13 +149,10 @@ def influence(
     check_formats(train_format=train_format, query_format=query_format)
     check_images(train=train, queries=queries)
     measurement = as_measurement(measurement)
-    shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    asked = gradients_of(
-        model, curvature, queries, measurement.expectation(seed, query_draws), store=query_store, form=query_format, **shared,
-    )  # fmt: skip
-    given = gradients_of(
-        model, curvature, train, Expectation(draws or DrawConfig(250), seed=seed), store=store, form=train_format, **shared,
-    )  # fmt: skip
+    taken = partial(gradients_of, model, curvature, batch_size=batch_size, progress=progress)
+    asked = taken(queries, measurement.expectation(seed, query_draws), store=query_store, store_format=query_format)
+    of_training = Expectation(draws or DrawConfig(250), seed=seed)
+    given = taken(train, of_training, store=store, store_format=train_format)
     scores = damped_scores(asked, given, curvature, inverses)
     scores = scores.view(len(approximations), len(inverses.dampings), len(queries), len(train))
     scores = scores[:, 0] if isinstance(damping, Real) else scores

@@ -74,7 +74,7 @@ class AttributionTask:
         draws: of each training gradient.
         folder: where gradients are kept; None computes them whenever they are read.
         query_draws: of each query gradient; None for the measurement's own.
-        form: how training gradients are kept; None in full.
+        store_format: how training gradients are kept; None in full.
         query_format: how query gradients are kept; None in full.
         clip_source: a CLIP model's folder or hub id, for the method that needs one.
     """
@@ -89,7 +89,7 @@ class AttributionTask:
     ensemble: Callable[[], list[Checkpoint]] | None = None
     folder: Path | None = None
     query_draws: DrawConfig | None = None
-    form: StoreFormat | None = None
+    store_format: StoreFormat | None = None
     query_format: StoreFormat | None = None
     clip_source: str = ""
     batch_size: int = 256
@@ -101,7 +101,7 @@ class AttributionTask:
     ) -> GradientSet:
         """Gradients of the training images, of the loss over the task's draws unless told otherwise."""
         expectation = Expectation(draws or self.draws, seed=self.seed, objective=objective or Objective())
-        return self._gradients(self.train, "train", expectation, at or self.final, self.form)
+        return self._gradients(self.train, "train", expectation, at or self.final, self.store_format)
 
     def query_gradients(
         self, objective: Objective | None = None, *, over: Expectation | None = None, at: Checkpoint | None = None
@@ -113,10 +113,11 @@ class AttributionTask:
         return self._gradients(self.queries, "queries", expectation, at or self.final, self.query_format)
 
     def _gradients(
-        self, images: ImageSet, kind: str, expectation: Expectation, at: Checkpoint, form: StoreFormat | None
+        self, images: ImageSet, kind: str, expectation: Expectation, at: Checkpoint, store_format: StoreFormat | None
     ) -> GradientSet:
         found = gradients_of(
-            at.model, at.curvature, images, expectation, batch_size=self.batch_size, below=self.folder, form=form,
+            at.model, at.curvature, images, expectation, batch_size=self.batch_size, below=self.folder,
+            store_format=store_format,
         )  # fmt: skip
         key = f"{at.name}-{kind}-{json_digest(plain(expectation))[:12]}"
         return replace(found, packed=lambda: self._billed(found, key, len(images) * expectation.draws.count))

@@ -19,6 +19,9 @@ from diffinf_lib.diffusion.identity import weights_digest
 from diffinf_lib.errors import ArtifactError, ConfigurationError, first_few, require
 from diffinf_lib.finite import weights_not_finite
 
+EIGENVECTORS = ("input_eigenvectors", "output_eigenvectors")
+HASHED = ("_tensor_digests", "digest", "basis")
+
 
 @dataclass(frozen=True, repr=False)
 class Curvature:
@@ -94,10 +97,15 @@ class Curvature:
             return LayerCurvature(**parts)
 
         there = replace(self, layers={name: moved(layer) for name, layer in self.layers.items()})
-        vars(there).update(
-            {name: value for name, value in vars(self).items() if name in ("digest", "basis")}
-        )  # not to be taken twice
+        vars(there).update({name: vars(self)[name] for name in HASHED if name in vars(self)})  # not to be taken twice
         return there
+
+    @cached_property
+    def _tensor_digests(self) -> dict[str, dict[str, str]]:
+        return {
+            name: {field: tensor_digest(value) for field, value in vars(layer).items() if value is not None}
+            for name, layer in self.layers.items()
+        }
 
     @cached_property
     def digest(self) -> str:
@@ -105,18 +113,15 @@ class Curvature:
 
         The order of the blocks does not count: a file keeps none.
         """
-        layers = {
-            name: {field: tensor_digest(value) for field, value in vars(layer).items() if value is not None}
-            for name, layer in self.layers.items()
-        }
         covered = None if self.covered is None else sorted(self.covered)
-        return json_digest({"layers": layers, "bias": self.bias, "covered": covered})
+        return json_digest({"layers": self._tensor_digests, "bias": self.bias, "covered": covered})
 
     @cached_property
     def basis(self) -> str:
         """SHA-256 over the eigenvectors alone: which basis gradients are in that were rotated by this curvature."""
-        pairs = {name: (layer.input_eigenvectors, layer.output_eigenvectors) for name, layer in self.layers.items()}
-        return json_digest({name: [v if v is None else tensor_digest(v) for v in pair] for name, pair in pairs.items()})
+        return json_digest(
+            {name: [of.get(field) for field in EIGENVECTORS] for name, of in self._tensor_digests.items()}
+        )
 
     @property
     def covers(self) -> Covers:

@@ -80,13 +80,13 @@ class GradientSet:
         return GradientSet(rows[0], shapes, lambda: iter([(whole, gradients)]), some.device, some.dtype)
 
     def __repr__(self) -> str:
-        kept = "" if self.compression is None else f", kept as {self.compression.form.kind}"
+        kept = "" if self.compression is None else f", kept as {self.compression.store_format.kind}"
         return f"GradientSet: {self.count} gradients of {len(self.shapes)} blocks{kept}"
 
     @property
     def projected(self) -> bool:
         """Whether only random projections `[n, k]` are left, which influence alone can read."""
-        return self.compression is not None and self.compression.form.kind == "projection"
+        return self.compression is not None and self.compression.store_format.kind == "projection"
 
     @property
     def blocks(self) -> Mapping[str, tuple[int, int]]:
@@ -131,9 +131,9 @@ class GradientSet:
         parts = list(self._joined(SHARD_BYTES))
         return replace(self, packed=lambda: iter(parts))
 
-    def packed_as(self, curvature: Curvature, form: StoreFormat) -> "GradientSet":
+    def packed_as(self, curvature: Curvature, store_format: StoreFormat) -> "GradientSet":
         """What a format leaves of the gradients, packed in memory."""
-        compression = Compression(curvature.to(self.device), form)
+        compression = Compression(curvature.to(self.device), store_format)
         parts = [(rows, compression.encode(gradients)) for rows, gradients in self.shards()]
         return replace(self, packed=lambda: iter(parts), compression=compression, identify=None, folder=None)
 
@@ -142,7 +142,7 @@ class GradientSet:
         entries = sum(outputs * inputs for outputs, inputs in self.shapes.values())
         if self.projected:
             assert self.compression is not None
-            entries = self.compression.form.dimension
+            entries = self.compression.store_format.dimension
         most = up_to / (entries * self.dtype.itemsize)
         held: list[tuple[slice, Tensors]] = []
         for rows, tensors in self.packed():

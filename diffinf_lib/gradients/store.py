@@ -38,7 +38,7 @@ def gradients_of(
     *,
     store: Path | str | None = None,
     below: Path | str | None = None,
-    form: StoreFormat | None = None,
+    store_format: StoreFormat | None = None,
     precision: Precision = "float32",
     batch_size: int = 256,
     shard_size: int = 25,
@@ -54,7 +54,7 @@ def gradients_of(
         expectation: what is differentiated; `Expectation(draws)` is the training loss.
         store: folder to keep them in.
         below: folder in which they get one of their own, named by all that they depend on.
-        form: how they are kept, also in memory; shards pass through it whether or not they are stored.
+        store_format: how they are kept, also in memory; shards pass through it whether or not they are stored.
         precision: of the matrix products, see `diffinf_lib.precision`.
         batch_size: draws a pass; the result depends on it by rounding only.
         shard_size: images of one shard.
@@ -70,10 +70,10 @@ def gradients_of(
     check_trajectories(images, expectation.objective, require_denoiser(model).process)
     check_counts(shard_size=shard_size)
     check_folders(store=store, below=below)
-    check_formats(form=form)
+    check_formats(store_format=store_format)
     curvature = curvature.to(model.device)
     source = _Source(
-        model, curvature, images, expectation, Compression(curvature, form or StoreFormat()), precision, batch_size,
+        model, curvature, images, expectation, Compression(curvature, store_format or StoreFormat()), precision, batch_size,
         shard_size, progress, None if store is None else Path(store),
     )  # fmt: skip
     if below is not None:
@@ -139,7 +139,7 @@ class _Source:
         return {
             "gradients": plain(self.expectation),
             "precision": self.precision,
-            "format": plain(self.compression.form),
+            "format": plain(self.compression.store_format),
             "model": self.model.identity,
             "curvature": self.curvature.digest,
             "images": tensor_digest(self.images.images, self.images.ids, *told),

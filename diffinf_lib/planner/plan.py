@@ -236,7 +236,7 @@ class Estimator:
         peak += self.passing(network.factor_pass, self.fit_batch)
         return StageEstimate("curvature", passes + products + decomposition, seconds, FLOAT * kept, peak)
 
-    def gradients(self, name: str, images: int, draws: DrawConfig, form: StoreFormat) -> StageEstimate:
+    def gradients(self, name: str, images: int, draws: DrawConfig, store_format: StoreFormat) -> StageEstimate:
         network = self.network
         passes, products = images * draws.count * network.gradient, images * network.rotation
         seconds = passes / self.rates.gradient + products / self.rates.products
@@ -248,7 +248,7 @@ class Estimator:
             peak += self.held_queries
         else:
             peak = max(peak, self.weights + bases + self.held_queries + self.joined_shards(images))
-        return StageEstimate(name, passes + products, seconds, images * self.gradient_bytes(form), peak)
+        return StageEstimate(name, passes + products, seconds, images * self.gradient_bytes(store_format), peak)
 
     @property
     def query_format(self) -> StoreFormat:
@@ -264,9 +264,9 @@ class Estimator:
         one = FLOAT * self.network.entries
         return 2 * one * min(images, max(SHARD, SHARD_BYTES // one))
 
-    def gradient_bytes(self, form: StoreFormat) -> float:
+    def gradient_bytes(self, store_format: StoreFormat) -> float:
         """Bytes of one stored gradient."""
-        return stored_bytes(form, self.network.block_shapes.values())
+        return stored_bytes(store_format, self.network.block_shapes.values())
 
     def scores(self) -> StageEstimate:
         """One damping; the queries are kept in memory while training gradients stream past."""

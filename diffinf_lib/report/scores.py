@@ -68,10 +68,10 @@ def score_training_images(
     """
     taken = partial(gradients_of, model, curvature, batch_size=batch_size, progress=progress)
     asked = taken(
-        queries, options.measurement.expectation(options.seed), store=stores.queries, form=stores.query_format
+        queries, options.measurement.expectation(options.seed), store=stores.queries, store_format=stores.query_format
     )
     expectation = Expectation(options.draws, seed=options.seed)
-    given = taken(train, expectation, store=stores.train, form=None if stores.train is None else STORE)
+    given = taken(train, expectation, store=stores.train, store_format=None if stores.train is None else STORE)
     kept = KeptQueries(asked, given, curvature, Inverses(options.dampings))
     count = len(train)
 

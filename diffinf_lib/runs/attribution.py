@@ -95,9 +95,9 @@ def train_gradients(run: Run) -> GradientSet:
     return _gradients(run, run.data.train, expectation, run.preset.store_format)
 
 
-def _gradients(run: Run, images: ImageSet, expectation: Expectation, form: StoreFormat | None) -> GradientSet:
+def _gradients(run: Run, images: ImageSet, expectation: Expectation, store_format: StoreFormat | None) -> GradientSet:
     return gradients_of(
-        run.model.model, curvature_of_run(run), images, expectation, below=run.path("gradients"), form=form,
+        run.model.model, curvature_of_run(run), images, expectation, below=run.path("gradients"), store_format=store_format,
         progress=run.progress,
     )  # fmt: skip
 

@@ -128,6 +128,6 @@ def task_of_run(
         at or checkpoint(run), run.data.train, queries, measurement or preset.measurement,
         preset.gradient_draws, run.seed,
         along=lambda parts: checkpoints_along(run, parts),
-        ensemble=lambda: ensemble_of_run(run), folder=run.path("gradients"), form=preset.store_format,
+        ensemble=lambda: ensemble_of_run(run), folder=run.path("gradients"), store_format=preset.store_format,
         query_format=preset.query_format, clip_source=clip_source,
     )  # fmt: skip

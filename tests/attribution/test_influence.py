@@ -261,8 +261,8 @@ def test_input_of_the_wrong_kind_is_refused_in_one_line():
         fit_curvature(model, train, "ekfac")
     with unchecked(), pytest.raises(ConfigurationError, match="images: a Tensor is no ImageSet"):
         fit_curvature(model, train.images)
-    with unchecked(), pytest.raises(ConfigurationError, match="form='int8': give a StoreFormat"):
-        di.gradients_of(model, curvature, train, di.Expectation(DRAWS), form="int8")
+    with unchecked(), pytest.raises(ConfigurationError, match="store_format='int8': give a StoreFormat"):
+        di.gradients_of(model, curvature, train, di.Expectation(DRAWS), store_format="int8")
     with pytest.raises(ConfigurationError, match="count=0: give N"):
         di.self_influence(di.gradients_of(model, curvature, train, di.Expectation(DRAWS)), curvature, count=0)
 

@@ -191,7 +191,9 @@ def test_bad_input_is_refused():
             score(setup, **{"damping": [1e-2], **options})
     model, curvature, train, queries = setup
     solved = gradients_of(model, curvature, queries, MEASUREMENT.expectation())
-    stored = gradients_of(model, curvature, train, Expectation(DRAWS), form=StoreFormat("projection", dimension=4))
+    stored = gradients_of(
+        model, curvature, train, Expectation(DRAWS), store_format=StoreFormat("projection", dimension=4)
+    )
     with pytest.raises(ConfigurationError, match="a projection has forgotten its blocks"):
         solved_scores([solved], stored)
 

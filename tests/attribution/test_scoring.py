@@ -179,7 +179,7 @@ def test_gradients_in_another_eigenbasis_are_refused(case, projected):
     other = fit_curvature(model, train, CurvatureConfig(draws=DrawConfig(8)), seed=1)
     asked = gradients_of(model, curvature, queries, Expectation(DRAWS))
     form = di.StoreFormat("projection", dimension=16) if projected else None
-    given = gradients_of(model, other, train, Expectation(DRAWS), form=form)
+    given = gradients_of(model, other, train, Expectation(DRAWS), store_format=form)
     with pytest.raises(ConfigurationError, match="train: these gradients are in the eigenbasis of another curvature"):
         di.scores_from_gradients(asked, given, curvature, damping=1e-3)
     with pytest.raises(ConfigurationError, match="queries: these gradients are in the eigenbasis of another"):

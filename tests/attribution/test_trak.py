@@ -183,7 +183,7 @@ def test_bad_input_is_refused_in_one_line():
     model, data = linear_denoiser(), images(2, 2)
     curvature = fit_curvature(model, data, by_definition(DrawConfig(4)))
     stored = gradients_of(
-        model, curvature, data, Expectation(DrawConfig(4)), form=StoreFormat("projection", dimension=8)
+        model, curvature, data, Expectation(DrawConfig(4)), store_format=StoreFormat("projection", dimension=8)
     )
     for options, message in [
         ({"damping": -1.0}, "damping=-1.0: give a number >= 0"),
