@@ -143,11 +143,11 @@ class RemovalStudy(Study[RemovalCell]):
     `scores [Q, N]`; `train_ids [N]`, and `train_names` where they are files.
 
     Of the G generated queries among the Q, in their order: `pictures [shares, 2, G, K, C, H, W]`, drawn from the query's own
-    seed after its removals, `random_pictures [shares, sets, G, K, C, H, W]` and `full_pictures [G, F, C, H, W]`, in 8 bits;
-    F is K or more. Distances of the first two to the last are `pixel_distances [shares, 2, G, K]` and
-    `random_pixel_distances [shares, sets, G, K]`; `full_pixel_distances [G, F]` are those of the full trainings' pictures
-    to the query. The same with `feature` in the full model's features, see `middle_features`. The mean distance of two
-    different training images is 1.
+    seed after its removals, in 8 bits. Of all D generated queries that models draw, at the positions `drawn`, also
+    `random_pictures [shares, sets, D, K, C, H, W]` and `full_pictures [D, F, C, H, W]`; F is K or more. Distances of the
+    first two to the last are `pixel_distances [shares, 2, G, K]` and `random_pixel_distances [shares, sets, D, K]`;
+    `full_pixel_distances [D, F]` are those of the full trainings' pictures to the query. The same with `feature` in the full
+    model's features, see `middle_features`. The mean distance of two different training images is 1.
 
     Attributes:
         query_index: of each chosen query: its set and its position there.
@@ -242,15 +242,19 @@ class RemovalStudy(Study[RemovalCell]):
         return {name: values for name, values in self.arrays(cell).items() if name in QUERY_SETS}
 
     def pictures(self, removed: Positions) -> UInt8[np.ndarray, "G _K C H W"]:
-        """The pictures of the generated queries asked about by the models without some images, one for each seed."""
+        """The pictures of all chosen generated queries by the models without some images, one for each seed."""
         seeds = self.config.seeds if removed else self.config.whole
-        drawn = np.stack([self.arrays(RemovalCell(removed, seed))["pictures"] for seed in range(seeds)], axis=1)
-        return drawn[[self.drawn.index(self.query_index[place][1]) for place in self._asked]]
+        return np.stack([self.arrays(RemovalCell(removed, seed))["pictures"] for seed in range(seeds)], axis=1)
 
     @property
     def _asked(self) -> list[int]:
         """The generated queries among those asked about."""
         return [place for place, (name, _) in enumerate(self.query_index) if name == GENERATED]
+
+    @property
+    def _rows(self) -> list[int]:
+        """Their places among the queries that every model draws."""
+        return [self.drawn.index(self.query_index[place][1]) for place in self._asked]
 
     def _measured(self, model: Denoiser) -> Arrays:
         preset, seed = self.run.preset, self.run.seed
@@ -286,23 +290,23 @@ class RemovalStudy(Study[RemovalCell]):
         """Pictures after each removal, and how far they are from those of the full trainings."""
         if not self._asked:
             return {}
-        own = [[[self.pictures(queries[place])[g] for g, place in enumerate(self._asked)] for queries in share]
+        rows = list(zip(self._asked, self._rows, strict=True))
+        own = [[[self.pictures(queries[place])[row] for place, row in rows] for queries in share]
                for share in self.removed]  # fmt: skip
         drawn = {
             "": np.array(own),
             "random_": np.array([[self.pictures(removed) for removed in share] for share in self.randomly_removed]),
             "full_": self.pictures(()),
         }
-        positions = [self.query_index[place][1] for place in self._asked]
-        queries = to_bytes(self.queries[GENERATED].subset(positions).images).numpy()[:, None]
+        queries = to_bytes(self.queries[GENERATED].subset(self.drawn).images).numpy()[:, None]
         paired = drawn["full_"][:, : self.config.seeds]
-        found = {f"{name}pictures": values for name, values in drawn.items()}
+        references = {"": paired[self._rows], "random_": paired, "full_": queries}
+        found = {f"{name}pictures": values for name, values in drawn.items()} | {"drawn": np.array(self.drawn)}
         for kind, seen in (("pixel", _pixels), ("feature", self._features)):
             reference = seen(self._compared)
             for name, values in drawn.items():
-                pair = (values, queries if name == "full_" else paired)
-                seen_pair = [seen(from_bytes(torch.tensor(levels))) for levels in pair]
-                found[f"{name}{kind}_distances"] = distances(*seen_pair, reference).numpy()
+                pair = [seen(from_bytes(torch.tensor(levels))) for levels in (values, references[name])]
+                found[f"{name}{kind}_distances"] = distances(*pair, reference).numpy()
         return found
 
     @property
@@ -355,7 +359,8 @@ class RemovalStudy(Study[RemovalCell]):
         losses = [
             arrays[name][..., self._asked, :] - arrays["full"][self._asked] for name in ("measurements", "random")
         ]
-        kinds = {kind: [arrays[f"{name}{kind}_distances"] for name in ("", "random_")] for kind in ("pixel", "feature")}
+        kinds = {kind: [arrays[f"{kind}_distances"], arrays[f"random_{kind}_distances"][:, :, self._rows]]
+                 for kind in ("pixel", "feature")}  # fmt: skip
         measured = {"loss": losses, **kinds}
         found: dict[str, dict[str, Any]] = {
             f"{share:g}": {kind: _outcome(own[index], random[index]) for kind, (own, random) in measured.items()}
