@@ -305,8 +305,8 @@ class RemovalStudy(Study[RemovalCell]):
         for kind, seen in (("pixel", _pixels), ("feature", self._features)):
             reference = seen(self._compared)
             for name, values in drawn.items():
-                pair = [seen(from_bytes(torch.tensor(levels))) for levels in (values, references[name])]
-                found[f"{name}{kind}_distances"] = distances(*pair, reference).numpy()
+                here, there = (seen(from_bytes(torch.tensor(levels))) for levels in (values, references[name]))
+                found[f"{name}{kind}_distances"] = distances(here, there, reference).numpy()
         return found
 
     @property
