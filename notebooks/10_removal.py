@@ -115,7 +115,7 @@ di.interactive.Scrubber(
 )  # fmt: skip
 
 # %% [markdown]
-# It stays a digit, and the same one. The other 270 images still teach the model to draw, and the noise still says what. If you
+# To our eyes it stays a digit, and the same one. The other 270 images still teach the model to draw, and the noise still says what. If you
 # expected noise, you took the top images for the whole of the model. But the top tenth leaves a mark: strokes bend and fade.
 #
 # To say how far a picture went we need a distance. Pixels are one. They make a lot of a stroke that moved by one pixel. So
@@ -254,8 +254,8 @@ for count in (1, 6, 30, 60):
 table(rows, caption="Change of a ridge regression's prediction.")
 
 # %% [markdown]
-# For one image the sum is nearly right. For the top tenth and beyond, the truth is well above it. Keep that in mind: theory
-# expects predictions that are too *small*.
+# For one image the truth is above its score already, by the $1/(1 - h_n)$ of {doc}`04_influence`. For the top tenth and more the
+# gap is wider. Keep that in mind: theory expects predictions that are too *small*.
 #
 # ## Predicted against measured
 #
