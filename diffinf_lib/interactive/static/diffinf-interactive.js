@@ -565,7 +565,7 @@
       query.show(q, data.names[q]);
       name.textContent = data.names[q];
       rows.hidden = Number.isNaN(values[0]);
-      if (rows.hidden) { detail.textContent = data.missing; return `${capital(data.names[q])}: ${data.missing}`; }
+      if (rows.hidden) { detail.textContent = capital(data.missing); return `${capital(data.names[q])}: ${data.missing}`; }
       const crossed = new Set();
       if (gone) at(removed, state).forEach((flag, place) => { if (flag) crossed.add(place); });
       shown.forEach((row, r) => row.forEach((card, column) => {
