@@ -38,13 +38,13 @@ lint: $(STAMP) ## ruff, mypy, and the words
 test: lint ## lint, every test, the notebooks through nbval, the built pages
 	rm -rf _build/html
 	$(MAKE) book
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest --nbval-lax notebooks/*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval-lax notebooks/*.ipynb -n $(WORKERS) --dist loadfile
 	DIFFINF_REQUIRE_BOOK=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) --dist loadfile
 
 reproduce: $(STAMP) ## retrain the digits ground truth and write its bundle; can be killed and called again
 	$(BIN)/diffinf reproduce digits
 
-STUDIES := e04_draws e05_methods e06_curvatures e07_compression e08_removal e09_timesteps e10_ladder
+STUDIES := e04_draws e05_methods e06_curvatures e07_compression e08_removal e09_timesteps e10_ladder e11_rectify
 studies: reproduce ## after the ground truth: every study of the book, a bundle each; can be killed and called again
 	for name in $(STUDIES); do $(BIN)/diffinf launch $$name -p preset=digits || exit 1; done
 

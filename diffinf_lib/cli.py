@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffinf_lib.configuration import DEFAULT_DAMPING, QuerySet
+from diffinf_lib.configuration import REPORT_DAMPING, QuerySet
 from diffinf_lib.errors import ConfigurationError, DiffinfError, require, room_needed
 from diffinf_lib.options import Device, NonNegativeFloat, PositiveFloat, PositiveInt, check_shard, checked, read_text
 
@@ -117,7 +117,7 @@ def _add_attribute(commands: _Commands) -> None:
     added.add_argument("queries", metavar="QUERIES", nargs="*", help="folder or files to explain")
     added.add_value("--generate", int, default=0, metavar="N", help="explain N samples of the model instead")
     added.add_argument("--out", default="report", help="folder of the report; default: report")
-    _add_damping(added, f"λ; may be given several times; default: {DEFAULT_DAMPING:g}")
+    _add_damping(added, f"λ; may be given several times; default: {REPORT_DAMPING:g}")
     added.add_value("--draws", PositiveInt, help="draws of each training gradient; default: 64")
     added.add_argument("--measurement", help="what of the queries is attributed: loss (the default), elbo, …")
     added.add_value("--image-size", PositiveInt, help="side in pixels; default: the network's own")
@@ -215,7 +215,7 @@ def _attribute(options: argparse.Namespace) -> None:
     check_sources(options.model, options.images, options.queries, options.generate, options.out)
     chosen: dict[str, Any] = {
         "generate": options.generate, "seed": options.seed, "draws": options.draws, "measurement": options.measurement,
-        "damping": DEFAULT_DAMPING if options.damping is None else options.damping,
+        "damping": REPORT_DAMPING if options.damping is None else options.damping,
     }  # fmt: skip
     options_for(2, **chosen)  # all is refused before torch is loaded; how many images there are does not matter to that
     _set_threads(options.threads)

@@ -277,8 +277,8 @@ di.tables.table(rows, caption="Standard deviation of the difference.")
 # From the first entry to the last the standard deviation falls some thirty-fold, as it would with a thousand times the
 # draws.
 #
-# Look at the last row. In {doc}`02_ddpm` pairs $\pm\varepsilon$ helped a gradient and did nothing for a loss. With draws
-# of their own they do nothing good here either: half as many timesteps are seen. With the same draws they help. Both
+# Look at the last row. In {doc}`02_ddpm` pairs $\pm\varepsilon$ halved a gradient's error and did a loss no good. With draws
+# of their own they do no good here either: half as many timesteps are seen. With the same draws they help. Both
 # trainings start from the same weights, so the two models are close, and $\ell(\theta') - \ell(\theta) \approx
 # \nabla\ell(\theta)^\top(\theta' - \theta)$ is a gradient times a step. It has a large part that is odd in $\varepsilon$,
 # and a pair cancels it.

@@ -7,7 +7,7 @@ from diffinf_lib.configuration.curvature import (
     Partition,
     Sharing,
 )
-from diffinf_lib.configuration.dampings import DEFAULT_DAMPING, check_dampings
+from diffinf_lib.configuration.dampings import DEFAULT_DAMPING, REPORT_DAMPING, check_dampings
 from diffinf_lib.configuration.datasets import DATASETS, DatasetConfig
 from diffinf_lib.configuration.draws import DrawConfig, TimestepRule, check_draws
 from diffinf_lib.configuration.expectations import (
@@ -38,6 +38,7 @@ __all__ = [
     "DEFAULT_DAMPING",
     "MEASUREMENT_PURPOSE",
     "QUERY_PURPOSE",
+    "REPORT_DAMPING",
     "TRAIN_PURPOSE",
     "Approximation",
     "BiasRule",

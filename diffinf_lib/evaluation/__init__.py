@@ -20,6 +20,14 @@ from diffinf_lib.evaluation.observations import (
     timestep_proxies,
 )
 from diffinf_lib.evaluation.power import Power, power_analysis
+from diffinf_lib.evaluation.rectification import (
+    EffectSpread,
+    effect_spread,
+    effects_by_score,
+    image_effects,
+    rectified,
+    slopes_of_signs,
+)
 from diffinf_lib.evaluation.reliability import (
     SelfConsistency,
     random_control,
@@ -35,6 +43,7 @@ from diffinf_lib.evaluation.tuning import TunedLDS, tuned_difference, tuned_lds
 __all__ = [
     "Change",
     "Constancy",
+    "EffectSpread",
     "Estimate",
     "GroundTruth",
     "LDSResult",
@@ -47,6 +56,9 @@ __all__ = [
     "TunedLDS",
     "ceiling",
     "constancy",
+    "effect_spread",
+    "effects_by_score",
+    "image_effects",
     "lds",
     "load_ground_truth",
     "mean_measurements",
@@ -54,6 +66,7 @@ __all__ = [
     "power_analysis",
     "predicted_changes",
     "random_control",
+    "rectified",
     "removal_outcome",
     "sampled_lds",
     "score_reliability",
@@ -61,6 +74,7 @@ __all__ = [
     "self_consistency",
     "signs",
     "signs_of_subsets",
+    "slopes_of_signs",
     "spearman",
     "spearman_brown",
     "split_half_reliability",

@@ -125,12 +125,10 @@ def top_influence(train: ImageSet, queries: ImageSet, scores: Scores, *, query: 
 def schedule_curves(process: Process = Process()) -> BookFigure:
     """How much image and how much noise x_t holds at each timestep: √ᾱ_t and √(1 − ᾱ_t)."""
     kept = process.alphas_cumprod
-    alt = (
-        f"Share of image and of noise from timestep 0 to {len(kept) - 1}: the image falls from 1 to 0, the noise rises"
-    )
+    alt = f"Factors of image and of noise from timestep 0 to {len(kept) - 1}: the image falls from 1 to 0, the noise rises"
     figure, axes = subplots(figsize=(5.5, 2.4), alt=alt)
     axes.plot(kept.sqrt(), color=BLUE, label="image, √ᾱ")
     axes.plot((1 - kept).sqrt(), color=ORANGE, linestyle="--", label="noise, √(1 − ᾱ)")
-    axes.set(xlabel="timestep t", ylabel="share in x_t")
+    axes.set(xlabel="timestep t", ylabel="factor in $x_t$")
     axes.legend()
     return figure

@@ -16,7 +16,7 @@ from diffinf_lib.figures.style import BLUE, subplots
 from diffinf_lib.interactive.controls import Choice, Control, Slider, State, Switched, switched
 from diffinf_lib.interactive.figure import Figure
 from diffinf_lib.interactive.numbers import capital, text
-from diffinf_lib.interactive.packing import packed_codes, packed_numbers
+from diffinf_lib.interactive.packing import packed_codes, packed_numbers, sheet
 from diffinf_lib.interactive.stills import chart
 
 QUERIES = 12
@@ -49,8 +49,8 @@ def resampled_subsets(subsets: int, repeats: int = RESAMPLES) -> np.ndarray:
 class Scatter(Figure):
     """A point for each subset: the change that the scores predict, and the measurement after retraining.
 
-    The reader chooses the query, how many subsets and seeds count, and what is done to the scores; Spearman's correlation
-    and its interval, from the same definitions as `di.lds`, follow.
+    The reader chooses the query, by its picture where the ground truth has one, how many subsets and seeds count, and what is
+    done to the scores; Spearman's correlation and its interval, from the same definitions as `di.lds`, follow.
 
     Attributes:
         scores: `[Q, N]`, or with leading axes for controls.
@@ -124,6 +124,12 @@ class Scatter(Figure):
     def own_alternative(self) -> str:
         """Alternative text."""
         return self.alternative or f"Scatter plot, a point for each subset: {self.x_label} against {self.y_label}"
+
+    def option_pictures(self, control: Control) -> dict[str, Any]:
+        """Queries are chosen by their pictures, where the ground truth has them."""
+        if control.name != self.query.name or self.truth.query_images is None:
+            return {}
+        return {"look": "radio", "sheet": sheet(self.truth.query_images[list(self._shown)])}
 
     @property
     def opening(self) -> State:

@@ -30,7 +30,7 @@ from diffinf_lib.artifacts import (
 )  # fmt: skip
 from diffinf_lib.artifacts.manifest import MANIFEST
 from diffinf_lib.artifacts.paths import spelt_out
-from diffinf_lib.configuration import DEFAULT_DAMPING, CurvatureConfig, DrawConfig, MeasurementConfig, MeasurementName
+from diffinf_lib.configuration import REPORT_DAMPING, CurvatureConfig, DrawConfig, MeasurementConfig, MeasurementName
 from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.data import ImageSet, read_image_folder
 from diffinf_lib.data.files import NO_CLASS
@@ -70,7 +70,7 @@ def attribute(
     *,
     generate: int = 0,
     seed: int = 0,
-    damping: float | Sequence[float] = DEFAULT_DAMPING,
+    damping: float | Sequence[float] = REPORT_DAMPING,
     draws: DrawConfig | int | None = None,
     curvature: CurvatureConfig | None = None,
     measurement: MeasurementConfig | MeasurementName | None = None,

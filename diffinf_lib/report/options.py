@@ -1,6 +1,6 @@
 """Options of a report, and what is sensible where none are given.
 
-The defaults are those that did best in the book: EK-FAC of GGN^model, damping 1e-8, 64 shared draws in proportion to the
+The defaults are those that did best in the book: EK-FAC of GGN^model, damping 1e-6, 64 shared draws in proportion to the
 signal for each training gradient. Draws of the curvature are spread over the training images: few images get more each.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffinf_lib.configuration import (
-    DEFAULT_DAMPING,
+    REPORT_DAMPING,
     CurvatureConfig,
     DrawConfig,
     MeasurementConfig,
@@ -54,7 +54,7 @@ class ReportOptions:
 def options_for(
     count: int,
     *,
-    damping: float | Sequence[float] = DEFAULT_DAMPING,
+    damping: float | Sequence[float] = REPORT_DAMPING,
     draws: DrawConfig | int | None = None,
     curvature: CurvatureConfig | None = None,
     measurement: MeasurementConfig | MeasurementName | None = None,

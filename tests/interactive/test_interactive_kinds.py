@@ -187,6 +187,15 @@ def test_intervals_agree_with_those_of_other_resamples():
         np.testing.assert_allclose(found.interval, expected.interval, atol=0.05)
 
 
+def test_queries_of_a_scatter_are_chosen_by_picture_where_there_are_some():
+    figure = MADE["scatter"]()
+    shown = replace(figure, shown=(3, 1))
+    (query,) = (control for control in shown.data()["controls"] if control["name"] == "Query")
+    assert query["look"] == "radio" and query["sheet"] == sheet(figure.truth.query_images[[3, 1]])
+    without = replace(figure, truth=replace(figure.truth, query_images=None))
+    assert not any("sheet" in control for control in without.data()["controls"])
+
+
 def test_adding_a_constant_changes_no_rank():
     figure = MADE["scatter"]()
     assert figure.told(Scores="plus a constant", Method="noisy") == figure.told(Method="noisy")

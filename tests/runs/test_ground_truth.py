@@ -71,11 +71,13 @@ def test_measuring_something_else_retrains_nothing(tmp_path, monkeypatch):
     assert_equal_but_for_rounding(after["held-out/loss"], before["held-out/loss"])
 
 
-def test_a_retrained_model_saw_its_subset_only(tmp_path):
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_retrained_model_saw_its_subset_only(share, tmp_path):
     """The same model trained by hand on the kept images measures the same."""
-    run = di.open_run(PRESET, tmp_path / "run", progress=False)
+    run = di.open_run(with_options(PRESET, {"subsets.fraction": share}), tmp_path / "run", progress=False)
     measured = retrained_measurements(run, 1, 1)["held-out/loss"]
-    kept = run.data.train.subset(subset_mask(24, 0.5, 1))
+    assert subset_masks(run, 3).sum(1).tolist() == [24 * share] * 3
+    kept = run.data.train.subset(subset_mask(24, share, 1))
     config = replace(PRESET.training, steps=PRESET.subsets.steps)
     model = di.train(di.build_model(PRESET.unet, seed=1), kept, config, seed=1, progress=False).model
     assert_equal_but_for_rounding(di.measure(model, run.data.queries, PRESET.measurement), measured)

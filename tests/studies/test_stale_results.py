@@ -26,6 +26,7 @@ STUDIES = {
     di.studies.CompressionStudy: {"formats": ["int4"]},
     di.studies.RemovalStudy: {"config": di.studies.RemovalConfig(queries=1, shares=(0.1,), seeds=1, random_sets=1)},
     di.studies.TimestepStudy: {"bins": 4, "subsets": 4, "seeds": 1},
+    di.studies.RectifyStudy: {"methods": ["ekfac", "pixel"]},
     di.studies.LadderStudy: {"rungs": [Rung("both", "", draws=FOUR, checkpoints=(0.5, 1.0))], "model_seeds": (0, 1)},
 }
 WITHOUT_TRUTHS = (di.studies.RemovalStudy, di.studies.TimestepStudy)
@@ -71,7 +72,7 @@ def truths_of(run, change=None):
 
 def study_results(kind, run, truths):
     """Every kept cell of a study, and what its bundle holds."""
-    if kind is di.studies.MethodsStudy:
+    if kind in (di.studies.MethodsStudy, di.studies.RectifyStudy):
         truths = {f"{name}/loss": truth for name, truth in truths.items()}
     study = kind(run, **STUDIES[kind]) if kind in WITHOUT_TRUTHS else kind(run, truths, **STUDIES[kind])
     cells = [study.arrays(cell) for cell in study.shard()]
