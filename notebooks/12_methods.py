@@ -554,7 +554,7 @@ assert level[2, 0, 4] > level[2, 0, 0] > level[2, 0, 4] - 0.2
 #
 # What is left are sums: over draws, over steps of sampling, over checkpoints of the training run. Each can stand inside a
 # feature, or outside, around whole scores. Take two checkpoints $i$ and features that are one number. At the first
-# the query has 1 and the image 2, at the second $-1$ and $-2$. **Guess** the two answers before you run it.
+# the query has 1 and the image 2, at the second $-1$ and $-2$. **Guess first:** what is the sum of products, and what the product of sums?
 
 # %%
 of_query, of_image = torch.tensor([1.0, -1]), torch.tensor([2.0, -2])
@@ -572,7 +572,7 @@ print("sum of products:", outside.item(), " product of sums:", inside.item())
 #   the run over checkpoints.
 # - **Steps of sampling: either.** Journey-TRAK {cite}`georgiev2023journey` scores each step on the query's way from noise and
 #   adds up. Only $\varphi_q$ depends on the step, so one mean gradient does the same.
-# - **Draws: inside, on both sides,** each side its own ({doc}`08_scale`).
+# - **Draws: inside, on both sides.** Each side has its own ({doc}`08_scale`).
 # - **DAS: outside, because it squares.** DAS {cite}`lin2025das` asks how far the network's output moves, in whichever direction.
 #   Its feature is the gradient of a random direction $u$ of the output, and its score the mean over $u$ and draws of the
 #   square, $(\varphi_{q,u}^\top z_n)^2$. So it has no sign.
