@@ -65,8 +65,8 @@ def _other_gram(query: Tensor, features: Tensor, damping: float) -> Tensor:
         ),
         "the Gram matrix is transposed: ΦᵀΦ compares weights; products of images are ΦΦᵀ, N × N": _other_gram,
         "the damping is missing": _solved(lambda n, damping: 0.0),
-        "Nλ is added to every entry of ΦΦᵀ; it belongs on the diagonal": lambda q, features, damping: torch.linalg.solve(
-            features @ features.T + len(features) * damping, features @ q
+        "Nλ is added to every entry of ΦΦᵀ; it belongs on the diagonal": lambda q, features, damping: (
+            torch.linalg.solve(features @ features.T + len(features) * damping, features @ q)
         ),
         "the inverse is missing: this multiplies by ΦΦᵀ + NλI": lambda q, features, damping: (
             _damped(features @ features.T, len(features) * damping) @ features @ q
