@@ -106,7 +106,9 @@ class Explorer(Figure):
         require(shape == wanted, f"scores of shape {shape}: these images need [Q, N] = {wanted}")
         finite = np.isfinite(self._scores.values)
         there = finite.all() or (bool(self.missing) and (finite.all(-1) | np.isnan(self._scores.values).all(-1)).all())
-        require(bool(there), "scores: some are NaN or infinite; score again, or leave out whole queries and say `missing`")
+        require(
+            bool(there), "scores: some are NaN or infinite; score again, or leave out whole queries and say `missing`"
+        )
         require(len(self._shown) > 0, "shown: give at least one query")
         inside = all(0 <= query < len(self.queries) for query in self._shown)
         require(inside, f"shown={list(self._shown)}: give positions from 0 to {len(self.queries) - 1}")
