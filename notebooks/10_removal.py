@@ -119,7 +119,7 @@ di.interactive.Scrubber(
 # expected noise, you took the top images for the whole of the model. But the top tenth leaves a mark: strokes bend and fade.
 #
 # To say how far a picture went we need a distance. Pixels are one. They make a lot of a stroke that moved by one pixel. So
-# the second is taken in the model's own **features**: the activations of its middle block, where the network is narrowest,
+# the second is taken in the model's own **middle features**: the activations of its middle block, where the network is narrowest,
 # at three timesteps and under the same noise for every picture. Both are in units of the distance between two different
 # training images, on average.
 

@@ -9,6 +9,7 @@ from diffinf_lib.checks.diffusion import antithetic_pairs, noisy, posterior_mean
 from diffinf_lib.checks.eigenvalues import batched_correction, corrected_eigenvalues
 from diffinf_lib.checks.evaluating import keeps_lds, lds, spearman, spearman_brown
 from diffinf_lib.checks.exercise import CheckFailed, Passed
+from diffinf_lib.checks.kernels import woodbury
 from diffinf_lib.checks.kronecker import kfac, kfac_score
 from diffinf_lib.checks.measuring import draws_needed, elbo_weights, importance_mean, irreducible_loss
 from diffinf_lib.checks.removal import block_leverage, influence, leave_one_out
@@ -40,4 +41,5 @@ __all__ = [
     "shared_draw_bias",
     "spearman",
     "spearman_brown",
+    "woodbury",
 ]

@@ -93,6 +93,7 @@ class Explorer(Figure):
         removals: outcomes of training again, for the queries shown; a control more.
         form: of the measurements in them.
         hint: beside the query until an image is pointed at.
+        missing: what is said where a query's scores are all NaN, because nobody computed them; empty refuses NaN.
     """
 
     train: ImageSet
@@ -103,13 +104,18 @@ class Explorer(Figure):
     removals: Sequence[Removal] = ()
     form: str = ".4f"
     hint: str = "A score ranks the images by how much the query's measurement is predicted to rise without each."
+    missing: str = ""
 
     kind: ClassVar[str] = "explorer"
 
     def __post_init__(self) -> None:
         shape, wanted = self._scores.shape, (len(self.queries), len(self.train))
         require(shape == wanted, f"scores of shape {shape}: these images need [Q, N] = {wanted}")
-        require(bool(np.isfinite(self._scores.values).all()), "scores: some are NaN or infinite; score again")
+        finite = np.isfinite(self._scores.values)
+        there = finite.all() or (bool(self.missing) and (finite.all(-1) | np.isnan(self._scores.values).all(-1)).all())
+        require(
+            bool(there), "scores: some are NaN or infinite; score again, or leave out whole queries and say `missing`"
+        )
         require(len(self._shown) > 0, "shown: give at least one query")
         inside = all(0 <= query < len(self.queries) for query in self._shown)
         require(inside, f"shown={list(self._shown)}: give positions from 0 to {len(self.queries) - 1}")
@@ -192,6 +198,8 @@ class Explorer(Figure):
     def tell(self, state: State) -> str:
         """The two ends of the order, and what leaving images out did."""
         places, values = (part.at(state) for part in self.ends)
+        if np.isnan(values).all():
+            return f"{capital(self.query.options[state[self.query.name]])}: {self.missing}"
         highest, lowest = (f"{text(values[row, 0], '+.1e')} ({self.label(places[row, 0])})" for row in (0, 1))
         said = f"{capital(self.query.options[state[self.query.name]])}: highest score {highest}, lowest {lowest}."
         return " ".join(filter(None, [said, self._outcome(state)]))
@@ -211,6 +219,7 @@ class Explorer(Figure):
             "train": sheet(self.train.images[self._used]),
             "labels": [self.label(position) for position in self._used],
             "hint": self.hint,
+            "missing": self.missing,
             "rows": self.titles,
             "count": self.images,
             "total": len(self.train),
@@ -243,6 +252,8 @@ class Explorer(Figure):
         places, values = (part.at(state) for part in self.ends)
         query = self._shown[state[self.query.name]]
         rows = [pictures(strip(self.queries.images[[query]], 72), self.query.options[state[self.query.name]], 72)]
+        if np.isnan(values).all():
+            return rows[0]
         for title, images, scores in zip(self.titles, places, values, strict=True):
             alternative = "; ".join(
                 f"{self.label(n)}: {text(score, '+.1e')}" for n, score in zip(images, scores, strict=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import diffinf_lib as di
+from diffinf_lib.attribution import trak_scores
 from diffinf_lib.checks import Passed
 from diffinf_lib.compression import int8_rows
 from diffinf_lib.curvature import Curvature, LayerCurvature
@@ -152,6 +153,13 @@ def bias_of_shared(query_gradients, train_gradients, curvature, draws):
     return torch.trace(torch.linalg.inv(curvature) @ together[:p, p:]) / draws
 
 
+def from_gram(query_feature, features, damping):
+    """By Woodbury's identity, the query's own side of it."""
+    scale = len(features) * damping
+    inside = torch.linalg.inv(torch.eye(len(features)).double() + features @ features.T / scale)
+    return (features @ query_feature - features @ (features.T @ (inside @ (features @ query_feature))) / scale) / scale
+
+
 def rank_correlation(first, second):
     from scipy.stats import spearmanr
 
@@ -198,6 +206,7 @@ PLAIN = [
     ("int8_rows", {}, in_8_bits),
     ("accumulated_score", {}, from_accumulated),
     ("shared_draw_bias", {}, bias_of_shared),
+    ("woodbury", {}, from_gram),
     ("spearman", {}, rank_correlation),
     ("lds", {}, datamodelling),
     ("keeps_lds", {}, shifted),
@@ -310,6 +319,11 @@ def library_accumulated(query_batches, train_batches, curvature, damping, count)
     return library_influence(mean[0], mean[1], curvature, damping).squeeze() / count
 
 
+def library_trak(query_feature, features, damping):
+    query, train = (di.GradientSet.of({"all": rows.unsqueeze(1)}) for rows in (query_feature.unsqueeze(0), features))
+    return trak_scores(query, train, damping=len(features) * damping)[0, 0]
+
+
 def library_lds(scores, masks, measurements):
     (queries, images), pixels = scores.shape, torch.zeros(len(scores), 1, 1, 1)
     truth = GroundTruth(masks, measurements, torch.arange(images), torch.arange(queries) + 100, pixels)
@@ -330,6 +344,7 @@ LIBRARY = [
     ("batched_correction", {}, library_batched),
     ("int8_rows", {}, lambda matrix: tuple(part[0] for part in int8_rows(matrix.unsqueeze(0)).values())),
     ("accumulated_score", {}, library_accumulated),
+    ("woodbury", {}, library_trak),
     ("spearman", {}, lambda first, second: spearman(first.numpy(), second.numpy()).item()),
     ("lds", {}, library_lds),
     ("spearman_brown", {}, spearman_brown),

@@ -1,6 +1,7 @@
 """Every kind in a real browser: whatever is moved, what is drawn and written is what Python computes."""
 
 import re
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -376,6 +377,18 @@ def test_images_of_the_explorer_answer_keyboard_and_pointer(shown):
     tab.locator(".diffinf-row-1 .diffinf-card").first.hover()
     assert "40th of 40" in detail.text_content()
     assert tab.locator(".diffinf-row-0 .diffinf-card[tabindex='0']").count() == 1  # one tab stop a row
+
+
+def test_the_explorer_says_where_there_are_no_scores(shown):
+    figure = made("explorer")
+    scores = figure.scores.values.copy()
+    scores[1] = np.nan
+    figure = replace(figure, scores=by(scores, *figure.scores.controls), missing="not run.")
+    tab = shown(figure)
+    for method, there in (("K-FAC", False), ("gradients", True)):
+        put(tab, figure.state(Method=method))
+        assert tab.locator(".diffinf-rows").is_visible() == there
+        assert status(tab) == figure.told(Method=method) and ("not run." in status(tab)) != there
 
 
 def centres(tab, selector):

@@ -270,6 +270,8 @@ TRUTH = ground_truth()
 TRAIN, QUERIES = images(40, 8), images(5, 8, seed=1)
 THREE = Choice("which", ("a", "b", "c"))
 ABC = texts_by(["a", "b", "c"], THREE)
+HALF_KNOWN = torch.full((5, 40), torch.nan)
+HALF_KNOWN[0, 0] = 1.0
 NOTHING, UNSEEN = torch.zeros(5, 40), Removal("x", [[0]] * 5, np.zeros(5), np.zeros(5))
 
 
@@ -278,6 +280,7 @@ NOTHING, UNSEEN = torch.zeros(5, 40), Removal("x", [[0]] * 5, np.zeros(5), np.ze
     [
         (lambda: Explorer(TRAIN, QUERIES, torch.zeros(5, 39)), r"scores of shape \(5, 39\): .* \(5, 40\)"),
         (lambda: Explorer(TRAIN, QUERIES, torch.full((5, 40), torch.nan)), "scores: some are NaN"),
+        (lambda: Explorer(TRAIN, QUERIES, HALF_KNOWN, missing="not run"), "scores: some are NaN"),
         (lambda: Explorer(TRAIN, QUERIES, NOTHING, shown=[5]), r"shown=\[5\]: give positions from 0 to 4"),
         (lambda: Explorer(TRAIN, QUERIES, NOTHING, shown=[]), "shown: give at least one"),
         (lambda: Explorer(TRAIN, QUERIES, NOTHING, images=41), "images=41: give 1 to 40"),
@@ -328,6 +331,14 @@ def test_file_names_stand_for_images():
     names = tuple(f"{n}{HOSTILE}.png" for n in range(40))
     figure = Explorer(replace(TRAIN, names=names), QUERIES, torch.arange(200.0).reshape(5, 40))
     assert f"training image {names[39]}" in figure.told() and METHOD.look == "radio"
+
+
+def test_scores_that_nobody_computed_are_said_to_be_missing():
+    scores = torch.arange(600.0).reshape(3, 5, 40)
+    scores[1] = torch.nan
+    figure = Explorer(TRAIN, QUERIES, by(scores, THREE), missing="not run.", start={"which": "b"})
+    assert figure.told() == "Query 0: not run." and "highest score" in figure.told(which="c")
+    assert "most positive" not in figure.fragment.split("<script")[0]  # the still picture
 
 
 def test_outcomes_of_the_shipped_removal_study():

@@ -564,6 +564,8 @@
       const largest = Math.max(...Array.from(values, Math.abs)), gone = data.outcomes ? state[data.outcomes.control] : 0;
       query.show(q, data.names[q]);
       name.textContent = data.names[q];
+      rows.hidden = Number.isNaN(values[0]);
+      if (rows.hidden) { detail.textContent = capital(data.missing); return `${capital(data.names[q])}: ${data.missing}`; }
       const crossed = new Set();
       if (gone) at(removed, state).forEach((flag, place) => { if (flag) crossed.add(place); });
       shown.forEach((row, r) => row.forEach((card, column) => {
