@@ -36,10 +36,10 @@ _Label = Annotated[str, _LABEL]
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("preset", "run", "known", "ground_truth", "bundle", "results", "clip_source"), str),
     **dict.fromkeys(("seed", "shard"), int), **dict.fromkeys(("subsets", "seeds"), WholeNumber), "options": dict,
-    **dict.fromkeys(("shards", "threads", "seeds_above_128", "queries", "random_sets", "bins"), PositiveInt),
+    **dict.fromkeys(("shards", "threads", "seeds_above_128", "queries", "full_seeds", "random_sets", "bins"), PositiveInt),
     "counts": tuple[PositiveInt, ...], "shares": tuple[Share, ...], "model_seeds": tuple[int, ...],
     "methods": tuple[MethodName, ...], "further": tuple[MethodName, ...], "formats": tuple[str, ...],
-    "attributed": tuple[_Label, ...], "measured": tuple[_Label, ...],
+    "part": tuple[WholeNumber, ...], "attributed": tuple[_Label, ...], "measured": tuple[_Label, ...],
 }  # fmt: skip
 """What a parameter holds, in every template that has it."""
 

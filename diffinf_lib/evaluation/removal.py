@@ -49,7 +49,8 @@ class RemovalOutcome:
     Attributes:
         changes: for each condition, the measurement after retraining less that of models retrained on everything.
         differences: for each pair of conditions, named `top − random`, the paired difference of their changes.
-        relative: mean change of each condition, as a fraction of the size of the full models' mean measurement.
+        relative: mean change of each condition, as a fraction of the size of the full models' mean measurement; none where
+            the changes themselves were given.
     """
 
     changes: dict[str, Change]
@@ -63,7 +64,7 @@ class RemovalOutcome:
 
 def removal_outcome(
     conditions: Mapping[str, OfRemovals],
-    full: Real[np.ndarray, "Q K"],
+    full: Real[np.ndarray, "Q K"] | None,
     *,
     bootstrap: int = 2000,
     confidence: float = 0.95,
@@ -80,7 +81,8 @@ def removal_outcome(
     Args:
         conditions: measurements after retraining, by name, such as `top`, `random`, `bottom`: each `[Q, K]`, or `[Q, sets, K]`
             where several sets were removed in turn. The order fixes which differences are taken: first minus later.
-        full: measurements of models retrained on everything, `[Q, K]`; K may differ from the conditions'.
+        full: measurements of models retrained on everything, `[Q, K]`; K may differ from the conditions'. None where the
+            conditions are changes already, such as distances between pictures.
         bootstrap: number of resamples.
 
     Raises:
@@ -88,7 +90,7 @@ def removal_outcome(
         DataError: measurements that are NaN or infinite.
     """
     require(len(conditions) > 0, "conditions: there are none; give measurements by name, such as top and random")
-    whole = _checked("full", full, None)
+    whole = _checked("full", np.zeros((len(next(iter(conditions.values()))), 1)) if full is None else full, None)
     values = {name: _checked(name, given, len(whole)) for name, given in conditions.items()}
     baseline = whole.mean((1, 2))
     changes = {name: array.mean((1, 2)) - baseline for name, array in values.items()}
@@ -100,7 +102,9 @@ def removal_outcome(
             f"{a} − {b}": _change(changes[a] - changes[b], shifts[a] - shifts[b], confidence)
             for a, b in combinations(values, 2)
         },
-        relative={name: float(change.mean() / abs(baseline.mean())) for name, change in changes.items()},
+        relative={}
+        if full is None
+        else {name: float(change.mean() / abs(baseline.mean())) for name, change in changes.items()},
     )
 
 

@@ -20,6 +20,7 @@ from diffinf_lib.interactive.figure import Figure
 from diffinf_lib.interactive.numbers import capital, check_form, text
 from diffinf_lib.interactive.packing import packed_codes, packed_numbers, sheet, strip
 from diffinf_lib.interactive.stills import pictures
+from diffinf_lib.pictures import from_bytes
 
 QUERIES = 12
 """Queries that are shown unless others are asked for."""
@@ -47,14 +48,20 @@ class Removal:
 
     @classmethod
     def of_study(cls, bundle: Bundle, shown: Sequence[int]) -> list["Removal"]:
-        """The outcomes in the bundle of a removal study, such as `digits-removal`, for some of its queries by position."""
+        """The outcomes in the bundle of a removal study, such as `digits-removal`, for some of its queries by position.
+
+        Where all of them are generated, with the picture that the first model without the images draws from the query's seed.
+        """
         arrays, places = bundle.arrays, list(shown)
+        drawn = np.cumsum(arrays["sets"] == "generated") - 1  # of each generated query: its place among them
+        has_pictures = "pictures" in arrays and bool((arrays["sets"][places] == "generated").all())
         return [
             cls(
                 f"the {condition} {text(share, '.0%')}",
                 [row[row >= 0].tolist() for row in arrays["removed"][s, c, places]],
                 arrays["full"][places].mean(1),
                 arrays["measurements"][s, c, places].mean(1),
+                from_bytes(torch.tensor(arrays["pictures"][s, c, drawn[places], 0])) if has_pictures else None,
                 chance=arrays["random"][s][:, places].mean((0, 2)),
             )
             for s, share in enumerate(bundle.metrics["shares"])

@@ -5,27 +5,43 @@ the measurement) or of the lowest ones (`bottom`: it should lower it) are left o
 control is as many images taken at random, the same sets for all queries; the reference is the training on everything with
 the same seeds. A retrained model is known by what it was not shown and by its training seed: equal removals are trained
 once. Its measurements of every query are kept, its weights are not.
+
+A generated query has a seed: the noise it began with, and that of every step. Each retrained model draws its own picture from
+the same seed. The picture is kept, and its distance to that of the full training with the same training seed, so that only
+the images left out differ between the two.
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import DataError, require
+from diffinf_lib.evaluation import removal_outcome
+from diffinf_lib.features import distances, middle_features
 from diffinf_lib.measurements import measure
 from diffinf_lib.models import build_model
 from diffinf_lib.options import Options, PositiveInt, Range
+from diffinf_lib.pictures import from_bytes, to_bytes
 from diffinf_lib.randomness import keyed_generator
-from diffinf_lib.runs import QUERY_SETS, influence_scores
+from diffinf_lib.runs import QUERY_SETS, as_queries, influence_scores
+from diffinf_lib.sampling import sample, sample_seeds
+from diffinf_lib.shapes import Images
 from diffinf_lib.studies.study import Arrays, Study
 from diffinf_lib.training import train
+
+GENERATED = "generated"
+"""The set of queries that have a seed, and so a picture by each retrained model."""
+
+COMPARED = 200
+"""Training images whose distances to each other are the unit of distances between pictures, at most."""
 
 CONDITIONS = ("top", "bottom")
 """Which end of a query's scores is removed, in the order of the bundle's arrays."""
@@ -40,21 +56,35 @@ _SHARES = Range(
 )
 
 
+_PLACES = Range(lambda places: all(a < b for a, b in zip((-1, *places), places, strict=False)),
+                "a list of places from 0 on, ascending")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class RemovalConfig(Options):
     """What is removed, for how many queries, how often retrained.
 
     Attributes:
         queries: how many of each set of queries, evenly spaced over it.
+        part: which of them are asked about, places from 0 on among the held-out, then the generated ones; empty: all. The
+            rest can follow later: models do not depend on it.
         shares: of the training images that are removed.
         seeds: trainings of each removal, K, with seeds 0 … K − 1.
+        full_seeds: trainings on everything that draw pictures; those beyond `seeds` show what another seed alone changes.
         random_sets: sets removed at random for each share.
     """
 
     queries: PositiveInt = 6
     shares: Annotated[tuple[float, ...], _SHARES] = (0.02, 0.1)
     seeds: PositiveInt = 2
+    full_seeds: PositiveInt = 2
     random_sets: PositiveInt = 6
+    part: Annotated[tuple[int, ...], _PLACES] = ()
+
+    @property
+    def whole(self) -> int:
+        """Trainings on everything: at least one for each seed of the removals."""
+        return max(self.seeds, self.full_seeds)
 
 
 class RemovalCell(NamedTuple):
@@ -112,8 +142,16 @@ class RemovalStudy(Study[RemovalCell]):
     with −1 where a share removes fewer; of the queries `sets`, `positions` in the set, `ids`, `images [Q, C, H, W]`,
     `scores [Q, N]`; `train_ids [N]`, and `train_names` where they are files.
 
+    Of the G generated queries among the Q, in their order: `pictures [shares, 2, G, K, C, H, W]`, drawn from the query's own
+    seed after its removals, in 8 bits. Of all D generated queries that models draw, at the positions `drawn`, also
+    `random_pictures [shares, sets, D, K, C, H, W]` and `full_pictures [D, F, C, H, W]`; F is K or more. Distances of the
+    first two to the last are `pixel_distances [shares, 2, G, K]` and `random_pixel_distances [shares, sets, D, K]`;
+    `full_pixel_distances [D, F]` are those of the full trainings' pictures to the query. The same with `feature` in the full
+    model's features, see `middle_features`. The mean distance of two different training images is 1.
+
     Attributes:
         query_index: of each chosen query: its set and its position there.
+        drawn: positions of the generated queries that every model draws, all that are chosen.
         counts: how many images each share removes.
     """
 
@@ -126,14 +164,19 @@ class RemovalStudy(Study[RemovalCell]):
         run = self.run
         self.counts = [removed_count(share, len(run.data.train)) for share in self.config.shares]
         totals = {"held-out": len(run.data.queries), "generated": run.preset.sampling.count}
-        self.query_index = [
-            (name, position) for name in QUERY_SETS for position in evenly_spaced(self.config.queries, totals[name])
-        ]
+        chosen = {name: evenly_spaced(self.config.queries, totals[name]) for name in QUERY_SETS}
+        index = [(name, position) for name in QUERY_SETS for position in chosen[name]]
+        part = self.config.part or range(len(index))
+        require(max(part) < len(index), f"part={list(part)}: give places from 0 to {len(index) - 1}, the last of the generated "
+                "queries")  # fmt: skip
+        self.query_index = [index[place] for place in part]
+        self.drawn = chosen[GENERATED]
 
     @cached_property
     def scores(self) -> Float[Tensor, "Q N"]:
         """Scores of the chosen queries, `[Q, N]`, at the preset's damping: those of the whole sets, which a run keeps."""
-        found = {name: influence_scores(self.run, images)[0] for name, images in self.queries.items()}
+        asked = {name for name, _ in self.query_index}
+        found = {name: influence_scores(self.run, self.queries[name])[0] for name in sorted(asked)}
         return torch.stack([found[name][position] for name, position in self.query_index])
 
     @cached_property
@@ -152,13 +195,14 @@ class RemovalStudy(Study[RemovalCell]):
         """Every model to retrain, once each.
 
         Seeds are outermost, so that an experiment of fewer seeds is whole early; within a seed the full model comes first,
-        then the random sets, then query by query.
+        then the random sets, then query by query. Further seeds of the full model alone come last.
         """
         removals: list[Positions] = [()]
         removals += [positions for share in self.randomly_removed for positions in share]
         for query in range(len(self.query_index)):
             removals += [queries[query] for share in self.removed for queries in share]
-        return [RemovalCell(removed, seed) for seed in range(self.config.seeds) for removed in dict.fromkeys(removals)]
+        cells = [RemovalCell(removed, seed) for seed in range(self.config.seeds) for removed in dict.fromkeys(removals)]
+        return cells + [RemovalCell((), seed) for seed in range(self.config.seeds, self.config.whole)]
 
     def label(self, cell: RemovalCell) -> str:
         return f"{len(cell.removed):04d}-removed-r{cell.seed}"
@@ -166,8 +210,11 @@ class RemovalStudy(Study[RemovalCell]):
     def options(self) -> dict[str, Any]:
         return {"removal": asdict(self.config)}
 
+    def depends(self, cell: RemovalCell) -> dict[str, Any]:
+        return {"pictures_of": self.drawn}
+
     def computed(self, cell: RemovalCell) -> Arrays:
-        """What one retrained model measures of every query; the model is deleted once it has."""
+        """What one retrained model measures of every query, and the pictures it draws; the model is deleted then."""
         run, training = self.run, replace(self.run.preset.training, keep_ema_at=())
         kept = torch.ones(len(run.data.train), dtype=torch.bool)
         kept[list(cell.removed)] = False
@@ -176,13 +223,38 @@ class RemovalStudy(Study[RemovalCell]):
             build_model(run.preset.unet, run.preset.process, seed=cell.seed), run.data.train.subset(kept), training,
             seed=cell.seed, out=folder, device=run.device, progress=False,
         ).model  # fmt: skip
-        found = self._measured(trained)
+        found = self._measured(trained) | {"pictures": self._drawn(trained)}
         shutil.rmtree(folder)
         return found
 
+    def _drawn(self, model: Denoiser) -> UInt8[np.ndarray, "G C H W"]:
+        """A model's pictures from the seeds of the chosen generated queries, in 8 bits."""
+        run, sampling = self.run, self.run.preset.sampling
+        seeds = sample_seeds(run.seed, sampling.count)
+        images = sample(
+            model, [seeds[position] for position in self.drawn], run.data.train.shape, method=sampling.method,
+            steps=sampling.steps,
+        )  # fmt: skip
+        return to_bytes(images).numpy()
+
     def measurements(self, cell: RemovalCell) -> Arrays:
         """What one retrained model measures of every query, per set `[Q]`; computed once and kept."""
-        return self.arrays(cell)
+        return {name: values for name, values in self.arrays(cell).items() if name in QUERY_SETS}
+
+    def pictures(self, removed: Positions) -> UInt8[np.ndarray, "G _K C H W"]:
+        """The pictures of all chosen generated queries by the models without some images, one for each seed."""
+        seeds = self.config.seeds if removed else self.config.whole
+        return np.stack([self.arrays(RemovalCell(removed, seed))["pictures"] for seed in range(seeds)], axis=1)
+
+    @property
+    def _asked(self) -> list[int]:
+        """The generated queries among those asked about."""
+        return [place for place, (name, _) in enumerate(self.query_index) if name == GENERATED]
+
+    @property
+    def _rows(self) -> list[int]:
+        """Their places among the queries that every model draws."""
+        return [self.drawn.index(self.query_index[place][1]) for place in self._asked]
 
     def _measured(self, model: Denoiser) -> Arrays:
         preset, seed = self.run.preset, self.run.seed
@@ -214,6 +286,40 @@ class RemovalStudy(Study[RemovalCell]):
             "images": torch.cat([query.images for query in chosen]).numpy(),
         }
 
+    def _picture_arrays(self) -> dict[str, Shaped[np.ndarray, "..."]]:
+        """Pictures after each removal, and how far they are from those of the full trainings."""
+        if not self._asked:
+            return {}
+        rows = list(zip(self._asked, self._rows, strict=True))
+        own = [[[self.pictures(queries[place])[row] for place, row in rows] for queries in share]
+               for share in self.removed]  # fmt: skip
+        drawn = {
+            "": np.array(own),
+            "random_": np.array([[self.pictures(removed) for removed in share] for share in self.randomly_removed]),
+            "full_": self.pictures(()),
+        }
+        queries = to_bytes(self.queries[GENERATED].subset(self.drawn).images).numpy()[:, None]
+        paired = drawn["full_"][:, : self.config.seeds]
+        references = {"": paired[self._rows], "random_": paired, "full_": queries}
+        found = {f"{name}pictures": values for name, values in drawn.items()} | {"drawn": np.array(self.drawn)}
+        for kind, seen in (("pixel", _pixels), ("feature", self._features)):
+            reference = seen(self._compared)
+            for name, values in drawn.items():
+                here, there = (seen(from_bytes(torch.tensor(levels))) for levels in (values, references[name]))
+                found[f"{name}{kind}_distances"] = distances(here, there, reference).numpy()
+        return found
+
+    @property
+    def _compared(self) -> Images:
+        """The training images whose distances to each other are the unit."""
+        images = self.run.data.train.images
+        return images[evenly_spaced(min(COMPARED, len(images)), len(images))]
+
+    def _features(self, images: Float[Tensor, "*A C H W"]) -> Float[Tensor, "*A F"]:
+        """The full model's features of images."""
+        found = middle_features(self.run.model.model, as_queries(images.flatten(0, -4)), seed=self.run.seed)
+        return found.unflatten(0, images.shape[:-3])
+
     def contents(self) -> tuple[Arrays, dict[str, Any]]:
         own = [[[self._by_seed(removed)[query] for query, removed in enumerate(queries)] for queries in share]
                for share in self.removed]  # fmt: skip
@@ -224,6 +330,7 @@ class RemovalStudy(Study[RemovalCell]):
             "removed": self._padded(self.removed),
             "random_removed": self._padded(self.randomly_removed),
             **self._query_arrays(),
+            **self._picture_arrays(),
             "scores": self.scores.numpy().astype(np.float32),
             **self.run.data.train.identifiers("train_"),
         }
@@ -235,7 +342,7 @@ class RemovalStudy(Study[RemovalCell]):
             "conditions": list(CONDITIONS),
             "mean_change": self._mean_changes(arrays),
         }
-        return arrays, metrics
+        return arrays, metrics | ({"pictures": self._picture_outcomes(arrays)} if "pictures" in arrays else {})
 
     def _mean_changes(self, arrays: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
         """The mean change of the measurement against the full models, by share and condition."""
@@ -244,3 +351,36 @@ class RemovalStudy(Study[RemovalCell]):
         names = (*CONDITIONS, "random")
         rows = [dict(zip(names, row, strict=True)) for row in changes]
         return {f"{share:g}": row for share, row in zip(self.config.shares, rows, strict=True)}
+
+    def _picture_outcomes(self, arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+        """How far pictures went and how the queries' loss changed, by share, kind and condition: mean, low and high over
+        queries and seeds. `again` is the full training with other seeds than the first, against the query.
+        """
+        losses = [
+            arrays[name][..., self._asked, :] - arrays["full"][self._asked] for name in ("measurements", "random")
+        ]
+        kinds = {kind: [arrays[f"{kind}_distances"], arrays[f"random_{kind}_distances"][:, :, self._rows]]
+                 for kind in ("pixel", "feature")}  # fmt: skip
+        measured = {"loss": losses, **kinds}
+        found: dict[str, dict[str, Any]] = {
+            f"{share:g}": {kind: _outcome(own[index], random[index]) for kind, (own, random) in measured.items()}
+            for index, share in enumerate(self.config.shares)
+        }
+        others = {kind: arrays[f"full_{kind}_distances"][:, 1:] for kind in kinds}
+        if self.config.whole > 1:
+            found["again"] = {kind: _written({"full": values})["full"] for kind, values in others.items()}
+        return found
+
+
+def _outcome(own: Float[np.ndarray, "2 G K"], random: Float[np.ndarray, "sets G K"]) -> dict[str, list[float]]:
+    """Mean, low and high of changes for one share, by condition."""
+    return _written({"top": own[0], "random": random.transpose(1, 0, 2), "bottom": own[1]})
+
+
+def _pixels(images: Float[Tensor, "*A C H W"]) -> Float[Tensor, "*A F"]:
+    return images.flatten(-3)
+
+
+def _written(changes: Mapping[str, Float[np.ndarray, "G ..."]]) -> dict[str, list[float]]:
+    """Mean, low and high of each."""
+    return {name: [found.mean, *found.interval] for name, found in removal_outcome(changes, None).changes.items()}

@@ -54,6 +54,17 @@ def test_a_known_change_without_noise_is_found_exactly():
     assert outcome.changes["random"].mean == pytest.approx(0.5)
 
 
+def test_changes_themselves_are_taken_as_they_are():
+    """Distances between pictures have no full model to be held against: the same as against zeros, and relative to nothing."""
+    conditions, _ = experiment(np.random.default_rng(0))
+    outcome = removal_outcome(conditions, None)
+    against = removal_outcome(conditions, np.zeros((12, 1)) + 1)
+    for name, change in outcome.changes.items():
+        assert change.mean == pytest.approx(against.changes[name].mean + 1) == conditions[name].mean()
+        assert change.interval == pytest.approx(tuple(end + 1 for end in against.changes[name].interval))
+    assert outcome.relative == {}
+
+
 def test_measurements_below_zero_keep_the_sign_of_the_relative_change():
     full = np.full((3, 2), -4.0)
     assert removal_outcome({"top": full - 1}, full).relative["top"] == -0.25

@@ -343,3 +343,27 @@ def test_outcomes_of_the_shipped_removal_study():
     np.testing.assert_allclose(found[2].chance[0], chance, rtol=1e-6)
     beside = f"{chance - found[2].before[0]:+.2g}".replace("-", "−")
     assert f"without as many random images {beside}" in found[2].tell(0, ".2g")
+    assert all(removal.images is None for removal in found)
+
+
+def test_outcomes_with_the_pictures_drawn_from_the_querys_noise():
+    bundle = load_bundle("digits-pictures")
+    arrays = bundle.arrays
+    found = Removal.of_study(bundle, [1, 0])
+    assert [removal.name for removal in found] == ["the top 10 %", "the bottom 10 %"]
+    for condition, removal in enumerate(found):
+        for place, query in enumerate((1, 0)):
+            levels = (removal.images[place].numpy() + 1) * 127.5
+            np.testing.assert_allclose(levels, arrays["pictures"][0, condition, query, 0], atol=1e-4)
+
+
+def test_pictures_belong_to_the_models_of_the_shipped_removal_study():
+    """The models that drew them measure of their queries what the larger study's did."""
+    drawn, study = (load_bundle(name).arrays for name in ("digits-pictures", "digits-removal"))
+    rows = [np.flatnonzero((study["sets"] == "generated") & (study["positions"] == q))[0] for q in drawn["positions"]]
+    np.testing.assert_array_equal(drawn["removed"][0], study["removed"][1][:, rows])
+    np.testing.assert_allclose(drawn["measurements"][0, ..., 0], study["measurements"][1][:, rows, 0], atol=1e-6)
+    np.testing.assert_allclose(drawn["random"][0, 0, :, 0], study["random"][1, 0, rows, 0], atol=1e-6)
+    queries = (drawn["images"].clip(-1, 1) + 1) * 127.5
+    full = drawn["full_pictures"][[drawn["drawn"].tolist().index(q) for q in drawn["positions"]], 0]
+    assert np.abs(full - queries).max() <= 1

@@ -10,6 +10,7 @@ from cases import assert_equal_but_for_rounding
 import diffinf_lib as di
 from diffinf_lib import training
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError
+from diffinf_lib.pictures import to_bytes
 from diffinf_lib.studies import removal
 from diffinf_lib.studies.removal import (
     RemovalCell,
@@ -125,6 +126,71 @@ def test_a_model_is_the_full_training_without_the_removed_images(finished):
         assert_equal_but_for_rounding(values[name], expected)
 
 
+def test_pictures_are_drawn_from_the_querys_own_seed(finished):
+    study, made = finished
+    run, arrays = study.run, made.arrays
+    shape = run.data.train.shape
+    assert study.drawn == [1] and arrays["pictures"].dtype == np.uint8
+    assert {name: arrays[name].shape[: -len(shape)] for name in ("pictures", "random_pictures", "full_pictures")} == {
+        "pictures": (2, 2, 1, 2), "random_pictures": (2, 2, 1, 2), "full_pictures": (1, 2),
+    }  # fmt: skip
+    query = to_bytes(di.runs.generated_queries(run).images[1]).numpy().astype(int)
+    assert (
+        np.abs(arrays["full_pictures"][0, 0] - query).max() <= 1
+    )  # the full training with the run's own seed is the run's
+    assert np.abs(arrays["full_pictures"][0, 1] - query).max() > 1
+    removed = study.removed[1][0][1]
+    kept = run.data.train.subset([n for n in range(24) if n not in removed])
+    config = replace(PRESET.training, keep_ema_at=())
+    model = di.train(di.build_model(PRESET.unet, seed=1), kept, config, seed=1, progress=False).model
+    sampling = PRESET.sampling
+    again = di.sample(model, 3, shape, method=sampling.method, steps=sampling.steps)[1]
+    assert np.abs(arrays["pictures"][1, 0, 0, 1] - to_bytes(again).numpy().astype(int)).max() <= 1
+
+
+def test_distances_are_between_models_of_one_training_seed(finished):
+    study, made = finished
+    arrays = made.arrays
+    images = study.run.data.train.images.flatten(1).double()
+    typical = np.mean([(a - b).norm() for place, a in enumerate(images) for b in images[:place]])
+    for name, full in (("", arrays["full_pictures"]), ("random_", arrays["full_pictures"])):
+        pictures = arrays[f"{name}pictures"]
+        for share, row, seed in np.ndindex(2, 2, 2):
+            apart = (pictures[share, row, 0, seed].astype(float) - full[0, seed]) / 127.5
+            found = arrays[f"{name}pixel_distances"][share, row, 0, seed]
+            np.testing.assert_allclose(found, np.sqrt((apart**2).sum()) / typical, rtol=1e-5)
+            assert (arrays[f"{name}feature_distances"][share, row, 0, seed] > 0) == (found > 0)
+    assert arrays["full_pixel_distances"][0, 0] < 0.01 < arrays["full_pixel_distances"][0, 1]
+    told = made.metrics["pictures"]
+    mean, low, high = told["0.25"]["pixel"]["top"]
+    assert mean == pytest.approx(arrays["pixel_distances"][1, 0].mean()) and low <= mean <= high
+    change = (arrays["random"][0, :, 1] - arrays["full"][1]).mean()
+    assert told["0.09"]["loss"]["random"][0] == pytest.approx(change)
+    assert told["again"]["feature"][0] == pytest.approx(arrays["full_feature_distances"][:, 1:].mean())
+
+
+def test_other_queries_have_other_pictures(finished):
+    more = study_in(finished[0].run.folder, replace(SMALL, queries=2))
+    assert more.drawn == [0, 2] and RemovalCell((), 0) in more.missing() == more.cells()
+
+
+def test_a_part_of_the_queries_and_further_full_trainings(finished):
+    study, made = finished
+    config = replace(SMALL, part=(1,), seeds=1, full_seeds=2)
+    part = study_in(study.run.folder, config)
+    assert part.missing() == [] and len(part.cells()) <= 2 + 4 + 4 and part.cells()[-1] == RemovalCell((), 1)
+    arrays, metrics = part.contents()
+    np.testing.assert_array_equal(arrays["measurements"], made.arrays["measurements"][:, :, 1:, :1])
+    np.testing.assert_array_equal(arrays["full"], made.arrays["full"][1:, :1])
+    np.testing.assert_array_equal(arrays["pictures"], made.arrays["pictures"][..., :1, :, :, :])
+    np.testing.assert_array_equal(arrays["full_pictures"], made.arrays["full_pictures"])
+    np.testing.assert_allclose(arrays["pixel_distances"], made.arrays["pixel_distances"][..., :1])
+    assert metrics["pictures"]["again"] == made.metrics["pictures"]["again"]
+    arrays, metrics = study_in(study.run.folder, replace(SMALL, part=(0,), full_seeds=1)).contents()
+    np.testing.assert_array_equal(arrays["measurements"], made.arrays["measurements"][:, :, :1])
+    assert "pictures" not in metrics and not any("pictures" in name or "distances" in name for name in arrays)
+
+
 def test_equal_removals_are_trained_once(finished):
     study = study_in(finished[0].run.folder, replace(SMALL, shares=(0.08, 0.09)))
     assert study.counts == [2, 2]
@@ -137,13 +203,13 @@ def test_equal_removals_are_trained_once(finished):
 
 def test_seeds_are_outermost(finished):
     study, _ = finished
-    fewer = study_in(study.run.folder, replace(SMALL, seeds=1))
+    fewer = study_in(study.run.folder, replace(SMALL, seeds=1, full_seeds=1))
     assert fewer.cells() == study.cells()[: len(fewer.cells())]
     np.testing.assert_array_equal(fewer.contents()[0]["measurements"], study.contents()[0]["measurements"][..., :1])
 
 
 def test_a_killed_study_goes_on_and_ends_with_the_same_arrays(finished, tmp_path, monkeypatch):
-    config = replace(SMALL, seeds=1)
+    config = replace(SMALL, seeds=1, full_seeds=1)
     study, steps, advance = study_in(tmp_path / "run", config), [], training._Trainer.advance
     total = len(study.cells())
 
@@ -163,8 +229,8 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_arrays(finished, tmp_path
     assert not (tmp_path / "smoke-removal").exists()
 
     again = study_in(tmp_path / "run", config)
-    with monkeypatch.context() as patched:  # trained, but not measured
-        patched.setattr(removal, "measure", interrupted)
+    with monkeypatch.context() as patched:  # trained and measured, but nothing drawn
+        patched.setattr(removal, "sample", interrupted)
         patched.setattr(training._Trainer, "advance", counted)
         with pytest.raises(KeyboardInterrupt):
             list(again.shard())
@@ -196,6 +262,9 @@ def interrupted(*_, **__):
         ({"shares": 0.1}, "shares=0.1: give a list of shares"),
         ({"shares": (0.1, 0.6)}, r"shares=\(0.1, 0.6\): give a list of shares above 0 and at most 0.5"),
         ({"shares": (float("nan"),)}, r"shares=\(nan,\): give a list of shares"),
+        ({"queries": 1, "shares": (0.1,), "part": (1, 2)}, r"part=\[1, 2\]: give places from 0 to 1"),
+        ({"part": (1, 0)}, r"part=\(1, 0\): give a list of places from 0 on, ascending"),
+        ({"full_seeds": 0}, "full_seeds=0: give a positive whole number"),
         ({"shares": (0.01,)}, "share=0.01: no image of 24; give 0.042 or more"),
     ],
 )
