@@ -413,9 +413,8 @@ def row_of(name, asked):
     LDS, bound = (found["lds"], found["interval"]), bounds(there)
     ceiling = di.evaluation.self_consistency(there).lds
     return {"images": NAMES[name], "models": f"{M} × {K}",
-            "ρ": di.tables.number(reliability(there), 2),
             "ceiling": percent(*ceiling, digits=0),
-            "bound": percent(bound[0], bound[1:], digits=0),
+            "bound": percent(bound[0], digits=0),
             "EK-FAC": percent(*LDS, digits=0),
             "of bound": percent(*share(*LDS, *bound), digits=0)}  # fmt: skip
 
@@ -453,8 +452,8 @@ assert cars.interval[0] < 20 and cars.interval[1] == 100
 # On cars and horses (CIFAR-2) an LDS of about a half seems poor. But its ceiling seems lower still (the intervals
 # overlap), because single retrainings of that network hardly agree. Against the bound, EK-FAC seems to do there what it
 # does on digits, but anything from half of the bound to all of it is possible. On sneakers and bags it falls short. On
-# generated ones it stays near half of the bound, and seeds are not the reason. On generated cars $\rho$ is too rough to
-# say.
+# generated ones it stays near half of the bound, and seeds are not the reason. On generated cars the bound is too rough
+# to say.
 #
 # The rows have different numbers of halves, and twenty lower an LDS by some two points ({numref}`tab-few`). So read
 # down a column only for large differences.
@@ -806,4 +805,4 @@ assert di.lds(empty, truth).interval[0] < 0 < di.lds(empty, truth).interval[1]
 # :::
 #
 # An LDS asks about random halves, but you want to know about the very images that the scores point at. Retraining
-# without them is another test, and {doc}`../book/removal` shows how differently it can come out.
+# without them is another test, and {doc}`10_removal` shows how differently it can come out.
