@@ -661,9 +661,9 @@ DATA = interactive.Choice("Images", tuple(NAMES))
 QUERIES = interactive.Choice("Queries", SETS)
 
 
-def grid(approximation):
+def grid(kind):
     values = [
-        [[[100 * cells[name, queries, approximation, partition, sharing]["lds"]
+        [[[100 * cells[name, queries, kind, partition, sharing]["lds"]
            for sharing in SHARING] for partition in PARTITIONS]
          for queries in SETS] for name in NAMES
     ]  # fmt: skip
