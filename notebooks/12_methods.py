@@ -485,7 +485,8 @@ di.interactive.Together(
 # %%
 di.tables.table([
     {"kernel": kernel}
-    | {choice: di.tables.percent(level[f, k, 0], (low[f, k, 0], high[f, k, 0]))
+    | {choice: di.tables.percent(
+           level[f, k, 0], (low[f, k, 0], high[f, k, 0]))
        for f, choice in enumerate(CHOICES[0].options)
        if np.isfinite(level[f, k, 0])}
     for k, kernel in enumerate(KERNELS)
