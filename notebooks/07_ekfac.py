@@ -743,7 +743,7 @@ di.tables.table([
     }
     for name in NAMES for queries in SETS
 ], caption="LDS (%) of EK-FAC with expand, at the paper's damping and at "
-   "one chosen for each.", name="tab-tuned")  # fmt: skip
+   "one chosen for each.", name="tab-own-dampings")  # fmt: skip
 
 
 # %% tags=["hide-input"]

@@ -721,15 +721,15 @@ for name, scores in mine.items():
 # :::
 #
 # :::{exercise} Whitened pixels · 10 minutes · ★
-# :label: ex-own
+# :label: ex-whitened
 # Give the pixels a Gram kernel with a damping between its two ends, say $\lambda = 10^{-3}, 10^{-2}, \dots, 10^{2}$, without a
 # normaliser and with the distance. The second is a distance in which directions of large variance count less. **Guess
 # first:** does either find more than the plain distance of the figure? (`diagonal` takes rotated features, as `of_pixels` shows in the folded
 # cell above the figure.)
 # :::
 #
-# :::{solution-start} ex-own
-# :label: sol-own
+# :::{solution-start} ex-whitened
+# :label: sol-whitened
 # :class: dropdown
 # :::
 

@@ -89,3 +89,18 @@ def test_a_symbol_has_one_row():
     general, _ = (ROOT / "book/notation.md").read_text().split("## In one chapter only")
     listed = [symbol for row in rows(general) for symbol in re.findall(r"\$[^$]+\$|`[^`]+`", row[0])]
     assert len(set(listed)) == len(listed)
+
+
+def test_labels_are_unique():
+    """One name for two things is a warning of the build, which stops it."""
+    labels: list[str] = []
+    for path in [*CHAPTERS, *(project_root() / "book").glob("*.md")]:
+        text = path.read_text()
+        labels += re.findall(r"^(?:# )?:label: (\S+)", text, re.MULTILINE)
+        labels += re.findall(r"\bname=\"((?:tab|fig)-[\w-]+)\"", text)
+        labels += re.findall(r"\"name\": \"(fig-[\w-]+)\"", text) + re.findall(
+            r"^ +name: (fig-[\w-]+)", text, re.MULTILINE
+        )
+        labels += re.findall(r"\$\$ \((eq-[\w-]+)\)", text) + re.findall(r"^(?:# )?\(([\w-]+)\)=$", text, re.MULTILINE)
+    assert len(labels) > 100
+    assert {label for label in labels if labels.count(label) > 1} == set()
