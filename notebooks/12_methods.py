@@ -201,8 +201,10 @@ print(f"an image's score for itself: {leverage.min():.4f} at least")
 # is, too, because it is a second derivative of the loss. The Gram matrix is multiplied by $c^2$:
 #
 # $$ \begin{aligned}
-# \text{influence:} \quad & c\,\varphi_q^\top (c F + \lambda I)^{-1} c\, \varphi_n = c\; \varphi_q^\top \bigl(F + \tfrac{\lambda}{c} I\bigr)^{-1} \varphi_n , \\
-# \text{TRAK:} \quad & c\, \varphi_q^\top (c^2\, \Phi^\top \Phi + \lambda I)^{-1} c\, \varphi_n = \varphi_q^\top \bigl(\Phi^\top \Phi + \tfrac{\lambda}{c^2} I\bigr)^{-1} \varphi_n .
+# \text{influence:} \quad & c\,\varphi_q^\top (c F + \lambda I)^{-1} c\, \varphi_n \\
+# & \quad = c\; \varphi_q^\top \bigl(F + \tfrac{\lambda}{c} I\bigr)^{-1} \varphi_n , \\
+# \text{TRAK:} \quad & c\, \varphi_q^\top (c^2\, \Phi^\top \Phi + \lambda I)^{-1} c\, \varphi_n \\
+# & \quad = \varphi_q^\top \bigl(\Phi^\top \Phi + \tfrac{\lambda}{c^2} I\bigr)^{-1} \varphi_n .
 # \end{aligned} $$ (eq-unit)
 #
 # Influence does what the measurement does. TRAK's scores stay as they are, so they cannot be right in both units: the scale of
