@@ -99,11 +99,12 @@ QUERIES = di.interactive.Choice("Queries", ASKED)
 
 def line(title, chosen, gaps=False):
     at = [names.index(name) for name in chosen]
-    parts = [part[:, at].astype(float) for part in (level, low, high)]
-    for part in parts:
-        part[:, 2::3] = np.nan if gaps else part[:, 2::3]
-    x = passes[:, at] / 1000
-    return Line(title, by(x, QUERIES), *(by(part, QUERIES) for part in parts))
+    heights = level[:, at]
+    if gaps:  # every third point parts one step from the next
+        heights[:, 2::3] = np.nan
+    return Line(
+        title, by(passes[:, at] / 1000, QUERIES), by(heights, QUERIES)
+    )
 
 
 # %% tags=["hide-input"]
