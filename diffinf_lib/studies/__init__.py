@@ -3,7 +3,7 @@
 from diffinf_lib.studies.compression import CompressionStudy
 from diffinf_lib.studies.curvatures import CurvatureChoice, CurvatureStudy
 from diffinf_lib.studies.draws import DrawsCell, DrawsStudy
-from diffinf_lib.studies.ladder import LadderStudy, Rung
+from diffinf_lib.studies.ladder import LADDERS, LadderStudy, Rung
 from diffinf_lib.studies.methods import MethodCell, MethodsStudy
 from diffinf_lib.studies.offers import OfferCell, OffersStudy
 from diffinf_lib.studies.rectify import RectifyStudy
@@ -12,6 +12,7 @@ from diffinf_lib.studies.study import Study
 from diffinf_lib.studies.timesteps import TimestepStudy
 
 __all__ = [
+    "LADDERS",
     "CompressionStudy",
     "CurvatureChoice",
     "CurvatureStudy",
