@@ -16,9 +16,9 @@
 # :::{admonition} In this chapter
 # :class: tip
 # You climb from the paper's recipe to the best scores that one training run gives, one change at a time. Of each change
-# you see what it alters, what it gains and what it costs. You derive why a query should take the measurement's own draws, why
-# half-way is a better place than the end, how conjugate gradients solve for the exact GGN in a few products, and how a sample
-# of it makes them cheap. At the end you get a budget, and spend it as well as you can.
+# you see what it alters, what it gains and what it costs. You derive why a query should take the measurement's own draws,
+# why half-way is a better place than the end, how conjugate gradients solve for the exact GGN in a few products, and how
+# a sample of it makes them cheap. At the end you get a budget, and spend it as well as you can.
 #
 # *25 minutes to read · two cores: about 20 seconds · builds on {doc}`07_ekfac`, {doc}`08_scale`, {doc}`09_lds` and
 # {doc}`12_methods`*
@@ -55,8 +55,8 @@ ASKED = ("held-out", "generated")
 # all at the final weights. You may change the draws, the checkpoint, the matrix, or what is done with the finished
 # scores. **Guess now, and write it down:** which change gains most, and which costs nothing at all?
 #
-# The figure is the answer as a walk. Each rung changes one thing of an earlier rung. A step to the right costs passes, a step
-# to the left saves some, and a step up is what you came for.
+# The figure is the answer as a walk. Each rung changes one thing of an earlier rung. A step to the right costs passes, a
+# step to the left saves some, and a step up is what you came for.
 
 # %% tags=["hide-input"]
 ladder, thrifty = (
@@ -219,10 +219,10 @@ for place, asked in enumerate(ASKED):
     assert max(leaps, key=leaps.get) == "conjugate gradients"
 
 # %% [markdown]
-# What did you write down? On the ladder, draws gain a few points and save more than half of the passes. The exact GGN gains
-# most. Two changes are free: the place along the run, and what is done with the scores at last. The third line starts
-# from these two, with as few draws as will do. Flattened, its first recipe is above one exact retraining (the dashed lines), for less than a
-# twentieth of the passes of the paper's recipe.
+# What did you write down? On the ladder, draws gain a few points and save more than half of the passes. The exact GGN
+# gains most. Two changes are free: the place along the run, and what is done with the scores at last. The third line
+# starts from these two, with as few draws as will do. Flattened, its first recipe is above one exact retraining (the
+# dashed lines), for less than a twentieth of the passes of the paper's recipe.
 #
 # {doc}`09_lds` explains how scores can beat a retraining: they have no luck of a seed in them.
 #
@@ -253,7 +253,8 @@ def of_rungs(*chosen, source=ladder):
 # ## Draws first
 #
 # A score is a product of two means over draws, and its variance has a part from either side ({eq}`eq-product-variance`).
-# Better draws lower all of it at once, whatever matrix stands between, and a noisy score cannot show what a better matrix is worth.
+# Better draws lower all of it at once, whatever matrix stands between, and a noisy score cannot show what a better matrix
+# is worth.
 
 # %%
 of_rungs("antithetic", "own draws", "shared signal")
@@ -270,39 +271,39 @@ for asked in ASKED:
     assert cheap < dear / 2
 
 # %% [markdown]
-# Stratified timesteps and antithetic noise cost nothing. Shared draws by signal, of {doc}`08_scale`, then do with a quarter of the draws
-# what the others did with all. Start here, before any other rung: it is a line of configuration.
+# Stratified timesteps and antithetic noise cost nothing. Shared draws by signal, of {doc}`08_scale`, then do with a
+# quarter of the draws what the others did with all. Start here, before any other rung: it is a line of configuration.
 #
 # ## The measurement's own draws
 #
-# The second row has another reason. What you predict is a *measured* change. The retrained models were not measured by their
-# expected loss, but by the mean over $S$ draws, the same for every model. Write $\hat m_q$ for this mean, and $\Delta$ for what a
-# retraining moves the weights by. To first order the measured change is $\nabla \hat m_q^\top \Delta$.
+# The second row has another reason. What you predict is a *measured* change. The retrained models were not measured by
+# their expected loss, but by the mean over $S$ draws, the same for every model. Write $\hat m_q$ for this mean, and
+# $\Delta$ for what a retraining moves the weights by. To first order the measured change is
+# $\nabla \hat m_q^\top \Delta$.
 #
-# **Guess:** you have 250 draws for a query's gradient. Is it better to take fresh ones, or the very draws of the measurement?
-# "Fresh ones" is the habit of statistics: do not test on what you trained on. But no training takes place here. Let $\hat
-# m'_q$ be the mean over $S'$ draws of your own. The prediction errs by
+# **Guess:** you have 250 draws for a query's gradient. Is it better to take fresh ones, or the very draws of the
+# measurement? "Fresh ones" is the habit of statistics: do not test on what you trained on. But no training takes place
+# here. Let $\hat m'_q$ be the mean over $S'$ draws of your own. The prediction errs by
 #
 # $$ \begin{aligned}
 # & \nabla \hat m_q'^\top \Delta - \nabla \hat m_q^\top \Delta , \\
 # & \quad \text{with variance} \quad \Delta^\top \operatorname{Cov}\bigl(\nabla m_{q,s}\bigr)\, \Delta\, \Bigl( \frac1S + \frac1{S'} \Bigr)
 # \end{aligned} $$ (eq-own-draws)
 #
-# if the two sets are independent, where $m_{q,s}$ is the measurement at draw $s$. With the same draws it is *zero*. The two
+# if all draws are independent, where $m_{q,s}$ is the measurement at draw $s$. With the same draws it is *zero*. The two
 # gradients are then one and the same. Statisticians call this **common random numbers**: if two quantities are compared,
 # let them share their luck.
 #
 # :::{admonition} Step by step
 # :class: dropdown
-# For a fixed $\Delta$, write $c_s = \nabla m_{q,s}^\top \Delta$, one number a draw, with variance $\Delta^\top
-# \operatorname{Cov}(\nabla m_{q,s})\, \Delta$. The
-# two predictions are means of $c_s$ over $S'$ and over $S$ independent draws. Their variances are $\operatorname{Var}(c_s)/S'$ and
-# $\operatorname{Var}(c_s)/S$. For independent sets the variance of a difference is the sum. For one set, the difference is zero
-# before any variance is taken.
+# For a fixed $\Delta$, write $c_s = \nabla m_{q,s}^\top \Delta$, one number a draw, with variance
+# $\Delta^\top \operatorname{Cov}(\nabla m_{q,s})\, \Delta$. The prediction is a mean of $c_s$ over $S'$ draws, the measured
+# change one over $S$ others. Their variances are $\operatorname{Var}(c_s)/S'$ and $\operatorname{Var}(c_s)/S$, and the variance
+# of a difference is the sum. For one and the same set, the difference is zero before any variance is taken.
 # :::
 #
-# The four draws of a query that {doc}`08_scale` had, and a move $\Delta$, show it in full. We go through every choice of one draw for
-# the measurement and two for the prediction:
+# The four draws of a query that {doc}`08_scale` had, and a move $\Delta$, show it in full. We go through every choice of
+# one draw for the measurement and two for the prediction:
 
 # %%
 gradient_at = torch.tensor([[3.0, 1], [-1, 1], [1, 3], [1, -1]]).double()
@@ -327,13 +328,13 @@ same(errors.var(correction=0), along.var(correction=0) * (1 / 1 + 1 / 2))
 # &+ \tfrac12 (\theta_k - \theta')^\top\, \nabla^2 m_q(\theta'')\, (\theta_k - \theta') ,
 # \end{aligned} $$ (eq-expansion)
 #
-# with some $\theta''$ between the two. The first term is one number for all subsets, and no rank sees it. The second is what
-# scores imitate. The third is what they miss, and it grows with the square of the distance. So the slope should be taken
-# *near the retrained models*. Nothing says that the final weights are near.
+# with some $\theta''$ between the two. The first term is one number for all subsets, and no rank sees it. The second is
+# what scores imitate. The third is what they miss, and it grows with the square of the distance. So the slope should be
+# taken *near the retrained models*. Nothing says that the final weights are near.
 #
-# The ground truth retrained on halves of the images, for half of the steps, so that each image is seen as often. **Before you
-# run the cell:** chapter 01 kept two of these models, and a checkpoint of its own run every 100 steps. Which checkpoint is
-# nearest to them, if you compare what the networks put out? And if you compare weights?
+# The ground truth retrained on halves of the images, for half of the steps, so that each image is seen as often. **Before
+# you run the cell:** chapter 01 kept two of these models, and a checkpoint of its own run every 100 steps. Which
+# checkpoint is nearest to them, if you compare what the networks put out? And if you compare weights?
 
 # %%
 known = [di.runs.ground_truth.retrained_model(run, k, 0) for k in (0, 1)]
@@ -383,9 +384,9 @@ first = int(np.argmin(weights))
 assert first < half - 1 and weights[first:] == sorted(weights[first:])
 
 # %% [markdown]
-# In outputs the nearest has about as many steps as a retraining. In weights the nearest is a much earlier one, and from there
-# on every step leads away: weights also move along directions that hardly change an output, and two trainings do not move
-# there alike. A measurement reads outputs, so theirs is the distance that counts.
+# In outputs the nearest has about as many steps as a retraining. In weights the nearest is a much earlier one, and from
+# there on every step leads away: weights also move along directions that hardly change an output, and two trainings do
+# not move there alike. A measurement reads outputs, so theirs is the distance that counts.
 
 # %%
 of_rungs("half-way", "conjugate gradients, half-way")
@@ -407,8 +408,8 @@ for name in ("half-way", "conjugate gradients, half-way"):
 # EK-FAC makes two simplifications ({doc}`07_ekfac`). It takes layers as independent of each other, and inside a layer it
 # keeps directions of a Kronecker product. The matrix itself cannot be stored. But you can *multiply* with it: $F w =
 # \tfrac2C\, \mathbb{E}[J^\top (J w)]$ is a forward pass that carries a derivative, $Jw$, and a backward pass. It is charged
-# as one pass an image and draw. So the question is how to solve $F_\lambda w = b$, with $F_\lambda = F + \lambda I$ and $b = \nabla
-# m_q$, by products alone, and in how few.
+# as one pass an image and draw. So the question is how to solve $F_\lambda w = b$, with $F_\lambda = F + \lambda I$ and
+# $b = \nabla m_q$, by products alone, and in how few.
 #
 # ### Two steps on paper
 #
@@ -416,9 +417,9 @@ for name in ("half-way", "conjugate gradients, half-way"):
 #
 # $$ \psi(w) = \tfrac12\, w^\top F_\lambda\, w - b^\top w , \qquad -\nabla \psi(w) = b - F_\lambda w = e . $$ (eq-bowl)
 #
-# The downhill direction $e$ is also the *residual*, what is still missing. Take $F_\lambda = \operatorname{diag}(1, 3)$ and
-# $b = (3, 3)$. The solution is $(3, 1)$. Walk downhill from zero, each time to the lowest point on the line. How far is that? Along
-# a direction $d$, $\psi(w + \eta d)$ is a parabola in $\eta$ with its lowest point at
+# The downhill direction $e$ is also the *residual*, what is still missing. Take $F_\lambda = \operatorname{diag}(1, 3)$
+# and $b = (3, 3)$. The solution is $(3, 1)$. Walk downhill from zero, each time to the lowest point on the line. How far
+# is that? Along a direction $d$, $\psi(w + \eta d)$ is a parabola in $\eta$ with its lowest point at
 #
 # $$ \eta = \frac{e^\top d}{d^\top F_\lambda\, d} . $$ (eq-line)
 #
@@ -435,24 +436,25 @@ for _ in range(2):
 
 # %% [markdown]
 # Not there, and it never will be: each step undoes a part of the one before. The second direction was the steepest, and
-# not the best. A better one leaves alone what the first step has settled. At the end of a line search the new residual $e_1$ is at right
-# angles to $d_0$. We want it to stay so *after* the next step. A step along $d_1$ changes the residual by $-\eta F_\lambda d_1$. So ask for
-# $d_0^\top F_\lambda\, d_1 = 0$. Such directions are called **conjugate**. Take the downhill direction and mix in as much of the old one
-# as is needed:
+# not the best. A better one leaves alone what the first step has settled. At the end of a line search the new residual
+# $e_1$ is at right angles to $d_0$. We want it to stay so *after* the next step. A step along $d_1$ changes the residual
+# by $-\eta F_\lambda d_1$. So ask for $d_0^\top F_\lambda\, d_1 = 0$. Such directions are called **conjugate**. Take the
+# downhill direction and mix in as much of the old one as is needed:
 #
 # $$ d_1 = e_1 + \gamma\, d_0 , \qquad \gamma = - \frac{e_1^\top F_\lambda\, d_0}{d_0^\top F_\lambda\, d_0} = \frac{e_1^\top e_1}{e_0^\top e_0} . $$ (eq-conjugate)
 #
 # :::{admonition} Step by step: the second form of γ, and why old directions stay settled
 # :class: dropdown
-# 1. From $e_1 = e_0 - \eta F_\lambda d_0$ we get $F_\lambda d_0 = (e_0 - e_1)/\eta$. So $e_1^\top F_\lambda d_0 = (e_1^\top e_0 -
-#    e_1^\top e_1)/\eta$.
+# 1. From $e_1 = e_0 - \eta F_\lambda d_0$ we get $F_\lambda d_0 = (e_0 - e_1)/\eta$. So
+#    $e_1^\top F_\lambda d_0 = (e_1^\top e_0 - e_1^\top e_1)/\eta$.
 # 2. With $d_0 = e_0$, the line search made $e_1^\top e_0 = 0$. What is left is $-e_1^\top e_1/\eta$. By {eq}`eq-line`,
 #    $d_0^\top F_\lambda d_0 = e_0^\top d_0/\eta = e_0^\top e_0/\eta$. The quotient is {eq}`eq-conjugate`.
-# 3. In later steps the same holds with $j$ and $j + 1$ for 0 and 1. There $e_j^\top d_j = e_j^\top e_j$, because $d_j$ is $e_j$ plus
-#    a multiple of $d_{j-1}$, and $e_j$ is at right angles to that.
-# 4. Old directions: for $i < j$, $F_\lambda d_i$ is a multiple of $e_i - e_{i+1}$. All residuals are at right angles to each
-#    other, which holds for the first two and is carried on by these same steps. So $e_{j+1}^\top F_\lambda d_i = 0$ for $i < j$
-#    without any mixing, and one old direction is all one has to remember.
+# 3. In later steps the same holds with $j$ and $j + 1$ for 0 and 1. There $e_j^\top d_j = e_j^\top e_j$, because $d_j$ is
+#    $e_j$ plus a multiple of $d_{j-1}$, and $e_j$ is at right angles to that.
+# 4. Old directions: for $i < j$, $F_\lambda d_i$ is a multiple of $e_i - e_{i+1}$. All residuals are at right angles to
+#    each other: $e_{j+1}^\top e_i = e_j^\top e_i - \eta\, d_j^\top F_\lambda e_i$ with $e_i = d_i - \gamma d_{i-1}$, so both
+#    terms vanish if this held so far. So $e_{j+1}^\top F_\lambda d_i = 0$ for $i < j$ without any mixing, and one old
+#    direction is all one has to remember.
 # :::
 
 # %%
@@ -470,11 +472,11 @@ same(w, torch.linalg.solve(bowl, b))
 #
 # ### EK-FAC as a start
 #
-# A network has far too many of these. But we know a good imitation of $F_\lambda^{-1}$, EK-FAC's. Call it $\Gamma$, for it is
-# the kernel of {doc}`12_methods`. It enters as a change of variables: put $w = \Gamma^{1/2} \tilde w$, and the bowl becomes one with
-# $\Gamma^{1/2} F_\lambda \Gamma^{1/2}$, which is nearly the identity. Written back in $w$, two things change. The downhill direction is
-# $\Gamma e$ in place of $e$, and $e^\top \Gamma e$ stands for $e^\top e$. $\Gamma$ is called a
-# **preconditioner**. Here is all of it, for many queries side by side:
+# A network has far too many of these. But we know a good imitation of $F_\lambda^{-1}$, EK-FAC's. Call it $\Gamma$, for
+# it is the kernel of {doc}`12_methods`. It enters as a change of variables: put $w = \Gamma^{1/2} \tilde w$, and the bowl
+# becomes one with $\Gamma^{1/2} F_\lambda \Gamma^{1/2}$, which is nearly the identity. Written back in $w$, two things
+# change. The downhill direction is $\Gamma e$ in place of $e$, and $e^\top \Gamma e$ stands for $e^\top e$. $\Gamma$ is
+# called a **preconditioner**. Here is all of it, for many queries side by side:
 
 
 # %%
@@ -496,11 +498,12 @@ def conjugate_gradients(multiply, precondition, b, steps):
 # **Guess:** one step costs a product for every query, thousands of passes. What does the *first* step do to the LDS of
 # EK-FAC's scores?
 #
-# It starts at zero and goes along $\Gamma b$, so it ends at $\eta\, \Gamma b$. That is EK-FAC's own answer times one number a query,
-# and a factor moves no rank. The first step only finds the right length. What EK-FAC left out comes in with the second.
+# It starts at zero and goes along $\Gamma b$, so it ends at $\eta\, \Gamma b$. That is EK-FAC's own answer times one
+# number a query, and a factor moves no rank. The first step only finds the right length. What EK-FAC left out comes in
+# with the second.
 #
-# Now a real problem that is small enough to be solved exactly: three layers of the digit network, in float64. We take their GGN
-# on 32 images with a draw each, from the Jacobians themselves, and EK-FAC from other draws.
+# Now a real problem that is small enough to be solved exactly: three layers of the digit network, in float64. We take
+# their GGN on 32 images with a draw each, from the Jacobians themselves, and EK-FAC from other draws.
 
 # %% tags=["hide-input"]
 model = copy.deepcopy(di.runs.full_model(run).model).double()
@@ -556,25 +559,28 @@ same(ratio, ratio[:1].expand_as(ratio), rtol=1e-8, atol=0.0)
 # %% [markdown]
 # ### What a few steps can do
 #
-# After $j$ steps, $w_j$ is a combination of $\Gamma b$, $\Gamma F_\lambda \Gamma b$, and so on up to $j$ factors $\Gamma$. This is called a **Krylov
-# space**. Conjugate gradients find the best point in it, because all its directions are settled. So the error after
-# $j$ steps is a polynomial of degree $j$ in $\Gamma F_\lambda$, applied to the error at the start, and no polynomial with the
-# value 1 at zero does better. That gives a promise. Let $\chi$ be the ratio of the largest to the smallest eigenvalue of $\Gamma F_\lambda$.
-# In the norm $\lVert d \rVert_{F_\lambda} = \sqrt{d^\top F_\lambda d}$,
+# After $j$ steps, $w_j$ is a combination of $\Gamma b$, $\Gamma F_\lambda \Gamma b$, and so on up to $j$ factors
+# $\Gamma$. This is called a **Krylov space**. Conjugate gradients find the best point in it, because all its directions
+# are settled. So the error after $j$ steps is a polynomial of degree $j$ in $\Gamma F_\lambda$, applied to the error at
+# the start, and no polynomial with the value 1 at zero does better. That gives a promise. Let $\chi$ be the ratio of the
+# largest to the smallest eigenvalue of $\Gamma F_\lambda$. In the norm
+# $\lVert d \rVert_{F_\lambda} = \sqrt{d^\top F_\lambda d}$,
 #
 # $$ \frac{\lVert w_j - w \rVert_{F_\lambda}}{\lVert w \rVert_{F_\lambda}} \;\le\; 2 \Bigl( \frac{\sqrt{\chi} - 1}{\sqrt{\chi} + 1} \Bigr)^{j} . $$ (eq-chebyshev)
 #
 # :::{admonition} Step by step: the bound
 # :class: dropdown
-# 1. Write the error at the start, $w_0 - w = -w$, in eigenvectors of $\Gamma^{1/2} F_\lambda \Gamma^{1/2}$, after the change of variables. A
-#    polynomial $\pi$ with $\pi(0) = 1$ multiplies the part with eigenvalue $\mu$ by $\pi(\mu)$. So the error's norm is at most
-#    $\max_\mu |\pi(\mu)|$ times that at the start, for the best $\pi$ of degree $j$.
-# 2. Any particular $\pi$ bounds the best. Let all $\mu$ lie between $\mu_1$ and $\mu_2 = \chi \mu_1$. Chebyshev's polynomial
-#    $\omega_j(\cos \vartheta) = \cos(j \vartheta)$ stays within $\pm1$ on $[-1, 1]$ and grows fastest outside. Stretch $[-1, 1]$ onto
-#    $[\mu_1, \mu_2]$: zero then lies at $-(\chi + 1)/(\chi - 1)$. Dividing by the value there makes $\pi(0) = 1$, and $|\pi| \le 1 /
+# 1. Write the error at the start, $w_0 - w = -w$, in eigenvectors of $\Gamma^{1/2} F_\lambda \Gamma^{1/2}$, after the
+#    change of variables. A polynomial $\pi$ with $\pi(0) = 1$ multiplies the part with eigenvalue $\mu$ by $\pi(\mu)$. So
+#    the error's norm is at most $\max_\mu |\pi(\mu)|$ times that at the start, for the best $\pi$ of degree $j$.
+# 2. Any particular $\pi$ bounds the best. Let all $\mu$ lie between $\mu_1$ and $\mu_2 = \chi \mu_1$. Chebyshev's
+#    polynomial $\omega_j(\cos \vartheta) = \cos(j \vartheta)$ stays within $\pm1$ on $[-1, 1]$ and grows fastest outside.
+#    Stretch $[-1, 1]$ onto $[\mu_1, \mu_2]$: zero then lies at $-(\chi + 1)/(\chi - 1)$. Dividing by the value there
+#    makes $\pi(0) = 1$, and $|\pi| \le 1 /
 #    |\omega_j\bigl(\tfrac{\chi + 1}{\chi - 1}\bigr)|$.
-# 3. For $\tau > 1$, $\omega_j(\tau) = \tfrac12 (\rho^j + \rho^{-j}) \ge \tfrac12 \rho^j$ with $\rho = \tau + \sqrt{\tau^2 - 1}$. At $\tau = (\chi + 1)/(\chi - 1)$
-#    this is $\rho = (\sqrt\chi + 1)/(\sqrt\chi - 1)$. So $|\pi| \le 2\, \rho^{-j}$, which is {eq}`eq-chebyshev`.
+# 3. For $\tau > 1$, $\omega_j(\tau) = \tfrac12 (\rho^j + \rho^{-j}) \ge \tfrac12 \rho^j$ with
+#    $\rho = \tau + \sqrt{\tau^2 - 1}$. At $\tau = (\chi + 1)/(\chi - 1)$ this is
+#    $\rho = (\sqrt\chi + 1)/(\sqrt\chi - 1)$. So $|\pi| \le 2\, \rho^{-j}$, which is {eq}`eq-chebyshev`.
 # :::
 #
 # **Guess:** what do the bound and the real errors say of four steps here, with EK-FAC and without?
@@ -624,16 +630,17 @@ assert 0.1 < errors["EK-FAC"][3] < errors["none"][3]
 
 # %% [markdown]
 # The bound holds, and promises nothing: after four steps it is still above 1. The real errors are below it, and with
-# EK-FAC they are smaller from the first step on. The bound takes eigenvalues as spread evenly over the whole range. A few large ones
-# far from the rest cost about one step each. Yet four steps are far from the solution. If you expected convergence, ask
-# whether you want it.
+# EK-FAC they are smaller from the first step on. The bound takes eigenvalues as spread evenly over the whole range. A few
+# large ones far from the rest cost about one step each. Yet four steps are far from the solution. If you expected
+# convergence, ask whether you want it.
 #
 # ### More steps, better scores?
 #
-# Full convergence would give the inverse of a GGN from one draw an image. This matrix has $N C$ rows to it, far fewer than
-# weights, so in most directions it is zero and its damped inverse is $1/\lambda$. The first steps correct EK-FAC where the two differ
-# most and curvature is large. Later ones follow this particular matrix where it knows little. That is why we stop early, as one
-# damps. It is a reading, and the table below is the evidence there is. **Guess:** how many steps are best?
+# Full convergence would give the inverse of a GGN from one draw an image. This matrix has $N C$ rows to it, far fewer
+# than weights, so in most directions it is zero and its damped inverse is $1/\lambda$. The first steps correct EK-FAC
+# where the two differ most and curvature is large. Later ones follow this particular matrix where it knows little. That
+# is why we stop early, as one damps. It is a reading, and the table below is the evidence there is. **Guess:** how many
+# steps are best?
 
 # %% tags=["hide-input"]
 IMAGES = {"digits": "3s and 8s", "digits-pair": "4s and 9s",
@@ -684,13 +691,14 @@ assert stepwise["cifar2-tiny", "held-out"].argmax() == 2
 assert stepwise["digits", "held-out"].argmax() == 3
 
 # %% [markdown]
-# The first column is EK-FAC's LDS at the same damping, on all eight rows, as it must be. The second step gains more than all later
-# ones together. The best number is between two and five, and on ten digits more than two steps lose points. So two are the safe
-# choice, and their products cost half of those of the ladder's four. The best column was read off the table that judges it, so do not tune by it.
+# The first column is EK-FAC's LDS at the same damping, on all eight rows, as it must be. The second step gains more than
+# all later ones together. The best number is between two and five, and on ten digits more than two steps lose points. So
+# two are the safe choice, and their products cost half of those of the ladder's four. The best column was read off the
+# table that judges it, so do not tune by it.
 #
-# The price is a product for each *query* and step: with $Q$ queries, $N$ images and one draw, $j\, Q N$ passes for $j$ steps. For four steps on
-# the held-out digits that is more than all other parts together. EK-FAC asks of a query
-# its gradient alone.
+# The price is a product for each *query* and step: with $Q$ queries, $N$ images and one draw, $j\, Q N$ passes for $j$
+# steps. For four steps on the held-out digits that is more than all other parts together. EK-FAC asks of a query its
+# gradient alone.
 
 # %%
 Q, S_n = len(run.data.queries), preset.gradient_draws.count
@@ -723,8 +731,8 @@ for place in product(ASKED, SEEDS):
 #
 # ### A sample of the GGN
 #
-# The trouble is a price for each query. Can one pay once, for all? Draw random signs $\zeta$, one for each of the $C$ outputs.
-# Then $J^\top \zeta$ is an ordinary backward pass, and
+# The trouble is a price for each query. Can one pay once, for all? Draw random signs $\zeta$, one for each of the $C$
+# outputs. Then $J^\top \zeta$ is an ordinary backward pass, and
 #
 # $$ \mathbb{E}_\zeta\bigl[(J^\top \zeta)(J^\top \zeta)^\top\bigr] = J^\top\, \mathbb{E}\bigl[\zeta \zeta^\top\bigr]\, J = J^\top J . $$ (eq-sampled)
 #
@@ -734,8 +742,9 @@ for place in product(ASKED, SEEDS):
 #
 # $$ F \approx (1 - \xi)\, \hat F + \xi\, \tilde F , \qquad \tilde F = \tfrac2C\, \operatorname{mean}\bigl[(J^\top \zeta)(J^\top \zeta)^\top\bigr] . $$ (eq-mixed)
 #
-# Statisticians do this to covariances of few samples. **Guess:** on the three layers above, with four sampled gradients an
-# image, which has the smallest error against the exact solution: EK-FAC alone, the sample alone, or a tenth of the sample in the rest?
+# Statisticians do this to covariances of few samples. **Guess:** on the three layers above, with four sampled gradients
+# an image, which has the smallest error against the exact solution: EK-FAC alone, the sample alone, or a tenth of the
+# sample in the rest?
 
 # %%
 signs = torch.tensor(list(product((-1.0, 1.0), repeat=C // 16))).double()
@@ -788,10 +797,10 @@ assert by_share[1.0, 4] > by_share[0.0, 4] > by_share[0.1, 4]
 assert by_share[1.0, 16] < by_share[0.0, 16]
 
 # %% [markdown]
-# With few samples the sample alone is worse than EK-FAC, and a tenth of it, mixed in, is better than both. The more samples
-# there are, the larger a share they deserve. (Errors are taken at the best length of each answer, since a factor moves no
-# rank.) The library's `di.attribution.sampled` does this for the whole network: with a tenth of the sample, four steps of conjugate
-# gradients, and K-FAC in EK-FAC's place.
+# With few samples the sample alone is worse than EK-FAC, and a tenth of it, mixed in, is better than both. The more
+# samples there are, the larger a share they deserve. (Errors are taken at the best length of each answer, since a factor
+# moves no rank.) The library's `di.attribution.sampled` does this for the whole network: with a tenth of the sample, four
+# steps of conjugate gradients, and K-FAC in EK-FAC's place.
 
 # %%
 of_rungs("sampled, 16 draws", source=thrifty)
@@ -805,13 +814,13 @@ for asked in ASKED:
     assert row["lds"] < solved["lds"] - 0.03
 
 # %% [markdown]
-# Several points over K-FAC on the same draws, for a handful of passes an image whatever the number of queries. The exact GGN is
-# still ahead, for many times the passes.
+# Several points over K-FAC on the same draws, for a handful of passes an image whatever the number of queries. The exact
+# GGN is still ahead, for many times the passes.
 #
 # ## Averages along the run
 #
-# {doc}`12_methods` averages scores over checkpoints. Each checkpoint's scores err in a way of their own, and a mean errs less. How much is
-# that worth, beside the one good place?
+# {doc}`12_methods` averages scores over checkpoints. Each checkpoint's scores err in a way of their own, and a mean errs
+# less. How much is that worth, beside the one good place?
 
 # %%
 of_rungs("along, EK-FAC", "along", "half-way", "conjugate gradients, along")
@@ -824,15 +833,16 @@ for place in product(ASKED, SEEDS):
     assert rows["conjugate gradients, along", *place]["difference"] < 0
 
 # %% [markdown]
-# With K-FAC, five checkpoints gain as much as the half-way one, for more than twice the passes. With conjugate gradients a mean of two
-# gains nothing: the better of the two is better alone. An average pays where errors are large and you do not know the right place.
+# With K-FAC, five checkpoints gain as much as the half-way one, for more than twice the passes. With conjugate gradients
+# a mean of two gains nothing: the better of the two is better alone. An average pays where errors are large and you do
+# not know the right place.
 #
 # ## Flattened scores
 #
-# The last rung costs no pass. Low scores say little. Flatten them before they are added up, and the LDS rises ({doc}`../book/rectified`).
-# It looks like a trick, and it is an old idea: *shrinkage*. Let $v_n$ be the scores of a query now, and $u_n$ the true effects of
-# leaving out each image. Suppose that effects add up. Over random halves, how does the sum of any curve $\phi(v_n)$ go with the sum of
-# $u_n$?
+# The last rung costs no pass. Low scores say little. Flatten them before they are added up, and the LDS rises
+# ({doc}`../book/rectified`). It looks like a trick, and it is an old idea: *shrinkage*. Let $v_n$ be the scores of a
+# query now, and $u_n$ the true effects of leaving out each image. Suppose that effects add up. Over random halves, how
+# does the sum of any curve $\phi(v_n)$ go with the sum of $u_n$?
 #
 # $$ \operatorname{Corr}_k\Bigl(\sum_n z_{kn} \phi(v_n),\; \sum_n z_{kn} u_n\Bigr) = \operatorname{Corr}_n\bigl(\phi(v_n),\, u_n\bigr) , $$ (eq-over-images)
 #
@@ -841,9 +851,10 @@ for place in product(ASKED, SEEDS):
 #
 # :::{admonition} Step by step
 # :class: dropdown
-# Take deviations from the mean over images, which changes nothing where all subsets have one size. The covariance of $z_{kn}$ and
-# $z_{ki}$ over all halves is $\tfrac14$ for $n = i$ and $-\tfrac{1}{4(N - 1)}$ otherwise. So the covariance of the two sums is
-# $\tfrac14 \sum_n \phi(v_n) u_n - \tfrac{1}{4(N-1)} \sum_{n \ne i} \phi(v_n) u_i$. Because deviations add up to zero, $\sum_{n \ne i} \phi(v_n) u_i = -\sum_n
+# Take deviations from the mean over images, which changes nothing where all subsets have one size. The covariance of
+# $z_{kn}$ and $z_{ki}$ over all halves is $\tfrac14$ for $n = i$ and $-\tfrac{1}{4(N - 1)}$ otherwise. So the covariance
+# of the two sums is $\tfrac14 \sum_n \phi(v_n) u_n - \tfrac{1}{4(N-1)} \sum_{n \ne i} \phi(v_n) u_i$. Because deviations
+# add up to zero, $\sum_{n \ne i} \phi(v_n) u_i = -\sum_n
 # \phi(v_n) u_n$. It is $\tfrac{N}{4(N-1)} \sum_n \phi(v_n) u_n$. The two variances have the same factor in front, and it drops out.
 # :::
 
@@ -859,16 +870,18 @@ for f in (lambda x: x, lambda x: x.clamp(min=0)):
     print(f"{found[0]:.3f}")
 
 # %% [markdown]
-# Which $\phi$ is best? The mean effect of images that have this score, $\phi(v) = \mathbb{E}[u \mid v]$. No other function of the score goes better with
-# the effects. If effects and errors were both Gaussian, this mean would be a straight line through the origin, and
-# a line moves no rank. But real effects are one-sided: most are near zero, and a few raise the measurement a lot. Then the curve is flat at
-# low scores, where there is nothing but error, and rises at high ones.
+# Which $\phi$ is best? The mean effect of images that have this score, $\phi(v) = \mathbb{E}[u \mid v]$. No other
+# function of the score goes better with the effects. If effects and errors were both Gaussian, this mean would be a
+# straight line through the origin, and a line moves no rank. But real effects are one-sided: most are near zero, and a
+# few raise the measurement a lot. Then the curve is flat at low scores, where there is nothing but error, and rises at
+# high ones.
 #
 # :::{admonition} Step by step: no curve does better
 # :class: dropdown
-# Let means over images be zero. $\mathbb{E}[\phi(v)\, u] = \mathbb{E}\bigl[\phi(v)\, \mathbb{E}[u \mid v]\bigr]$, because $\phi(v)$ is fixed once $v$ is. By Cauchy and
-# Schwarz this is at most the product of the standard deviations of $\phi(v)$ and of $\mathbb{E}[u \mid v]$. Divide by those of $\phi(v)$ and $u$: the correlation is at most
-# the standard deviation of $\mathbb{E}[u \mid v]$ over that of $u$, and $\phi(v) = \mathbb{E}[u \mid v]$ reaches it.
+# Let means over images be zero. $\mathbb{E}[\phi(v)\, u] = \mathbb{E}\bigl[\phi(v)\, \mathbb{E}[u \mid v]\bigr]$, because
+# $\phi(v)$ is fixed once $v$ is. By Cauchy and Schwarz this is at most the product of the standard deviations of
+# $\phi(v)$ and of $\mathbb{E}[u \mid v]$. Divide by those of $\phi(v)$ and $u$: the correlation is at most the standard
+# deviation of $\mathbb{E}[u \mid v]$ over that of $u$, and $\phi(v) = \mathbb{E}[u \mid v]$ reaches it.
 # :::
 #
 # Make up such effects and look: one image in ten has an effect, the others none, and each score has an error.
@@ -898,8 +911,8 @@ table([{"curve": name, "correlation with the effect": number(x, 3)}
 
 # %% [markdown]
 # A clamp at the mean goes a good part of the way, and has nothing to tune. On real scores the library does it with
-# `di.evaluation.rectified(scores, "clamp")`. {doc}`../book/rectified` has the real curve, found from retrained models without any
-# scores. What does it gain?
+# `di.evaluation.rectified(scores, "clamp")`. {doc}`../book/rectified` has the real curve, found from retrained models
+# without any scores. What does it gain?
 
 # %% tags=["hide-input"]
 FLAT = {"digits": "3s and 8s", "digits-pair": "4s and 9s",
@@ -932,8 +945,9 @@ for (name, asked, method), row in flattened.items():
         assert row["gains"]["clamp"][0] < best_gain / 2
 
 # %% [markdown]
-# Better scores gain less, since they have less error to shrink away. That is also why the cheap recipes of the third line gain
-# so much from it. Their curves go on falling gently below the mean, or rise a little faster above it, and were chosen on 3s and 8s:
+# Better scores gain less, since they have less error to shrink away. That is also why the cheap recipes of the third line
+# gain so much from it. Their curves go on falling gently below the mean, or rise a little faster above it, and were
+# chosen on 3s and 8s:
 
 # %%
 flat_rungs = [name for name in paths["digits-budget"]
@@ -1000,14 +1014,14 @@ for name in ("digits-ten", "cifar2-tiny"):
     assert all(row["difference"] > 0 for row in solved)
 
 # %% [markdown]
-# Conjugate gradients gain on every set, but not always beyond chance. The intervals on generated images of ten digits and CIFAR-2 are wide and hold
-# zero. The large gains are on the two pairs of digits. The half-way checkpoint was run on 3s and 8s alone. It follows from {eq}`eq-expansion`
-# and should carry over, and a run of `e10_ladder` would show it.
+# Conjugate gradients gain on every set, but not always beyond chance. The intervals on generated images of ten digits and
+# CIFAR-2 are wide and hold zero. The large gains are on the two pairs of digits. The half-way checkpoint was run on 3s
+# and 8s alone. It follows from {eq}`eq-expansion` and should carry over, and a run of `e10_ladder` would show it.
 #
 # ## What to buy
 #
-# Put the rungs of both paths in order of price. We choose by the held-out digits and read off the generated ones too, which had no
-# part in this choice:
+# Put the rungs of both paths in order of price. We choose by the held-out digits and read off the generated ones too,
+# which had no part in this choice:
 
 
 # %%
@@ -1048,19 +1062,23 @@ for asked in ASKED:
 assert all(rungs[buy(x)]["checkpoints"] == [0.5] for x in BUDGETS)
 
 # %% [markdown]
-# The first row already beats one exact retraining, and the mean along the run for less than a tenth of its price. A budget thirty times as
-# large gains a few points more. Every row takes the half-way checkpoint. So the order of purchase is this: good draws, the right place,
-# flattening if you add scores up, then a sample of the GGN, and the exact one if passes are left. The recipes for few passes were found on these
-# digits. What the order is elsewhere is open; {doc}`../book/ladder` has what was tried.
+# The first row already beats one exact retraining, and the mean along the run for less than a tenth of its price. A
+# budget thirty times as large gains a few points more. Every row takes the half-way checkpoint. So the order of purchase
+# is this: good draws, the right place, flattening if you add scores up, then a sample of the GGN, and the exact one if
+# passes are left. The recipes for few passes were found on these digits. What the order is elsewhere is open;
+# {doc}`../book/ladder` has what was tried.
 #
 # ## Pitfalls
 #
 # - **Many poor draws.** 250 uniform draws cost more than 64 good ones and are worth less. Mend the rule before the number.
-# - **Own draws, another measurement.** A query's gradient has no error for the measurement whose draws it takes. For others it has.
+# - **Own draws, another measurement.** A query's gradient has no error for the measurement whose draws it takes. For
+#   others it has.
 # - **Converged conjugate gradients.** Scores can fall with further steps. A small fixed number is the method: report it.
 # - **The first step counted as a gain.** It moves no rank. Two steps are the least that do something.
-# - **A price without its queries.** Products with the exact GGN are paid for each query. A sample of it is paid for each image.
-# - **The place for another question.** Half-way is near models that took half of the steps. Leaving out one image is another question.
+# - **A price without its queries.** Products with the exact GGN are paid for each query. A sample of it is paid for each
+#   image.
+# - **The place for another question.** Half-way is near models that took half of the steps. Leaving out one image is
+#   another question.
 # - **Rungs tuned on the judge.** Curves, shares and steps chosen on retrained models must be judged on others.
 #
 # ## What comes next
@@ -1087,17 +1105,17 @@ table([at_scale("digits"), at_scale("cifar10")],
       "GGN, for all queries of the preset.")  # fmt: skip
 
 # %% [markdown]
-# A step that is cheap for a few dozen queries is out of reach for thousands. {doc}`../book/choose` says what to take for which
-# question. The planner, `di.planner`, turns passes into hours and bytes before you start.
+# A step that is cheap for a few dozen queries is out of reach for thousands. {doc}`../book/choose` says what to take for
+# which question. The planner, `di.planner`, turns passes into hours and bytes before you start.
 #
 # ## Exercises
 
 # %% [markdown]
 # :::{exercise} Two steps by hand · 10 minutes · ★
 # :label: ex-cg-hand
-# Take $F_\lambda$ with 2 on its diagonal and 1 beside it, and $b = (1, 0)$. Do two steps of conjugate gradients from zero by
-# hand: $\eta$, $w$, $e$, $\gamma$ and $d$ of each. Check that the two directions are conjugate and the two residuals at right
-# angles. Then do the first step with the preconditioner $\Gamma = F_\lambda^{-1}$. What is left to do?
+# Take $F_\lambda$ with 2 on its diagonal and 1 beside it, and $b = (1, 0)$. Do two steps of conjugate gradients from zero
+# by hand: $\eta$, $w$, $e$, $\gamma$ and $d$ of each. Check that the two directions are conjugate and the two residuals
+# at right angles. Then do the first step with the preconditioner $\Gamma = F_\lambda^{-1}$. What is left to do?
 # :::
 #
 # :::{solution-start} ex-cg-hand
@@ -1105,9 +1123,10 @@ table([at_scale("digits"), at_scale("cifar10")],
 # :class: dropdown
 # :::
 #
-# First: $d_0 = e_0 = (1, 0)$ and $F_\lambda d_0 = (2, 1)$, so $\eta = \tfrac12$, $w_1 = (\tfrac12, 0)$ and $e_1 = (0, -\tfrac12)$.
-# Second: $\gamma = \tfrac14$, $d_1 = (\tfrac14, -\tfrac12)$ and $F_\lambda d_1 = (0, -\tfrac34)$. So $\eta = \tfrac14 / \tfrac38 = \tfrac23$
-# and $w_2 = (\tfrac23, -\tfrac13)$, the solution. With the exact inverse, $d_0 = w$ and $\eta = 1$: nothing is left to do.
+# First: $d_0 = e_0 = (1, 0)$ and $F_\lambda d_0 = (2, 1)$, so $\eta = \tfrac12$, $w_1 = (\tfrac12, 0)$ and
+# $e_1 = (0, -\tfrac12)$. Second: $\gamma = \tfrac14$, $d_1 = (\tfrac14, -\tfrac12)$ and $F_\lambda d_1 = (0, -\tfrac34)$.
+# So $\eta = \tfrac14 / \tfrac38 = \tfrac23$ and $w_2 = (\tfrac23, -\tfrac13)$, the solution. With the exact inverse,
+# $d_0 = w$ and $\eta = 1$: nothing is left to do.
 
 # %%
 two = torch.tensor([[2.0, 1], [1, 2]]).double()
@@ -1126,11 +1145,12 @@ same(at_once, found[1])
 #
 # :::{exercise} Spend 100,000 passes · 20 minutes · ★★
 # :label: ex-budget
-# Write `my_scores(shop)`, which returns scores `[Q, N]`, and make their LDS as high as you can. `shop.recipes` lists
-# what there is: two checkpoints, 8 or 64 draws a training image, EK-FAC, K-FAC or one to four steps of conjugate gradients. `shop.price(*names)` is
-# the price of some together; what two of them share is paid for once. `shop.buy(name)` returns scores. `shop.truth` has half of the retrained
-# models, and you may try things out on it with `di.lds(scores, shop.truth)`. `di.checks.budget(my_scores)` judges on the other half. To look around
-# first without counting passes, take `rich = di.checks.open_shop(10_000_000)`.
+# Write `my_scores(shop)`, which returns scores `[Q, N]`, and make their LDS as high as you can. `shop.recipes` lists what
+# there is: two checkpoints, 8 or 64 draws a training image, EK-FAC, K-FAC or one to four steps of conjugate gradients.
+# `shop.price(*names)` is the price of some together; what two of them share is paid for once. `shop.buy(name)` returns
+# scores. `shop.truth` has half of the retrained models, and you may try things out on it with
+# `di.lds(scores, shop.truth)`. `di.checks.budget(my_scores)` judges on the other half. To look around first without
+# counting passes, take `rich = di.checks.open_shop(10_000_000)`.
 # :::
 #
 # :::{solution-start} ex-budget
@@ -1186,19 +1206,20 @@ assert 3 * rich.price(modest) < 97_092
 assert max(within.values()) - flat["half-way", 8, "K-FAC"] < 6
 
 # %% [markdown]
-# The half-way checkpoint and the flattening are free, so take both. Then 64 draws and three steps cost as much as eight draws
-# and four steps, and are better: the fourth step gains next to nothing, and the draws still count. Look at the cheapest rows
-# too. K-FAC half-way with eight draws, flattened, is a few points below the best, for less than a third of the passes. If you have found
-# better, by a mean of several recipes or a curve of your own, the hidden subsets say so.
+# The half-way checkpoint and the flattening are free, so take both. Then 64 draws and three steps cost as much as eight
+# draws and four steps, and are better: the fourth step gains next to nothing, and the draws still count. Look at the
+# cheapest rows too. K-FAC half-way with eight draws, flattened, is a few points below the best, for less than a third of
+# the passes. If you have found better, by a mean of several recipes or a curve of your own, the hidden subsets say so.
 #
 # :::{solution-end}
 # :::
 #
 # :::{exercise} One place or two · 10 minutes · ★★
 # :label: ex-two-places
-# A mean over two checkpoints needs two curvatures and two sets of gradients. Take `di.attribution.average_scores` of the half-way and of the final
-# scores, with 8 draws each, for EK-FAC and for one to four steps. **Guess first:** where does a mean beat the half-way scores alone? What is
-# odd about a mean of scores after *one* step each? (`rich` and `KINDS` are in the solution before this one.)
+# A mean over two checkpoints needs two curvatures and two sets of gradients. Take `di.attribution.average_scores` of the
+# half-way and of the final scores, with 8 draws each, for EK-FAC and for one to four steps. **Guess first:** where does a
+# mean beat the half-way scores alone? What is odd about a mean of scores after *one* step each? (`rich` and `KINDS` are
+# in the solution before this one.)
 # :::
 #
 # :::{solution-start} ex-two-places
@@ -1226,8 +1247,9 @@ for row in averaged:
 table(averaged, caption="Passes, and the gain of a mean, points of LDS.")
 
 # %% [markdown]
-# Nowhere, beyond chance: with eight draws and EK-FAC of either checkpoint, the half-way scores alone are as good as the mean, for half of
-# the passes. One step moves no rank, so its mean is that of EK-FAC but for the damping, for many more passes.
+# Nowhere, beyond chance: with eight draws and EK-FAC of either checkpoint, the half-way scores alone are as good as the
+# mean, for half of the passes. One step moves no rank, so its mean is that of EK-FAC but for the damping, for many more
+# passes.
 #
 # :::{solution-end}
 # :::
