@@ -297,9 +297,10 @@ for asked in ASKED:
 # :::{admonition} Step by step
 # :class: dropdown
 # For a fixed $\Delta$, write $c_s = \nabla m_{q,s}^\top \Delta$, one number a draw, with variance
-# $\Delta^\top \operatorname{Cov}(\nabla m_{q,s})\, \Delta$. The prediction is a mean of $c_s$ over $S'$ draws, the measured
-# change one over $S$ others. Their variances are $\operatorname{Var}(c_s)/S'$ and $\operatorname{Var}(c_s)/S$, and the variance
-# of a difference is the sum. For one and the same set, the difference is zero before any variance is taken.
+# $\Delta^\top \operatorname{Cov}(\nabla m_{q,s})\, \Delta$. The prediction is a mean of $c_s$ over $S'$ draws, the
+# measured change one over $S$ others. Their variances are $\operatorname{Var}(c_s)/S'$ and $\operatorname{Var}(c_s)/S$,
+# and the variance of a difference is the sum. For one and the same set, the difference is zero before any variance is
+# taken.
 # :::
 #
 # The four draws of a query that {doc}`08_scale` had, and a move $\Delta$, show it in full. We go through every choice of
@@ -452,9 +453,9 @@ for _ in range(2):
 # 3. In later steps the same holds with $j$ and $j + 1$ for 0 and 1. There $e_j^\top d_j = e_j^\top e_j$, because $d_j$ is
 #    $e_j$ plus a multiple of $d_{j-1}$, and $e_j$ is at right angles to that.
 # 4. Old directions: for $i < j$, $F_\lambda d_i$ is a multiple of $e_i - e_{i+1}$. All residuals are at right angles to
-#    each other: $e_{j+1}^\top e_i = e_j^\top e_i - \eta\, d_j^\top F_\lambda e_i$ with $e_i = d_i - \gamma d_{i-1}$, so both
-#    terms vanish if this held so far. So $e_{j+1}^\top F_\lambda d_i = 0$ for $i < j$ without any mixing, and one old
-#    direction is all one has to remember.
+#    each other: $e_{j+1}^\top e_i = e_j^\top e_i - \eta\, d_j^\top F_\lambda e_i$ with $e_i = d_i - \gamma d_{i-1}$, so
+#    both terms vanish if this held so far. So $e_{j+1}^\top F_\lambda d_i = 0$ for $i < j$ without any mixing, and one
+#    old direction is all one has to remember.
 # :::
 
 # %%
@@ -472,11 +473,12 @@ same(w, torch.linalg.solve(bowl, b))
 #
 # ### EK-FAC as a start
 #
-# A network has far too many of these. But we know a good imitation of $F_\lambda^{-1}$, EK-FAC's. Call it $\Gamma$, for
-# it is the kernel of {doc}`12_methods`. It enters as a change of variables: put $w = \Gamma^{1/2} \tilde w$, and the bowl
-# becomes one with $\Gamma^{1/2} F_\lambda \Gamma^{1/2}$, which is nearly the identity. Written back in $w$, two things
-# change. The downhill direction is $\Gamma e$ in place of $e$, and $e^\top \Gamma e$ stands for $e^\top e$. $\Gamma$ is
-# called a **preconditioner**. Here is all of it, for many queries side by side:
+# A network has far too many eigenvalues for that. But we know a good imitation of $F_\lambda^{-1}$, EK-FAC's. Call it
+# $\Gamma$, for it is the kernel of {doc}`12_methods`. It enters as a change of variables: put
+# $w = \Gamma^{1/2} \tilde w$, and the bowl becomes one with $\Gamma^{1/2} F_\lambda \Gamma^{1/2}$, which is nearly the
+# identity. Written back in $w$, two things change. The downhill direction is $\Gamma e$ in place of $e$, and
+# $e^\top \Gamma e$ stands for $e^\top e$. $\Gamma$ is called a **preconditioner**. Here is all of it, for many queries
+# side by side:
 
 
 # %%
@@ -693,8 +695,8 @@ assert stepwise["digits", "held-out"].argmax() == 3
 # %% [markdown]
 # The first column is EK-FAC's LDS at the same damping, on all eight rows, as it must be. The second step gains more than
 # all later ones together. The best number is between two and five, and on ten digits more than two steps lose points. So
-# two are the safe choice, and their products cost half of those of the ladder's four. The best column was read off the
-# table that judges it, so do not tune by it.
+# two are the safe choice where you cannot check, for half of the products of the ladder's four. The best column was read
+# off the table that judges it, so do not tune by it.
 #
 # The price is a product for each *query* and step: with $Q$ queries, $N$ images and one draw, $j\, Q N$ passes for $j$
 # steps. For four steps on the held-out digits that is more than all other parts together. EK-FAC asks of a query its
