@@ -5,7 +5,7 @@ Recipes differ in checkpoint, draws and inverse. Two that read the same curvatur
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,9 +14,11 @@ from diffinf_lib.compression import int8_rows
 from diffinf_lib.evaluation import lds
 from diffinf_lib.runs import task_of_run
 from diffinf_lib.runs.tasks import checkpoint_at
-from diffinf_lib.studies.ladder import SHARED, Inverse
+from diffinf_lib.studies.ladder import SHARED
 from diffinf_lib.studies.methods import CellScores, as_arrays, from_arrays
 from diffinf_lib.studies.study import Arrays, Study
+
+Inverse = Literal["ekfac", "kfac", "cg"]
 
 PLACES = {"half-way": 0.5, "final": 1.0}
 """Checkpoints by name, as shares of the full training's steps."""
