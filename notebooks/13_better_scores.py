@@ -1083,8 +1083,8 @@ assert all(rungs[buy(x)]["checkpoints"] == [0.5] for x in BUDGETS)
 #
 # ## What comes next
 #
-# The ladder ends here for one run of a small network. What of it can you afford on yours? **Guess** how much more a pass
-# costs on the network of the paper, and how many more passes it takes:
+# The ladder ends here for one run of a small network. What of it can you afford on yours? **Guess:** how much more does a
+# pass cost on the network of the paper, and how many more passes does it take?
 
 
 # %%
