@@ -5,6 +5,7 @@ from diffinf_lib.studies.curvatures import CurvatureChoice, CurvatureStudy
 from diffinf_lib.studies.draws import DrawsCell, DrawsStudy
 from diffinf_lib.studies.ladder import LadderStudy, Rung
 from diffinf_lib.studies.methods import MethodCell, MethodsStudy
+from diffinf_lib.studies.protocol import ProtocolCell, ProtocolStudy
 from diffinf_lib.studies.rectify import RectifyStudy
 from diffinf_lib.studies.removal import RemovalConfig, RemovalStudy
 from diffinf_lib.studies.study import Study
@@ -19,6 +20,8 @@ __all__ = [
     "LadderStudy",
     "MethodCell",
     "MethodsStudy",
+    "ProtocolCell",
+    "ProtocolStudy",
     "RectifyStudy",
     "RemovalConfig",
     "RemovalStudy",
