@@ -88,7 +88,7 @@ class DecompositionConfig(Options):
     further: FullBatchAdam = FullBatchAdam(steps=200, learning_rate=1e-3)
     damping: PositiveFloat = 1e-2
     dampings: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    seeds: PositiveInt = 8
+    seeds: PositiveInt = 6
 
     def __post_init__(self) -> None:
         super().__post_init__()

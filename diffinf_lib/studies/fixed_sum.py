@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -135,20 +134,15 @@ class FullBatchAdam(Options):
     epsilon: PositiveFloat = 1e-8
 
 
-class AdamState(NamedTuple):
-    """Weights, and the running means of the gradient and of its square."""
-
-    theta: Weights
-    first: Weights
-    second: Weights
-
-    @classmethod
-    def at(cls, theta: Weights) -> "AdamState":
-        """Before the first step."""
-        return cls(theta, torch.zeros_like(theta), torch.zeros_like(theta))
-
+AdamState = tuple[Float[Tensor, "*n P"], Float[Tensor, "*n P"], Float[Tensor, "*n P"]]
+"""Weights, and the running means of the gradient and of its square."""
 
 Step = Callable[[AdamState, PerExample], AdamState]
+
+
+def _at(theta: Float[Tensor, "*n P"]) -> AdamState:
+    """The state before the first step."""
+    return theta, torch.zeros_like(theta), torch.zeros_like(theta)
 
 
 def _step(total: FixedSum, config: FullBatchAdam, number: int) -> Step:
@@ -157,11 +151,12 @@ def _step(total: FixedSum, config: FullBatchAdam, number: int) -> Step:
     first_part, second_part = (1 - decay ** (number + 1) for decay in (config.first_decay, config.second_decay))
 
     def advance(state: AdamState, shares: PerExample) -> AdamState:
-        gradient = torch.func.grad(total.total)(state.theta, shares)
-        first = torch.lerp(gradient, state.first, config.first_decay)
-        second = torch.lerp(gradient.square(), state.second, config.second_decay)
+        theta, first, second = state
+        gradient = torch.func.grad(total.total)(theta, shares)
+        first = torch.lerp(gradient, first, config.first_decay)
+        second = torch.lerp(gradient.square(), second, config.second_decay)
         length = (second / second_part).sqrt() + config.epsilon
-        return AdamState(state.theta - rate * first / first_part / length, first, second)
+        return theta - rate * first / first_part / length, first, second
 
     return advance
 
@@ -175,10 +170,10 @@ def train_side_by_side(
 
     Adam does not notice a factor before all shares, so a row of 1/N with one 0 is training on the mean of the others.
     """
-    state = AdamState.at(start.expand(len(shares), -1))
+    state = _at(start.expand(len(shares), -1))
     for number in range(config.steps):
-        state = AdamState(*torch.func.vmap(_step(total, config, number))(state, shares))
-    return _finite(state.theta, config)
+        state = torch.func.vmap(_step(total, config, number))(state, shares)
+    return _finite(state[0], config)
 
 
 @own_settings
@@ -191,17 +186,17 @@ def unrolled_derivatives(
     The derivative goes through every step of training, in forward mode: a state's tangent is carried from step to step. It
     assumes neither a minimum nor a damping.
     """
-    state = AdamState.at(start)
-    tangents = AdamState(*(torch.zeros(len(directions), len(start)).to(start) for _ in state))
+    state = _at(start)
+    tangents: AdamState = tuple(torch.zeros(len(directions), len(start)).to(start) for _ in state)  # type: ignore[assignment]
     for number in range(config.steps):
         step = _step(total, config, number)
 
         def pushed(tangent: AdamState, direction: PerExample, step: Step = step, state: AdamState = state) -> AdamState:
-            return AdamState(*torch.func.jvp(step, (state, shares), (tangent, direction))[1])
+            return torch.func.jvp(step, (state, shares), (tangent, direction))[1]
 
-        tangents = AdamState(*torch.func.vmap(pushed)(tangents, directions))
-        state = AdamState(*step(state, shares))
-    return _finite(state.theta, config), tangents.theta
+        tangents = torch.func.vmap(pushed)(tangents, directions)
+        state = step(state, shares)
+    return _finite(state[0], config), tangents[0]
 
 
 def _finite(theta: Float[Tensor, "*n P"], config: FullBatchAdam) -> Float[Tensor, "*n P"]:
@@ -251,7 +246,8 @@ def minima_nearby(
         length = (2 * length).clamp(max=1)
         for _ in range(40):
             further = theta + length.unsqueeze(1) * step
-            enough = values(further, shares) <= value + 1e-4 * length * fall
+            rounding = 10 * torch.finfo(value.dtype).eps * value.abs()
+            enough = values(further, shares) <= value + 1e-4 * length * fall + rounding
             if bool(enough.all()):
                 break
             length = torch.where(enough, length, length / 2)

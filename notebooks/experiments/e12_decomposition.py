@@ -19,7 +19,7 @@
 # %% tags=["parameters"]
 preset = "digits"  # a preset's name; of it the images, at half their size
 run = ""  # the run folder; empty: runs/<preset>
-seeds = 8  # models: initial weights
+seeds = 6  # models: initial weights
 bundle = ""  # the bundle's name; empty: <preset>-decomposition
 results = ""  # the folder of bundles; empty: book/results
 threads = 1  # CPU threads
