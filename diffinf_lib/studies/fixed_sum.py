@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diffinf_lib.curvature import flatten_layers, split_layers
+from diffinf_lib.curvature import flatten_layers
 from diffinf_lib.curvature.layers import Layers, curvature_layers, gradient_matrices
 from diffinf_lib.diffusion import Denoiser, DrawBatch
 from diffinf_lib.errors import ConfigurationError, require
@@ -56,7 +56,7 @@ class FixedSum:
         """N, the number of images."""
         return int(self.batch.example[-1]) + 1
 
-    @property
+    @cached_property
     def layers(self) -> Layers:
         """The layers whose weights and biases θ holds."""
         return curvature_layers(self.model)
@@ -70,16 +70,21 @@ class FixedSum:
         tensors = (t.detach() for layer in self.layers.values() for t in (layer.weight, layer.bias) if t is not None)
         return gradient_matrices(self.layers, tuple(tensors))
 
+    @cached_property
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: matrix.shape for name, matrix in self._own_matrices().items()}
+
     def parameters(self, theta: Weights) -> dict[str, Tensor]:
         """θ as the network's parameters by name."""
         found = {}
-        for name, matrix in split_layers(self.model, theta).items():
-            layer, columns = self.layers[name], matrix.shape[1]
+        parts = theta.split([shape.numel() for shape in self._shapes.values()])
+        for part, (name, shape) in zip(parts, self._shapes.items(), strict=True):
+            layer, matrix, columns = self.layers[name], part.view(shape), shape[1]
             if layer.bias is not None:
                 columns -= 1
                 found[f"{name}.bias"] = matrix[:, -1]
             if layer.weight is not None:
-                found[f"{name}.weight"] = matrix[:, :columns].view_as(layer.weight)
+                found[f"{name}.weight"] = matrix[:, :columns].reshape(layer.weight.shape)
         return found
 
     def outputs(self, theta: Weights) -> Float[Tensor, "B C H W"]:

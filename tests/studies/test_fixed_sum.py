@@ -118,14 +118,15 @@ def test_of_a_linear_network_the_hessian_is_the_ggn_and_all_answers_agree():
     parts = torch.func.jacfwd(total.gradients)(theta)
     exact = [torch.linalg.solve(hessian - part / COUNT, g) / COUNT for part, g in zip(parts, gradients, strict=True)]
     moved = trained[1:] - theta
-    torch.testing.assert_close(moved, torch.stack(exact), rtol=1e-6, atol=1e-9)
+    assert moved.abs().max() > 1e-2
+    torch.testing.assert_close(moved, torch.stack(exact), rtol=1e-5, atol=1e-7)
     warm = train_side_by_side(total, theta, shares, config)
-    torch.testing.assert_close(warm[1:] - warm[0], moved, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(warm[1:] - warm[0], moved, rtol=1e-5, atol=1e-7)
     near = minima_nearby(total.total, theta, shares[1:], torch.linalg.inv(hessian), tolerance=1e-7)
     torch.testing.assert_close(near - theta, moved, rtol=1e-4, atol=1e-6)
     _, unrolled = unrolled_derivatives(total, total.weights, shares[0], -torch.eye(COUNT).double() / COUNT, config)
     influence = gradients @ torch.linalg.inv(hessian) / COUNT
-    torch.testing.assert_close(unrolled, influence, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(unrolled, influence, rtol=1e-5, atol=1e-7)
 
 
 def test_some_draws_of_each_image_are_those(total):
