@@ -27,7 +27,7 @@ def numbers(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def damped(matrix: Tensor, damping: float) -> Tensor:
+def with_damping(matrix: Tensor, damping: float) -> Tensor:
     """A matrix plus λI."""
     return matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype)
 

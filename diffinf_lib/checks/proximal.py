@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.checks.exercise import Case, exercise
-from diffinf_lib.checks.made import by_cramer, damped, normal, numbers, positive_definite
+from diffinf_lib.checks.made import by_cramer, normal, numbers, positive_definite, with_damping
 
 
 def _minimiser(
@@ -16,7 +16,7 @@ def _minimiser(
     """A solution with other factors before the image's curvature and gradient, and another damping."""
 
     def proximal(hessian: Tensor, own_hessian: Tensor, gradient: Tensor, damping: float, count: int) -> Tensor:
-        matrix = damped(hessian + own(count) * own_hessian, strength(damping, count))
+        matrix = with_damping(hessian + own(count) * own_hessian, strength(damping, count))
         return torch.linalg.solve(matrix, pull(count) * gradient)
 
     return proximal
@@ -49,7 +49,7 @@ def _minimiser(
             strength=lambda damping, count: damping / count
         ),
         "the inverse is missing: this multiplies by the matrix": lambda h, own, g, damping, count: (
-            damped(h - own / count, damping) @ g / count
+            with_damping(h - own / count, damping) @ g / count
         ),
     },
 )
@@ -63,11 +63,11 @@ def proximal() -> Iterator[Case]:
     by_hand = numbers(1.0, 0.25)  # (H + I)⁻¹ g / 4
     yield Case("a loss without curvature, by hand: damped influence", by_hand, (hessian, nothing, gradient, 1.0, 4))
     hessian, gradient, row = positive_definite("proximal", 3), normal("proximal-gradient", 3), normal("proximal-row", 3)
-    influence = by_cramer(damped(hessian, 0.2), gradient) / 9
-    leverage = row @ by_cramer(damped(hessian, 0.2), row) / 9
-    pulled = by_cramer(damped(hessian, 0.2), row) / 9 * (row @ influence) / (1 - leverage)
+    influence = by_cramer(with_damping(hessian, 0.2), gradient) / 9
+    leverage = row @ by_cramer(with_damping(hessian, 0.2), row) / 9
+    pulled = by_cramer(with_damping(hessian, 0.2), row) / 9 * (row @ influence) / (1 - leverage)
     case = (hessian, torch.outer(row, row), gradient, 0.2, 9)
     yield Case("a loss that curves along one direction, by its leverage", influence + pulled, case)
     own = 0.5 * positive_definite("proximal-own", 3)
-    solved = by_cramer(damped(hessian - own / 6, 0.1), gradient / 6)
+    solved = by_cramer(with_damping(hessian - own / 6, 0.1), gradient / 6)
     yield Case("a loss that curves along all, by Cramer's rule", solved, (hessian, own, gradient, 0.1, 6))
