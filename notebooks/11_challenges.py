@@ -382,7 +382,7 @@ for lowest, name in enumerate(("highest", "lowest")):
             "network, %": percent(rose[name, count][1], digits=0),
         })  # fmt: skip
 table(rows, source=removal, caption="Share of queries whose loss rises: "
-      f"of {Q} for the exact model, {ours.size} for the network.")  # fmt: skip
+      f"{Q} of the exact model, {ours.size} of the network.")  # fmt: skip
 
 # %%
 assert all(rose["highest", count] == (1, 1) for count in counts)
