@@ -81,7 +81,10 @@ for axis, (title, lds) in zip(axes, found.items(), strict=True):
     axis.set(title=title, xlabel="scores of t in")
     axis.set_xticks(range(bins), names, rotation=45, ha="right", fontsize=8)
 axes[0].set_ylabel("LDS, %")
-axes[1].legend(title="measured at t in", fontsize=8)
+handles, labels = axes[0].get_legend_handles_labels()
+labels = [f"measured at t in {label}" for label in labels]
+figure.legend(handles, labels, fontsize=8, ncols=3,
+              loc="outside upper center")  # fmt: skip
 figure
 
 # %% [markdown]
@@ -116,6 +119,7 @@ def alike(lds, known, i, j):
     return lds[i, j] / known[j] / (lds[i, i] / known[i])
 
 
+# %% tags=["hide-input"]
 def both_ways(name, low, resamples=500):
     """c from the lower range's scores, from the upper's; interval."""
     known = np.sqrt(timesteps.metrics["sets"][name]["reliability"])
@@ -137,10 +141,8 @@ pairs = {
     (name, low): both_ways(name, low) for name in SETS for low in range(4)
 }
 table([
-    {"of": name, "ranges": f"{names[low]} and {names[low + 1]}",
-     "own LDS, lower": percent(found[name][low, low]),
-     "upper": percent(found[name][low + 1, low + 1]),
-     "from the lower": number(a, 2), "from the upper": number(b, 2),
+    {"of": name, "lower range": names[low], "upper": names[low + 1],
+     "from lower": number(a, 2), "from upper": number(b, 2),
      "difference": di.tables.Number(a - b, 2, tuple(ends), signed=True)}
     for (name, low), (a, b, ends) in pairs.items()
 ], caption="How alike the effects on two neighbouring ranges are, by "
@@ -155,8 +157,8 @@ for name in SETS:
     assert found[name][0, 0] < found[name][1, 1] - 0.1
 
 # %% [markdown]
-# For the lowest pair they agree within the interval, in both sets. There the story may stand: its own scores are the worst of
-# all, its neighbour's are good, and what happens to one happens to the other. It fails for all other pairs, always on one side. The lower range's
+# For the lowest pair they agree within the interval, in both sets. There the story may stand: the lowest range's own scores are
+# weak, its neighbour's are good, and what happens to one range happens to the other. It fails for all other pairs, always on one side. The lower range's
 # scores know the upper range as well as if the effects were the same ($c$ is about 1), and not the other way round. So errors do have to
 # do with effects. It looks as if each range had a part of its own that no scores catch, larger at low $t$. We have no test of that.
 #
@@ -476,20 +478,24 @@ presets = [
            "Fewer models, wider intervals, the same shape."),
 ]  # fmt: skip
 di.interactive.Lines(
-    [real, said], "score, in standard deviations",
-    "real effect beside the mean image's, in standard deviations of the loss",
+    [real, said], "score", "effect, less that of the mean image",
     limits=((-2.3, 6.2), (-0.3, 0.9)), reading=at, presets=presets,
     start=digits | {"Score": -1}, x_form=".2f", y_form="+.2f", height=340,
     alternative="Real effect against score, and the line scores promise",
-    caption="Real effects of images by their score, with 95% intervals, "
-    "beside the slope of the scores above the mean, carried on. (Conjugate "
-    "gradients were run on 3s and 8s only.)",
+    caption="Real effects of images by their score, with 95% intervals. The "
+    "promise is the slope of the scores above the mean, carried on. Scores "
+    "are in standard deviations of a query's scores, effects in those of its "
+    "loss over halves. Conjugate gradients: 3s and 8s only.",
 )  # fmt: skip
 
 # %% [markdown]
-# It is a hockey stick. Above half a standard deviation effects rise as the scores promise. Below, they are flat: an image with a score far below the
-# mean does the same as one slightly below. And the level of the flat part? From the rise of the loss at half the data we know the mean effect of
-# all images:
+# It is a hockey stick. If you guessed a line, you trusted all scores alike. Above half a standard deviation effects rise nearly as
+# promised. Below, they are flat: an image with a score far below the mean does the same as one slightly below. (The lowest one or
+# two in a hundred may do a little less.)
+#
+# Is it flat, or do real effects differ there in ways that the scores do not see? The variance of effects can be estimated without scores or
+# noise, from products of what different halves say. And the level of the flat part? The rise of the loss at half the data tells the mean
+# effect of all images:
 
 # %%
 ekfac = bins[0, 0, 0]
@@ -500,19 +506,21 @@ flat, steep = (
 loss = truth.measurements.mean(1)
 climb = (loss.mean(0) - truth.full_measurements) / loss.std(0)
 mean_effect = (climb / (N / 2)).mean().item()
+share = results["digits", "held-out", "ekfac"]["variance_ratio"]
+print("variance of effects, low over high:", percent(*share, unit=" %"))
 print(f"mean effect of an image {mean_effect:+.3f}")
 print(f"flat part, beside it    {flat.mean():+.3f}")
+assert share[1][0] < 0 < share[1][1] < 0.25
 assert np.ptp(flat) < 0.05 and steep.min() > 4 * abs(flat).max()
 assert abs(flat.mean() + mean_effect) < 0.02
 
 # %% [markdown]
-# Both together are about zero. (With the reservation that halves were trained for fewer steps, which is in the mean effect too.) Most images do *nothing* to
-# a query. A few help, and next to none harms. So is it nature after all, and negative scores are simply false? Half of it.
-# If the low scores were merely useless, a clamp would gain little. They are *noise in a sum*: 150 scores are added up, and the spread of
-# the many low ones drowns the few that matter.
+# Flat, as far as we can tell, and both levels together are about zero. (Halves were trained for fewer steps, too, and that is in the
+# mean effect.) Most images do *nothing* to a query. A few help, and next to none harms. That much is nature. But then right scores would
+# be flat there as well, and a clamp would change nothing. Ours are not flat. Their spread is *noise in a sum*: 150 scores are added up, and the many low
+# ones drown the few that matter.
 #
-# Is that noise a law of influence, or error of these scores? Ask the exact model. Its scores are right. **Guess:** does a clamp
-# raise its LDS?
+# So is a clamp good for all scores? Ask the exact model, whose scores are right. **Guess:** does a clamp raise its LDS?
 
 # %%
 noise = torch.randn(Q, N, generator=di.keyed_generator("error")).double()
@@ -548,8 +556,8 @@ assert gains["exact + half as much noise"].interval[1] < 0.0
 assert rows["exact"][2].value > 0.7 > 0.2 > rows["damping 0.1"][2].value
 
 # %% [markdown]
-# With exact scores the clamp *costs* a lot, because low scores are worth nearly as much as high ones. Damp too much, forget the curvature, or add
-# noise, and the same clamp gains. Nothing in nature has changed between the rows. So a clamp is a **shrinkage** of scores that
+# With exact scores the clamp *costs* a lot: here low scores are worth nearly as much as high ones. If you guessed a gain, you took it for a
+# law. Damp too much, forget the curvature, or add noise, and the same clamp gains. Nothing in nature has changed between the rows. So a clamp is a **shrinkage** of scores that
 # err: it gives up what the low end knows, and is rid of the low end's noise. It pays where there is more noise than knowledge.
 #
 # So the gain should shrink as scores get better, and it should be small, too, for scores that know next to nothing: there is
@@ -608,15 +616,13 @@ assert results["digits", "held-out", "ekfac"]["gains"]["clamp"][0] > 0.05
 
 # %% tags=["hide-input"]
 rows = []
-for name, title in IMAGES.items():
-    row = {"images": title}
-    for asked in SETS:
-        cell = results[name, asked, "ekfac"]
-        clamp, chosen = cell["gains"]["clamp"], cell["chosen"]
-        row[f"{asked}: clamp"] = percent(*clamp, signed=True)
-        row[f"{asked}: chosen"] = percent(*chosen, signed=True)
-        assert clamp[1][0] > 0 and chosen[0] > 0.05
-    rows.append(row)
+for name, asked in [(n, q) for n in IMAGES for q in SETS]:
+    cell = results[name, asked, "ekfac"]
+    clamp, chosen = cell["gains"]["clamp"], cell["chosen"]
+    assert clamp[1][0] > 0 and chosen[0] > 0.05
+    rows.append({"images": IMAGES[name], "queries": asked,
+                 "clamp": percent(*clamp, signed=True),
+                 "chosen curve": percent(*chosen, signed=True)})  # fmt: skip
 table(rows, source=rectify["digits"], caption="EK-FAC: gain in points of LDS "
       "by the clamp, and by a curve chosen on one half of the subsets and "
       "judged on the other.")  # fmt: skip
@@ -672,8 +678,8 @@ table(rows, source=rectify["digits"], caption="EK-FAC: gain in points of LDS "
 # ### Stopping early is a damping
 #
 # Row 3 has a pull with strength $\lambda$ that nobody trains with. What training does have is an end. Take gradient descent with rate $\eta$ on a parabola,
-# and follow one eigen-direction with eigenvalue $\mu$. After $\tau$ steps it has gone a share $1 - (1 - \eta\mu)^\tau$ of the way to the new minimum, which
-# lies at gradient$/\mu$. So stopping replaces $1/\mu$ by
+# and follow one eigen-direction, with eigenvalue $\mu$ and gradient $g$. After $\tau$ steps it has gone a share $1 - (1 - \eta\mu)^\tau$ of the way to the new minimum, which
+# lies at $g/\mu$. So stopping replaces $1/\mu$ by
 #
 # $$ \frac{1 - (1 - \eta\mu)^\tau}{\mu} \quad\text{where damping has}\quad \frac{1}{\mu + \lambda} . $$ (eq-early)
 #
