@@ -644,26 +644,28 @@ table(rows, source=rectify["digits"], caption="EK-FAC: gain in points of LDS "
 #
 # ## Who makes the error?
 #
-# Between a score and what retraining does lie many steps, and each may err. {doc}`04_influence` put five answers side by
-# side. Here is the whole chain, from the question one asks to the number one computes. Each row changes one thing.
+# Between what retraining does and a score lie many steps, and each may err. {doc}`04_influence` put five answers side by side.
+# Here is the whole chain for one image, from the question one asks to the number one computes. Each row changes one thing.
 #
-# | | question or formula | what changes |
+# | answer | how | what it gives up |
 # |---|---|---|
-# | 1 | train anew without image $n$ | – |
-# | 2 | go on from $\theta^*$ without $n$ (*warm start*) | another starting point |
-# | 3 | the same, with a pull towards $\theta^*$ (*proximity*) | how far weights may go |
-# | 4 | hold outputs to those of $\theta^*$, not to the data ({eq}`eq-proximal`) | training need not have ended (*non-convergence*) |
-# | 5 | replace network and losses by their parabolas at $\theta^*$ (*linearisation*) | bends of the network |
-# | 6 | leave out the image's own curvature | a factor $1 - h_n$ |
-# | 7 | EK-FAC for the GGN (*Kronecker factors*) | the matrix |
-# | 8 | gradients from a few draws (*draws*) | noise |
+# | *other seeds* | train anew without image $n$; mean over seeds | – |
+# | *one seed* | the same from the start that your model had | the chance of a seed |
+# | *warm start* | go on from $\theta^*$ without $n$ | where training began |
+# | *proximity* | the minimum near $\theta^*$, with a pull $\tfrac\lambda2 \lVert\theta - \theta^*\rVert^2$ | how far weights would go |
+# | *kept answers* | hold outputs to those of $\theta^*$, not to the data ({eq}`eq-proximal`) | that training had not ended |
+# | *one step* | $u = \tfrac1N (F + \lambda I)^{-1} \nabla\ell_n$, put into $m_q$ | bends of the network; the image's own curvature |
+# | *straight line* | $\nabla m_q^\top u$ | the bend of $m_q$ |
+# | *layers apart* | $F$ without what couples layers | couplings |
+# | *EK-FAC* | Kronecker factors for each layer | the layer's exact matrix |
+# | *few draws* | gradients from a few draws | nothing but luck |
 #
-# A row by itself is not right or wrong; the difference of two neighbours is an error with a name. The first three can be large and
-# yet be nobody's fault: if the model one asks about depends on where training starts, no formula can know it.
+# No row is right or wrong by itself. The difference of two neighbours is an error with a name. The first ones can be large and
+# yet be nobody's fault: if an answer depends on where training started, no formula can know it.
 #
 # ### From the proximal question to damped influence
 #
-# Rows 4 to 6 can be done by hand. Let everything in {eq}`eq-proximal` be quadratic. With $u = \theta - \theta^*$, the GGN $F$, and the image's own part
+# From *kept answers* to *straight line* the way can be done by hand. Let everything in {eq}`eq-proximal` be quadratic. With $u = \theta - \theta^*$, the GGN $F$, and the image's own part
 # of it, $F_n$, the proximal question is
 #
 # $$ \min_u\; \tfrac12 u^\top F u - \tfrac1N \bigl(\nabla\ell_n^\top u + \tfrac12 u^\top F_n u\bigr) + \tfrac\lambda2\, \lVert u \rVert^2 . $$ (eq-quadratic)
@@ -673,11 +675,11 @@ table(rows, source=rectify["digits"], caption="EK-FAC: gain in points of LDS "
 # $$ \bigl(F - \tfrac1N F_n + \lambda I\bigr)\, u = \tfrac1N \nabla\ell_n . $$ (eq-own)
 #
 # Without $F_n$ that is damped influence, $u = \tfrac1N (F + \lambda I)^{-1} \nabla\ell_n$, and $\nabla m_q^\top u$ is the score. No stationary point was assumed:
-# row 4 did away with that. Note also what $F - \tfrac1N F_n$ is: the curvature of the images that are *left*.
+# *kept answers* did away with that. Note also what $F - \tfrac1N F_n$ is: the curvature of the images that are *left*.
 #
 # ### Stopping early is a damping
 #
-# Row 3 has a pull with strength $\lambda$ that nobody trains with. What training does have is an end. Take gradient descent with rate $\eta$ on a parabola,
+# *Proximity* has a pull of strength $\lambda$ that nobody trains with. What training does have is an end. Take gradient descent with rate $\eta$ on a parabola,
 # and follow one eigen-direction, with eigenvalue $\mu$ and gradient $g$. After $\tau$ steps it has gone a share $1 - (1 - \eta\mu)^\tau$ of the way to the new minimum, which
 # lies at $g/\mu$. So stopping replaces $1/\mu$ by
 #
@@ -721,7 +723,7 @@ figure
 # %% [markdown]
 # Never by as much as a third. So each number of steps has a damping that does nearly the same. For Adam and a network it is a
 # guide and no rule. The exact model *is* a parabola. Go on from its minimum
-# without an image, by gradient descent, and compare row 3 with a *stop* in place of the pull.
+# without an image, by gradient descent, and compare the pull with a stop.
 
 # %%
 image = right.std(0).argmax()
@@ -760,13 +762,14 @@ assert min(agree[2:]) > 0.99
 
 # %% [markdown]
 # :::{admonition} Checkpoint
-# Row 1 of the chain, solved, equals a fit to the other images minus the fit to all. Stopped early, proximal and damped agree.
+# Without pull and stop, the solution equals a fit to the other images minus the fit to all. Stopped early, proximal and damped
+# agree in order, and nearly in size.
 # :::
 #
 # ### On a network
 #
-# On the exact model rows 4 to 6 cost next to nothing, by construction. On a network each can cost something, and only
-# measuring tells.
+# In the exact model these rows cost next to nothing, by construction. On a network each can cost something, and only measuring
+# tells.
 #
 # ## Pitfalls
 #
