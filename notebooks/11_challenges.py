@@ -15,11 +15,12 @@
 #
 # :::{admonition} In this chapter
 # :class: tip
-# The paper closes with three observations that do not fit its own theory, and the first chapter of this book left a fourth. You
-# look at each with a guess in hand. Then you build a model of the same digits that can be solved exactly, and use it to tell
-# what is wrong with scores from what is wrong with expectations.
+# The paper closes with three observations that do not fit its own theory, and the first chapter of this book left a
+# fourth. You look at each with a guess in hand. Then you build a model of the same digits that can be solved exactly,
+# and use it to tell what is wrong with scores from what is wrong with expectations.
 #
-# *20 minutes to read · two cores: about 25 seconds · builds on {doc}`04_influence`, {doc}`09_lds` and {doc}`10_removal`*
+# *20 minutes to read · two cores: about 25 seconds · builds on {doc}`04_influence`, {doc}`09_lds` and
+# {doc}`10_removal`*
 # :::
 
 # %% tags=["hide-input"]
@@ -54,14 +55,15 @@ truth = di.load_ground_truth("digits-ground-truth", "held-out")
 # - a picture has nearly the same likelihood whichever half of the data the model has seen (Observation 3);
 # - scores get better when you throw the negative ones away ({ref}`ex-clamp`).
 #
-# Each can mean that scores are wrong, or that we expected the wrong thing. We take them in the order in which they help each
-# other: 1, 3, 2, and then the clamp. The page {doc}`../book/observations` has the tables of the first three, and
+# Each can mean that scores are wrong, or that we expected the wrong thing. We take them in the order in which they help
+# each other: 1, 3, 2, and then the clamp. The page {doc}`../book/observations` has the tables of the first three, and
 # {doc}`../book/rectified` those of the fourth.
 #
 # ## A neighbour knows better
 #
-# Cut the loss of a query into ten ranges of timesteps. Take scores of each range, retrain, and measure each range. **Guess
-# first:** for the lowest range, $t$ below 100, which scores predict best: its own, those of 100 to 199, or those of the whole loss?
+# Cut the loss of a query into ten ranges of timesteps. Take scores of each range, retrain, and measure each range.
+# **Guess first:** for the lowest range, $t$ below 100, which scores predict best: its own, those of 100 to 199, or
+# those of the whole loss?
 
 # %% tags=["hide-input"]
 timesteps = di.load_bundle("digits-timesteps")
@@ -88,29 +90,32 @@ figure.legend(handles, labels, fontsize=8, ncols=3,
 figure
 
 # %% [markdown]
-# The neighbour, and the whole loss too ({doc}`../book/observations` has all 110 pairs). On these digits it holds for the lowest
-# range alone. The paper states it without that limit.
+# The neighbour, and the whole loss too ({doc}`../book/observations` has all 110 pairs). On these digits it holds for
+# the lowest range alone. The paper states it without that limit.
 #
-# How can a stranger know you better than you do? If he is the better observer. Say that the true effects of images on range $i$
-# are $\psi_i$, and that scores are these plus errors of their own. Let $\rho_i$ be the correlation of scores with the effects they
-# are meant for, and $c_{ij}$ that of the true effects of two ranges. If the errors have nothing to do with any effects, then the
-# scores of $i$ correlate with the effects on $j$ by
+# If you guessed "its own", you took for granted that the right question gets the best answer. How can a neighbour know
+# you better than you do? By being the better observer. Say that the true effects of images on range $i$ are $\psi_i$,
+# and that scores are these plus errors of their own. Let $\rho_i$ be the correlation of scores with the effects they
+# are meant for, and $c_{ij}$ that of the true effects of two ranges. If the errors have nothing to do with any effects,
+# then the scores of $i$ correlate with the effects on $j$ by
 #
 # $$ \operatorname{corr}(\text{scores}_i,\, \psi_j) = \rho_i\, c_{ij} , $$ (eq-neighbour)
 #
-# and $i$ predicts $j$ better than $j$ itself wherever $\rho_i\, c_{ij} > \rho_j$. In numbers: if your own scores know you by
-# 0.6, and a neighbour knows himself by 0.8 and is like you by 0.9, he knows you by 0.72.
+# and $i$ predicts $j$ better than $j$ itself wherever $\rho_i\, c_{ij} > \rho_j$. In numbers: if your scores know your
+# effects by 0.6, a neighbour's know theirs by 0.8, and the two effects agree by 0.9, then the neighbour's scores know
+# yours by 0.72.
 #
 # :::{admonition} Step by step
 # :class: dropdown
-# Centre everything and give each $\psi_i$ variance 1. Scores are $b\,(\psi_i + \xi_i)$, with a factor $b > 0$ and errors $\xi_i$
-# that are uncorrelated with $\psi_i$ and $\psi_j$. Their covariance with $\psi_j$ is $b\,c_{ij}$, their standard deviation
-# $b \sqrt{1 + \operatorname{Var}(\xi_i)}$. With $j = i$ the quotient is $\rho_i = 1 / \sqrt{1 + \operatorname{Var}(\xi_i)}$. So with any $j$ it is $\rho_i\, c_{ij}$.
+# Centre everything and give each $\psi_i$ variance 1. Scores are $b\,(\psi_i + \xi_i)$, with a factor $b > 0$ and
+# errors $\xi_i$ that are uncorrelated with $\psi_i$ and $\psi_j$. Their covariance with $\psi_j$ is $b\,c_{ij}$, their
+# standard deviation $b \sqrt{1 + \operatorname{Var}(\xi_i)}$. With $j = i$ the quotient is $\rho_i = 1 / \sqrt{1 +
+# \operatorname{Var}(\xi_i)}$. So with any $j$ it is $\rho_i\, c_{ij}$.
 # :::
 #
 # A story that fits one number is cheap. This one can fail: $c_{ij} = c_{ji}$. Divide each LDS by the root of what was
-# measured's reliability ({doc}`09_lds`), and {eq}`eq-neighbour` gives $c_{ij}$ twice, once from the scores of either range.
-# **Guess:** will the two agree?
+# measured's reliability ({doc}`09_lds`), and {eq}`eq-neighbour` gives $c_{ij}$ twice, once from the scores of either
+# range. **Guess:** will the two agree?
 
 
 # %%
@@ -157,15 +162,17 @@ for name in SETS:
     assert found[name][0, 0] < found[name][1, 1] - 0.1
 
 # %% [markdown]
-# For the lowest pair they agree within the interval, in both sets. There the story may stand: the lowest range's own scores are
-# weak, its neighbour's are good, and what happens to one range happens to the other. It fails for all other pairs, always on one side. The lower range's
-# scores know the upper range as well as if the effects were the same ($c$ is about 1), and not the other way round. So errors do have to
-# do with effects. It looks as if each range had a part of its own that no scores catch, larger at low $t$. We have no test of that.
+# For the lowest pair they agree within the interval, in both sets. There the story may stand: the lowest range's own
+# scores are weak, its neighbour's are good, and what happens to one range happens to the other. It fails for all other
+# pairs, always on one side. The lower range's scores know the upper range as well as if the effects were the same ($c$
+# is about 1), and not the other way round. So errors do have to do with effects. It looks as if each range had a part
+# of its own that no scores catch, larger at low $t$. We have no test of that.
 #
 # ## The same likelihood, whichever half
 #
-# Train one model on one half of the digits and another on another half. Measure the log-likelihood of each query under both,
-# and draw one against the other. **Guess:** how high is the correlation, and how much does that leave for attribution?
+# Train one model on one half of the digits and another on another half. Measure the log-likelihood of each query under
+# both, and draw one against the other. **Guess:** how high is the correlation, and how much does that leave for
+# attribution?
 
 # %% tags=["hide-input"]
 LABELS = {
@@ -214,19 +221,20 @@ table(list(rows.values()), source=di.load_bundle("digits-ground-truth"),
       caption="Generated digits.")  # fmt: skip
 
 # %% [markdown]
-# Above 0.9, and it leaves *any* amount. The loss lies just as near to the diagonal, and for the loss most of what is left
-# can be predicted. The correlation over queries says that some digits are harder than others, for every model. Attribution never
-# speaks of that. It compares *one* query under many models, which is the distance from the diagonal. Whether that distance is
-# an effect of the data or chance of the seed is what the ceiling says. For the loss most of it is data. For the log-likelihood
-# most is chance.
+# Above 0.9, and it leaves *any* amount. If you guessed "little", you mixed up two questions. The loss lies just as near
+# to the diagonal, and for the loss most of what is left can be predicted. The correlation over queries says that some
+# digits are harder than others, for every model. Attribution never speaks of that. It compares *one* query under many
+# models, which is the distance from the diagonal. Whether that distance is an effect of the data or chance of the seed
+# is what the ceiling says. For the loss most of it is data. For the log-likelihood most is chance.
 #
-# So the observation is true, and by itself it is no argument against attribution. The share of variance between queries (statisticians call
-# it **intraclass correlation**) says how large effects are beside the differences of pictures. The ceiling says whether they can be known.
+# So the observation is true, and by itself it is no argument against attribution. The share of variance between queries
+# (its **intraclass correlation**) says how large effects are beside the differences of pictures. The ceiling says
+# whether they can be known.
 #
 # ## Both signs are predicted, one is seen
 #
-# For many of the halves the scores promise a query a *lower* loss than all the data do: its rivals are gone.
-# **Guess:** of all 64 halves and 57 held-out digits, in how many cases did it fall?
+# For many of the halves the scores promise a query a *lower* loss than all the data do: its rivals are gone. **Guess:**
+# of all 64 halves and 57 held-out digits, in how many cases did it fall?
 
 # %%
 scores = di.influence_scores(run, truth.queries)[0]
@@ -234,20 +242,21 @@ of_network = ev.signs_of_subsets(scores, truth)
 print(of_network)
 
 # %% [markdown]
-# Next to never. So are the scores wrong about every query that they promise a fall? Think again of what they are: first-order
-# terms. At a minimum the gradients of all images add up to zero, because that is what a minimum is. So
+# Next to never. So are the scores wrong about every query that they promise a fall? Think again of what they are:
+# first-order terms. At a minimum the gradients of all images add up to zero, because that is what a minimum is. So
 #
 # $$ \sum_{n=1}^N \text{score}(q, n) = \frac1N\, \nabla m_q^\top H^{-1} \sum_{n=1}^N \nabla\ell_n = 0 . $$ (eq-sum-zero)
 #
-# **Scores of a query add up to zero.** A random set of images is predicted to change nothing on average, whatever the query.
-# Both signs *must* be predicted. That more data make better models is not in the first order at all.
+# **Scores of a query add up to zero.** That holds whatever matrix stands for $H$. A random set of images is predicted to change
+# nothing on average, whatever the query. Both signs *must* be predicted. That more data make better models is not in
+# the first order at all.
 #
 # Where is it, then? In the second. Write $u$ for the step of the weights after a removal. Then
 #
 # $$ m_q(\theta + u) - m_q(\theta) \approx \nabla m_q^\top u + \tfrac12\, u^\top \nabla^2 m_q\, u . $$ (eq-second)
 #
-# The first term has either sign and mean 0. The second is positive wherever $m_q$ curves up, *whichever* images go. It hardly
-# knows which, so it moves all halves alike, and ranks do not see it.
+# The first term has either sign and, to first order in $u$, mean 0. The second is positive wherever $m_q$ curves up,
+# *whichever* images go. It hardly knows which, so it moves all halves alike, and ranks do not see it.
 #
 # :::{admonition} Step by step: how large is it?
 # :class: dropdown
@@ -255,19 +264,21 @@ print(of_network)
 #
 # $$ \frac{p}{1-p} \cdot \frac{1}{N - 1} \cdot \frac1N \sum_n \nabla\ell_n \nabla\ell_n^\top , $$
 #
-# the variance of a mean of $(1-p) N$ out of $N$ drawn without putting back. To first order the weights move by $-H^{-1}$ times this gradient.
-# With $v_n = H^{-1} \nabla\ell_n$, the mean of the second term of {eq}`eq-second` is therefore
+# the variance of a mean of $(1-p) N$ out of $N$ drawn without putting back. To first order the weights move by
+# $-H^{-1}$ times this gradient. With $v_n = H^{-1} \nabla\ell_n$, the mean of the second term of {eq}`eq-second` is
+# therefore
 #
 # $$ \frac{p}{1-p} \cdot \frac{1}{N - 1} \cdot \frac1N \sum_n \tfrac12\, v_n^\top \nabla^2 m_q\, v_n . $$ (eq-rise)
 #
-# The second-order part of $u$ adds a term of the same order and of either sign: the curvature changes with the images, too.
+# The second-order part of $u$ adds a term of the same order and of either sign: the curvature changes with the images,
+# too.
 # :::
 #
 # ### A model that can be solved
 #
-# An argument is not a test. We need a denoiser whose exact retraining costs nothing: one that is linear in its weights. It sees
-# the real digits, noised to one level, through 128 random features, and predicts the noise by least squares. Its loss is a
-# parabola in the weights, so both $H$ and retraining are exact. We call it the *exact model*.
+# An argument is not a test. We need a denoiser whose exact retraining costs nothing: one that is linear in its weights.
+# It sees the real digits, noised to one level, through 128 random features, and predicts the noise by least squares.
+# Its loss is a parabola in the weights, so both $H$ and retraining are exact. We call it the *exact model*.
 
 # %%
 P, EACH, LEFT = 128, 8, 0.6  # features, draws, share of the image ᾱ
@@ -344,14 +355,14 @@ assert of_network.real.value > 0.99 > 0.8 > of_network.predicted.value
 assert of_exact.predicted.interval[0] < 0.52
 
 # %% [markdown]
-# Here nothing is approximate but the straight line. The scores rank the halves nearly perfectly. And still the loss rises in
-# practically all cases, and half of the predicted signs are wrong. The second term alone gives most of the rise. So Observation 2 is no fault
-# of the scores. **They predict differences between subsets, not the change from the full model.** (In the network the sum of scores is
-# not quite zero, for training did not end at a minimum, and halves were trained for half as many steps. The first moves what is predicted, the
-# second what is seen.)
+# Here nothing is approximate but the straight line. The scores rank the halves nearly perfectly. And still the loss
+# rises in practically all cases, and half of the predicted signs are wrong. The second term alone gives most of the
+# rise. So Observation 2 is no fault of the scores. **They predict differences between subsets, not the change from the
+# full model.** (In the network the sum of scores is not quite zero, for training did not end at a minimum, and halves
+# were trained for half as many steps. The first moves what is predicted, the second what is seen.)
 #
-# But one part of the puzzle is left. Take away just the images with the *lowest* scores. Then the first term is negative and large, and
-# should win. In the exact model it does:
+# But one part of the puzzle is left. Take away just the images with the *lowest* scores. Then the first term is
+# negative and large, and should win. In the exact model it does:
 
 
 # %%
@@ -392,29 +403,30 @@ assert all(rose["lowest", count][0] < 0.05 for count in counts)
 assert rose["lowest", 6][1] > 0.8 and 0.2 < rose["lowest", 30][1] < 0.7
 
 # %% [markdown]
-# If you guessed that low images are harmless in both, you took the second term for the answer to everything. In the exact
-# model the lowest images really harm, and removal helps every query. In the network the loss rises without the six lowest for
-# nearly every query, and without thirty it falls for most, by amounts that cannot be told from 0 ({doc}`../book/removal`). So here
-# *something is wrong with the low scores*. That is the clamp's question.
+# If you guessed that low images are harmless in both, you took the second term for the answer to everything. In the
+# exact model the lowest images really harm, and removal helps every query. In the network the loss rises without the
+# six lowest for nearly every query, and without thirty it falls for most, by amounts that cannot be told from 0
+# ({doc}`../book/removal`). So here *something is wrong with the low scores*. That is the clamp's question.
 #
 # ## Why does clamping help?
 #
-# {ref}`ex-clamp` set negative scores to zero, and the LDS of EK-FAC rose by more than five points. What could that mean? Four answers come
-# to mind:
+# {ref}`ex-clamp` set negative scores to zero, and the LDS of EK-FAC rose by more than five points. What could that
+# mean? Four answers come to mind:
 #
 # 1. *Nature*: no image does harm, so a negative score is always wrong.
 # 2. *Shift*: the zero of the scores is off.
 # 3. *Saturation*: many removed images replace each other, and sums overshoot.
 # 4. *Error*: low scores are noise, and a sum of 150 scores takes all of it.
 #
-# Two fall at once. A shift of all scores changes no LDS on subsets of one size ({doc}`09_lds`), so *shift* is out. A monotone curve of the *sum*
-# changes no rank, so saturation of that kind is out as well. (With only a quarter of the images kept the gain does not grow either,
-# {doc}`../book/rectified`.)
+# Two fall at once. A shift of all scores changes no LDS on subsets of one size ({doc}`09_lds`), so *shift* is out. A
+# monotone curve of the *sum* changes no rank, so saturation of that kind is out as well. (With only a quarter of the
+# images kept the gain does not grow either, {doc}`../book/rectified`.)
 #
-# To go on, look at effects without any scores. Over random subsets, the loss of a query is higher where an image that matters is
-# left out. The covariance of the loss with leaving out image $n$ is its real effect, less the mean effect of all images ({eq}`eq-halves`
-# with one score that is not 0). For one image that is mostly noise. But we may average over many images that have about one score. **Guess first:** which
-# shape has real effect against score? A straight line? Then scores promise what happens, all along.
+# To go on, look at effects without any scores. Over random subsets, the loss of a query is higher where an image that
+# matters is left out. The covariance of the loss with leaving out image $n$ is, up to a factor, its real effect less
+# the mean effect of all images ({eq}`eq-halves`, with a score of 1 for this image and 0 for the others). For one image
+# that is mostly noise. But we may average over many images that have about one score. **Guess first:** which shape has
+# real effect against score? A straight line? Then scores promise what happens, all along.
 
 # %% tags=["hide-input"]
 IMAGES = {"digits": "3s and 8s", "digits-pair": "4s and 9s",
@@ -489,13 +501,13 @@ di.interactive.Lines(
 )  # fmt: skip
 
 # %% [markdown]
-# It is a hockey stick. If you guessed a line, you trusted all scores alike. Above half a standard deviation effects rise nearly as
-# promised. Below, they are flat: an image with a score far below the mean does the same as one slightly below. (The lowest one or
-# two in a hundred may do a little less.)
+# It is a hockey stick. If you guessed a line, you trusted all scores alike. Above half a standard deviation effects
+# rise nearly as promised. Below, they are flat: an image with a score far below the mean does the same as one slightly
+# below. (The lowest one or two in a hundred may do a little less.)
 #
-# Is it flat, or do real effects differ there in ways that the scores do not see? The variance of effects can be estimated without scores or
-# noise, from products of what different halves say. And the level of the flat part? The rise of the loss at half the data tells the mean
-# effect of all images:
+# Is it flat, or do real effects differ there in ways that the scores do not see? The variance of effects can be
+# estimated without scores or noise, from products of what different halves say. And the level of the flat part? The
+# rise of the loss at half the data tells the mean effect of all images:
 
 # %%
 ekfac = bins[0, 0, 0]
@@ -515,10 +527,10 @@ assert np.ptp(flat) < 0.05 and steep.min() > 4 * abs(flat).max()
 assert abs(flat.mean() + mean_effect) < 0.02
 
 # %% [markdown]
-# Flat, as far as we can tell, and both levels together are about zero. (Halves were trained for fewer steps, too, and that is in the
-# mean effect.) Most images do *nothing* to a query. A few help, and next to none harms. That much is nature. But then right scores would
-# be flat there as well, and a clamp would change nothing. Ours are not flat. Their spread is *noise in a sum*: 150 scores are added up, and the many low
-# ones drown the few that matter.
+# Flat, as far as we can tell, and both levels together are about zero. (Halves were trained for fewer steps, too, and
+# that is in the mean effect.) Most images do *nothing* to a query. A few help, and next to none harms. That much is
+# nature. But then right scores would be flat there as well, and a clamp would change nothing. Ours are not flat. Their
+# spread is *noise in a sum*: 150 scores are added up, and the many low ones drown the few that matter.
 #
 # So is a clamp good for all scores? Ask the exact model, whose scores are right. **Guess:** does a clamp raise its LDS?
 
@@ -556,13 +568,14 @@ assert gains["exact + half as much noise"].interval[1] < 0.0
 assert rows["exact"][2].value > 0.7 > 0.2 > rows["damping 0.1"][2].value
 
 # %% [markdown]
-# With exact scores the clamp *costs* a lot: here low scores are worth nearly as much as high ones. If you guessed a gain, you took it for a
-# law. Damp too much, forget the curvature, or add noise, and the same clamp gains. Nothing in nature has changed between the rows. So a clamp is a **shrinkage** of scores that
-# err: it gives up what the low end knows, and is rid of the low end's noise. It pays where there is more noise than knowledge.
+# With exact scores the clamp *costs* a lot: here low scores are worth nearly as much as high ones. If you guessed a
+# gain, you took it for a law. Damp too much, forget the curvature, or add noise, and the same clamp gains. Nothing in
+# nature has changed between the rows. So a clamp is a **shrinkage** of scores that err: it gives up what the low end
+# knows, and is rid of the low end's noise. It pays where there is more noise than knowledge.
 #
-# So the gain should shrink as scores get better, and it should be small, too, for scores that know next to nothing: there is
-# nothing below the noise. Here is every method, at every value of its option, on three datasets and both sets of queries. **Look
-# for:** one method that gets better step by step (conjugate gradients), and the worst scores of all.
+# So the gain should shrink as scores get better, and it should be small, too, for scores that know next to nothing:
+# there is nothing below the noise. Here is every method, at every value of its option, on three datasets and both sets
+# of queries. **Look for:** one method that gets better step by step (conjugate gradients), and the worst scores of all.
 
 # %% mystnb={"image": {"alt": "LDS of clamped scores against LDS of the same scores as they are. Nearly all points lie above the dashed diagonal, most of them well above it in the middle, and come near to it at the upper right, where conjugate gradients are, and at the lower left, where gradient products are"}, "figure": {"caption": "LDS as it is and clamped at the mean: each method at each value of its option, on digits, other digits and clothes. Dashed: no gain.", "name": "fig-clamped"}} tags=["hide-input"]
 FAMILIES = {"pixel distance": ("pixel",), "TRAK": ("trak",),
@@ -628,24 +641,25 @@ table(rows, source=rectify["digits"], caption="EK-FAC: gain in points of LDS "
       "judged on the other.")  # fmt: skip
 
 # %% [markdown]
-# Both ends are as they should be. Conjugate gradients gain less with each of their first steps, until about two points are left. On digits EK-FAC
-# gains the more, the more it is damped. And gradient products, the worst, gain little. So the LDS alone does not tell the gain: over all points their
-# rank correlation is about zero.
+# Both ends are as they should be. Conjugate gradients gain less with each of their first steps, until about two points
+# are left. On digits EK-FAC gains the more, the more it is damped. And gradient products, the worst, gain little. So
+# the LDS alone does not tell the gain: over all points their rank correlation is about zero.
 #
-# A curve like the clamp, applied to scores before they are added up, is
-# called a **rectifier** in this book. The table shows that the gain carries over to other digits and to clothes, also where the rectifier was
-# chosen on other subsets than it is judged on. (These are the same queries, though.) More methods and curves stand in {doc}`../book/rectified`.
+# A curve like the clamp, applied to scores before they are added up, is called a **rectifier** in this book. The table
+# shows that the gain carries over to other digits and to clothes, also where the rectifier was chosen on other subsets
+# than it is judged on. (These are the same queries, though.) More methods and curves stand in {doc}`../book/rectified`.
 #
-# So the answer to chapter 1: *flatten the low scores when you add scores up, and trust a low score only from a method that is nearly
-# exact.* And because every method gains by another amount, compare methods in both forms, or not at all.
+# So the answer to chapter 1: *flatten the low scores when you add scores up, and trust a low score only from a method
+# that is nearly exact.* And because every method gains by another amount, compare methods in both forms, or not at all.
 #
-# What we do not know: what the low scores' errors are made of. The noise of draws alone is not it ({doc}`../book/rectified`). Conjugate gradients mend
-# much of it, and they change nothing but the curvature.
+# What we do not know: what the low scores' errors are made of. The noise of draws alone is not it
+# ({doc}`../book/rectified`). Conjugate gradients mend much of it, and they change nothing but the curvature.
 #
 # ## Who makes the error?
 #
-# Between what retraining does and a score lie many steps, and each may err. {doc}`04_influence` put five answers side by side.
-# Here is the whole chain for one image, from the question one asks to the number one computes. Each row changes one thing.
+# Between what retraining does and a score lie many steps, and each may err. {doc}`04_influence` put five answers side
+# by side. Here is the whole chain for one image, from the question one asks to the number one computes. Each row
+# changes one thing.
 #
 # | answer | how | what it gives up |
 # |---|---|---|
@@ -660,13 +674,13 @@ table(rows, source=rectify["digits"], caption="EK-FAC: gain in points of LDS "
 # | *EK-FAC* | Kronecker factors for each layer | the layer's exact matrix |
 # | *few draws* | gradients from a few draws | nothing but luck |
 #
-# No row is right or wrong by itself. The difference of two neighbours is an error with a name. The first ones can be large and
-# yet be nobody's fault: if an answer depends on where training started, no formula can know it.
+# No row is right or wrong by itself. The difference of two neighbours is an error with a name. The first ones can be
+# large and yet be nobody's fault: if an answer depends on where training started, no formula can know it.
 #
 # ### From the proximal question to damped influence
 #
-# From *kept answers* to *straight line* the way can be done by hand. Let everything in {eq}`eq-proximal` be quadratic. With $u = \theta - \theta^*$, the GGN $F$, and the image's own part
-# of it, $F_n$, the proximal question is
+# From *kept answers* to *straight line* the way can be done by hand. Let everything in {eq}`eq-proximal` be quadratic.
+# With $u = \theta - \theta^*$, the GGN $F$, and the image's own part of it, $F_n$, the proximal question is
 #
 # $$ \min_u\; \tfrac12 u^\top F u - \tfrac1N \bigl(\nabla\ell_n^\top u + \tfrac12 u^\top F_n u\bigr) + \tfrac\lambda2\, \lVert u \rVert^2 . $$ (eq-quadratic)
 #
@@ -674,14 +688,16 @@ table(rows, source=rectify["digits"], caption="EK-FAC: gain in points of LDS "
 #
 # $$ \bigl(F - \tfrac1N F_n + \lambda I\bigr)\, u = \tfrac1N \nabla\ell_n . $$ (eq-own)
 #
-# Without $F_n$ that is damped influence, $u = \tfrac1N (F + \lambda I)^{-1} \nabla\ell_n$, and $\nabla m_q^\top u$ is the score. No stationary point was assumed:
-# *kept answers* did away with that. Note also what $F - \tfrac1N F_n$ is: the curvature of the images that are *left*.
+# Without $F_n$ that is damped influence, $u = \tfrac1N (F + \lambda I)^{-1} \nabla\ell_n$, and $\nabla m_q^\top u$ is
+# the score. No stationary point was assumed: *kept answers* did away with that. Note also what $F - \tfrac1N F_n$ is:
+# the curvature of the images that are *left*.
 #
 # ### Stopping early is a damping
 #
-# *Proximity* has a pull of strength $\lambda$ that nobody trains with. What training does have is an end. Take gradient descent with rate $\eta$ on a parabola,
-# and follow one eigen-direction, with eigenvalue $\mu$ and gradient $g$. After $\tau$ steps it has gone a share $1 - (1 - \eta\mu)^\tau$ of the way to the new minimum, which
-# lies at $g/\mu$. So stopping replaces $1/\mu$ by
+# *Proximity* has a pull of strength $\lambda$ that nobody trains with. What training does have is an end. Take gradient
+# descent with rate $\eta$ on a parabola, and follow one eigen-direction, with eigenvalue $\mu$ and gradient $g$. After
+# $\tau$ steps it has gone a share $1 - (1 - \eta\mu)^\tau$ of the way to the new minimum, which lies at $g/\mu$. So
+# stopping replaces $1/\mu$ by
 #
 # $$ \frac{1 - (1 - \eta\mu)^\tau}{\mu} \quad\text{where damping has}\quad \frac{1}{\mu + \lambda} . $$ (eq-early)
 #
@@ -721,9 +737,9 @@ axes.legend()
 figure
 
 # %% [markdown]
-# Never by as much as a third. So each number of steps has a damping that does nearly the same. For Adam and a network it is a
-# guide and no rule. The exact model *is* a parabola. Go on from its minimum
-# without an image, by gradient descent, and compare the pull with a stop.
+# Never by as much as a third. So each number of steps has a damping that does nearly the same. For Adam and a network
+# it is a guide and no rule. The exact model *is* a parabola. Go on from its minimum without an image, by gradient
+# descent, and compare the pull with a stop.
 
 # %%
 image = right.std(0).argmax()
@@ -762,14 +778,14 @@ assert min(agree[2:]) > 0.99
 
 # %% [markdown]
 # :::{admonition} Checkpoint
-# Without pull and stop, the solution equals a fit to the other images minus the fit to all. Stopped early, proximal and damped
-# agree in order, and nearly in size.
+# Without pull and stop, the solution equals a fit to the other images minus the fit to all. Stopped early, proximal and
+# damped agree in order, and nearly in size.
 # :::
 #
 # ### On a network
 #
-# In the exact model these rows cost next to nothing, by construction. On a network each can cost something, and only measuring
-# tells.
+# In the exact model these rows cost next to nothing, by construction. On a network each can cost something, and only
+# measuring tells.
 #
 # ## Pitfalls
 #
@@ -781,17 +797,19 @@ assert min(agree[2:]) > 0.99
 #
 # ## What comes next
 #
-# Two of four puzzles were wrong expectations: first-order scores cannot know that more data help, and agreement on queries is not agreement
-# on data. One is an error of the scores, with a cure that costs nothing. One stays half open. Through all of it EK-FAC, TRAK and pixel distance
-# behaved as if they were one method with a better or a worse kernel. {doc}`12_methods` takes that literally.
+# Two of four puzzles were wrong expectations: first-order scores cannot know that more data help, and agreement on
+# queries is not agreement on data. One is an error of the scores, with a cure that costs nothing. One stays half open.
+# Through all of it EK-FAC, TRAK and even pixel distance showed one shape, more or less clearly. {doc}`12_methods`
+# writes them all as one formula.
 #
 # ## Exercises
 
 # %% [markdown]
 # :::{exercise} Early stopping by hand · 10 minutes · ★★
 # :label: ex-early
-# Derive {eq}`eq-early`: start at $u = 0$, take steps $u \mapsto u - \eta\,(\mu u - g)$ with a gradient $g$, and find $u$ after $\tau$ steps. Which
-# $\lambda$ has the same limit for small $\mu$? For which $\mu$ is the quotient of both largest, if $\eta\mu$ is small?
+# Derive {eq}`eq-early`: start at $u = 0$, take steps $u \mapsto u - \eta\,(\mu u - g)$ with a gradient $g$, and find
+# $u$ after $\tau$ steps. Which $\lambda$ has the same limit for small $\mu$? For which $\mu$ is the quotient of both
+# largest, if $\eta\mu$ is small?
 # :::
 #
 # :::{solution-start} ex-early
@@ -799,9 +817,10 @@ assert min(agree[2:]) > 0.99
 # :class: dropdown
 # :::
 #
-# The distance from $g/\mu$ is multiplied by $1 - \eta\mu$ in each step. It begins with $-g/\mu$, so after $\tau$ steps $u = \bigl(1 - (1 - \eta\mu)^\tau\bigr)\, g/\mu$.
-# For small $\mu$ that is $\eta\tau g$, and damping gives $g/\lambda$: so $\lambda = 1/(\eta\tau)$. For small $\eta\mu$ the power is $\exp(-z)$ with $z = \eta\tau\mu =
-# \mu/\lambda$, and the quotient is $(1 - \exp(-z))(1 + z)/z$. It is 1 at both ends. Its derivative is zero where $\exp z = 1 + z + z^2$:
+# The distance from $g/\mu$ is multiplied by $1 - \eta\mu$ in each step. It begins with $-g/\mu$, so after $\tau$ steps
+# $u = \bigl(1 - (1 - \eta\mu)^\tau\bigr)\, g/\mu$. For small $\mu$ that is $\eta\tau g$, and damping gives $g/\lambda$:
+# so $\lambda = 1/(\eta\tau)$. For small $\eta\mu$ the power is $\exp(-z)$ with $z = \eta\tau\mu = \mu/\lambda$, and the
+# quotient is $(1 - \exp(-z))(1 + z)/z$. It is 1 at both ends. Its derivative is zero where $\exp z = 1 + z + z^2$:
 
 # %%
 z = torch.linspace(0.01, 20, 200_000).double()
@@ -816,9 +835,9 @@ print(f"largest at μ = {top:.2f} λ: {ratio.max():.3f}")
 #
 # :::{exercise} The proximal question, solved · 10 minutes · ★★
 # :label: ex-proximal
-# Write `my_proximal(hessian, own_hessian, gradient, damping, count)`, which solves {eq}`eq-quadratic` for $F$, $F_n$, $\nabla\ell_n$,
-# $\lambda$ and $N$, and run `di.checks.proximal(my_proximal)`. Then let $F_n$ have rank 1, $2\varphi_n \varphi_n^\top$. By which factor is the
-# solution longer than damped influence along $\varphi_n$?
+# Write `my_proximal(hessian, own_hessian, gradient, damping, count)`, which solves {eq}`eq-quadratic` for $F$, $F_n$,
+# $\nabla\ell_n$, $\lambda$ and $N$, and run `di.checks.proximal(my_proximal)`. Then let $F_n$ have rank 1, $2\varphi_n
+# \varphi_n^\top$. By which factor does $\varphi_n^\top u$ exceed that of damped influence?
 # :::
 #
 # :::{solution-start} ex-proximal
@@ -837,9 +856,10 @@ def my_proximal(hessian, own_hessian, gradient, damping, count):
 di.checks.proximal(my_proximal)
 
 # %% [markdown]
-# By Sherman and Morrison, along $\varphi_n$ it is longer by $1/(1 - h_n)$ with $h_n = \tfrac2N \varphi_n^\top (F + \lambda I)^{-1} \varphi_n$, the leverage of
-# {doc}`04_influence`: with a gradient along $\varphi_n$ the whole step is. So damped influence *equals* the proximal answer if the image's own
-# loss is a straight line, and up to the leverage if it is a parabola.
+# By the formula of Sherman and Morrison, $\varphi_n^\top u$ is that of damped influence divided by $1 - h_n$, with $h_n
+# = \tfrac2N \varphi_n^\top (F + \lambda I)^{-1} \varphi_n$, the leverage of {doc}`04_influence`. If the gradient lies
+# along $\varphi_n$, so does the difference: the whole step is longer by that factor. So damped influence *equals* the
+# proximal answer if the image's own loss is a straight line, and up to the leverage if it is a parabola.
 
 # %%
 row, gradient = seen[0, 0], 3 * seen[0, 0]
@@ -854,9 +874,9 @@ torch.testing.assert_close(answer, influence / (1 - leverage))
 #
 # :::{exercise} When does clamping harm erring scores, too? · 15 minutes · ★★★
 # :label: ex-clamp-harms
-# In the exact model, real effects are one-sided: few images help much. Set `LEFT` to 0.2, so that nearly all is noise, and run its cells
-# and the table again. First look at the skewness of the real effects, `ev.effect_spread(right, exact_truth).skewness`, and guess what a clamp
-# will do to the scores with noise.
+# In the exact model, real effects are one-sided: few images help much. Set `LEFT` to 0.2, so that nearly all is noise,
+# and run its cells and the table again. First look at the skewness of the real effects, `ev.effect_spread(right,
+# exact_truth).skewness`, and guess what a clamp will do to the scores with noise.
 # :::
 #
 # :::{solution-start} ex-clamp-harms
@@ -896,8 +916,8 @@ table([
 ])  # fmt: skip
 
 # %% [markdown]
-# The effects are far less one-sided, and the clamp now costs something although the scores err as much as before. It takes both: errors,
-# *and* a truth whose low end is flat.
+# The effects are far less one-sided, and the clamp now costs something although the scores err as much as before. It
+# takes both: errors, *and* a truth that is one-sided.
 #
 # :::{solution-end}
 # :::
