@@ -227,9 +227,10 @@ table(list(rows.values()), source=di.load_bundle("digits-ground-truth"),
 # models, which is the distance from the diagonal. Whether that distance is an effect of the data or chance of the seed
 # is what the ceiling says. For the loss most of it is data. For the log-likelihood most is chance.
 #
-# So the observation is true, and by itself it is no argument against attribution. The share of variance between queries
-# (its **intraclass correlation**) says how large effects are beside the differences of pictures. The ceiling says
-# whether they can be known.
+# So by itself the observation is no argument against attribution. The share of variance between queries (its **intraclass
+# correlation**) says how large effects are beside the differences of pictures. The ceiling says whether they can be known.
+# (The paper trains on tens of thousands of images, where halves are more alike. With 150 a good part of the variance lies
+# elsewhere, and {doc}`16_results` counts the observation as not found.)
 #
 # ## Both signs are predicted, one is seen
 #
@@ -506,7 +507,7 @@ di.interactive.Lines(
 # below. (The lowest one or two in a hundred may do a little less.)
 #
 # Is it flat, or do real effects differ there in ways that the scores do not see? The variance of effects can be
-# estimated without scores or noise, from products of what different halves say. And the level of the flat part? The
+# estimated free of noise, from products of what different halves say. And the level of the flat part? The
 # rise of the loss at half the data tells the mean effect of all images:
 
 # %%
