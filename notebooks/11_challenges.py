@@ -796,6 +796,9 @@ steps_of = {row["rung"]: row for row in chain.metrics["results"]}
 side = ("unrolled", "Hessian", "K-FAC")  # no other row builds on these
 main = [name for name in steps_of if name not in side]
 of_truth = {name: steps_of[name]["truth"] for name in steps_of}
+of_one = chain.metrics["reliability"]["one seed"]
+bound = ev.spearman_brown(of_one, 7) ** 0.5
+print(f"about the most that any answer can reach: {bound:.2f}")
 
 # %% mystnb={"image": {"alt": "A waterfall from 1 down the chain of answers. One seed loses more than half; a warm start wins about a quarter back; proximity, kept answers, one step, straight line, layers apart and EK-FAC hardly move; few draws loses a fifth"}, "figure": {"caption": "Rank correlation over images with leave-one-out of other seeds, mean over queries and seeds, with 95% intervals. Bars: what each row takes away or gives back.", "name": "fig-waterfall"}} tags=["hide-input"]
 figure, axes = di.figures.subplots(figsize=(6.6, 3.1))
