@@ -825,7 +825,7 @@ table([
     for name, row in steps_of.items()
 ], source=chain, caption="Each answer beside the one that it changes: rank "
    "correlation, and the length of the difference in that answer's own. "
-   "Last, the rank correlation with leave-one-out of other seeds.")  # fmt: skip
+   "Last, that with leave-one-out of other seeds.")  # fmt: skip
 
 # %% tags=["hide-input"]
 value = {name: part[0] for name, part in of_truth.items()}
