@@ -210,6 +210,12 @@ def test_a_line_is_read_off_by_hand():
     assert reading(x, y, 100, "at", log=True) == (100, 1.0, 2)
     assert reading(x, y, 100, "within", log=True) == (10, 2.0, 1)
     assert np.isnan(reading(x, y, 0.5, "within", log=True).y) and np.isnan(reading(x, y, 200, "at", log=True).y)
+    for kind, budget, told in (
+        ("budget", 0.5, "nothing is to be had for so little."),
+        ("reading", 40, "no line is there."),
+    ):
+        figure = MADE[kind]()
+        assert figure.tell(figure.state(Budget=budget)) == f"Budget {budget}: {told}"
 
 
 def test_the_best_is_told_with_those_whose_intervals_overlap():

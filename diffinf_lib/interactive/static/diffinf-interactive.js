@@ -737,7 +737,7 @@
       const head = [corner, ...labelled, ...numbers];
       if (table) table.replaceChildren(make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
       const limit = `${data.reading.control} ${figure.control(data.reading.control).options[state[data.reading.control]]}`;
-      if (!known.length) return `${limit}: nothing is to be had for so little.`;
+      if (!known.length) return `${limit}: ${data.reading.rule === "within" ? "nothing is to be had for so little" : "no line is there"}.`;
       if (data.reading.rule === "within") {
         const tied = overlapping(state, known, best).join(" and ");
         return `${limit}: best is ${best.name} with ${text(best.y, data.yForm)} at ${text(best.x, data.xForm)}` + (tied ? `; its interval overlaps with ${tied}.` : ".");
