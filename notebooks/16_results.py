@@ -339,19 +339,19 @@ def shared(queries):
 edges = ranges["edges"]
 RANGES = [f"t {edges[k]} to {edges[k + 1] - 1}" for k in range(9)]
 claim("the next higher range of t predicts better than its own", "Obs. 1",
-      "{doc}`../book/observations`",
+      "{doc}`11_challenges`",
       "Ten ranges of t, each against the one above it.",
       ((RANGES[k], q, ranges[f"{q}/advantage"][k + 1, k],
         ranges[f"{q}/advantage_interval"][k + 1, k])
        for k in range(len(RANGES)) for q in SETS))  # fmt: skip
 claim("removal raises the loss more often than predicted", "Obs. 2",
-      "{doc}`../book/observations`",
+      "{doc}`11_challenges`",
       "Halves, trained for half the steps, as in the authors' runs: fewer "
       "steps alone may raise the loss.",
       (("digits", q, *signs(q)) for q in SETS), unit="% of halves",
       )  # fmt: skip
 claim("nine tenths of a log-likelihood's variance lie between queries",
-      "Obs. 3", "{doc}`../book/observations`",
+      "Obs. 3", "{doc}`11_challenges`",
       "The paper says it of large training sets, where halves are alike. "
       "The nine tenths are ours: a share, less 0.9.",
       (("digits", q, *shared(q)) for q in SETS), unit="% of variance",
