@@ -842,7 +842,7 @@ for place in product(ASKED, SEEDS):
 # ## Flattened scores
 #
 # The last rung costs no pass. Low scores say little. Flatten them before they are added up, and the LDS rises
-# ({doc}`../book/rectified`). It looks like a trick, and it is an old idea: *shrinkage*. Let $v_n$ be the scores of a
+# ({doc}`11_challenges`). It looks like a trick, and it is an old idea: *shrinkage*. Let $v_n$ be the scores of a
 # query now, and $u_n$ the true effects of leaving out each image. Suppose that effects add up. Over random halves, how
 # does the sum of any curve $\phi(v_n)$ go with the sum of $u_n$?
 #
