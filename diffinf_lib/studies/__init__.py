@@ -7,6 +7,7 @@ from diffinf_lib.studies.ladder import LadderStudy, Rung
 from diffinf_lib.studies.methods import MethodCell, MethodsStudy
 from diffinf_lib.studies.rectify import RectifyStudy
 from diffinf_lib.studies.removal import RemovalConfig, RemovalStudy
+from diffinf_lib.studies.solves import SolveCell, SolvesStudy
 from diffinf_lib.studies.study import Study
 from diffinf_lib.studies.timesteps import TimestepStudy
 
@@ -23,6 +24,8 @@ __all__ = [
     "RemovalConfig",
     "RemovalStudy",
     "Rung",
+    "SolveCell",
+    "SolvesStudy",
     "Study",
     "TimestepStudy",
 ]
