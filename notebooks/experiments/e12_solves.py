@@ -21,7 +21,14 @@ run = ""  # the run folder; empty: runs/<preset>
 options = {}  # preset options to replace
 seed = 0  # of the model, the curvature and the draws
 asked = [["held-out", 14], ["held-out", 42]]  # queries: set and position
-solves = [[4, 0.1, 8], [4, 0.01, 16], [4, 0.001, 32], [4, 1e-8, 16]]  # draws of the GGN for each image, damping, steps
+solves = [
+    [4, 0.1, 8],
+    [4, 0.01, 12],
+    [4, 0.001, 24],
+    [4, 1e-8, 12],
+    [1, 0.01, 40],
+    [1, 0.001, 30],
+]  # draws of the GGN for each image, damping, steps
 bundle = ""  # the bundle's name; empty: <preset>-solves
 results = ""  # the folder of bundles; empty: book/results
 threads = 1  # CPU threads
