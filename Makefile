@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.py)
 TEMPLATES := $(wildcard notebooks/experiments/e*.py)
 
-.PHONY: help book test lint reproduce studies bench lab sync clean
+.PHONY: help book offline test lint reproduce studies bench lab sync clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -26,6 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 book: $(STAMP) ## run the digits reproduction and build the book to _build/html/index.html
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/jupyter-book build . -W --keep-going
 	@echo "open _build/html/index.html"
+
+offline: book ## the built book as one file that opens without a network: _build/diffinf-book.zip
+	rm -f _build/diffinf-book.zip && $(BIN)/python -m zipfile -c _build/diffinf-book.zip _build/html
+	@du -h _build/diffinf-book.zip
 
 lint: $(STAMP) ## ruff, mypy, and the words
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ What the function is called with and returns is in the docstring of each check: 
 one line that says what was tried; a wrong one raises `CheckFailed` with one line that names the mistake, if it is a known one.
 """
 
+from diffinf_lib.checks.claims import holm
 from diffinf_lib.checks.curvature import ggn, sampled_fisher
 from diffinf_lib.checks.diffusion import antithetic_pairs, noisy, posterior_mean
 from diffinf_lib.checks.eigenvalues import batched_correction, corrected_eigenvalues
@@ -26,6 +27,7 @@ __all__ = [
     "draws_needed",
     "elbo_weights",
     "ggn",
+    "holm",
     "importance_mean",
     "influence",
     "int8_rows",

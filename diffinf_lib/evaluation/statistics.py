@@ -1,8 +1,12 @@
-"""Statistics: rank correlation, bootstrap samples and reliability, vectorised over queries."""
+"""Statistics: rank correlation, bootstrap samples, reliability, and p-values of many claims."""
+
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float, Int, Real
 from scipy.stats import rankdata
+
+from diffinf_lib.errors import require
 
 
 def spearman(first: Real[np.ndarray, "*n M"], second: Real[np.ndarray, "*n M"]) -> Float[np.ndarray, "*n"]:
@@ -58,3 +62,37 @@ def split_half_reliability(measurements: Float[np.ndarray, "M K Q"], repeats: in
         first, second = (measurements[:, part].mean(1).T for part in (order[:half], order[half : 2 * half]))
         found.append(spearman(first, second).mean())
     return spearman_brown(float(np.mean(found)), count / half)
+
+
+def interval_p_value(value: float, interval: tuple[float, float], *, confidence: float = 0.95) -> float:
+    """Two-sided p-value of "the value is 0", from an estimate and its interval (Altman & Bland 2011).
+
+    The error is taken to be normal, with the standard deviation that an interval of this width has.
+
+    Raises:
+        ConfigurationError: an interval without a width.
+    """
+    low, high = map(float, interval)
+    require(high > low, f"interval={low:g} to {high:g}: it has no width, so it says nothing of the error")
+    normal = NormalDist()
+    deviation = (high - low) / (2 * normal.inv_cdf((1 + confidence) / 2))
+    return 2 * normal.cdf(-abs(float(value)) / deviation)
+
+
+def holm(p_values: Real[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Adjusted p-values: those below α hold together with an error rate of α for the whole family (Holm 1979).
+
+    Each sorted p-value is multiplied by how many are left, itself among them, and is never below one before it.
+
+    Args:
+        p_values: `[n]`, of any dependence.
+
+    Returns:
+        `[n]`, at most 1, in the order given.
+    """
+    given = np.asarray(p_values, dtype=np.float64)
+    order = given.argsort(kind="stable")
+    stepped = np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1))
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.minimum(stepped, 1)
+    return adjusted

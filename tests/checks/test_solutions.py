@@ -17,7 +17,7 @@ from diffinf_lib.curvature.kfac import KroneckerFactors, input_factor_sum, outpu
 from diffinf_lib.diffusion import DrawBatch
 from diffinf_lib.diffusion.elbo import kl_weights
 from diffinf_lib.diffusion.reverse import posterior_mean
-from diffinf_lib.evaluation import GroundTruth, spearman, spearman_brown
+from diffinf_lib.evaluation import GroundTruth, holm as library_holm, spearman, spearman_brown
 
 # --- plain solutions
 
@@ -182,6 +182,14 @@ def longer(correlation, factor):
     return factor * correlation / (1 + (factor - 1) * correlation)
 
 
+def stepping_down(p_values):
+    adjusted, highest = torch.zeros_like(p_values), 0.0
+    for step, place in enumerate(p_values.argsort().tolist()):
+        highest = max(highest, min(1.0, float(p_values[place]) * (len(p_values) - step)))
+        adjusted[place] = highest
+    return adjusted
+
+
 PLAIN = [
     ("noisy", {}, noisy),
     ("posterior_mean", {}, mean_of_step),
@@ -211,6 +219,7 @@ PLAIN = [
     ("lds", {}, datamodelling),
     ("keeps_lds", {}, shifted),
     ("spearman_brown", {}, longer),
+    ("holm", {}, stepping_down),
 ]
 
 
@@ -348,6 +357,7 @@ LIBRARY = [
     ("spearman", {}, lambda first, second: spearman(first.numpy(), second.numpy()).item()),
     ("lds", {}, library_lds),
     ("spearman_brown", {}, spearman_brown),
+    ("holm", {}, lambda p_values: torch.from_numpy(library_holm(p_values.numpy()))),
 ]
 
 
