@@ -598,7 +598,7 @@ assert all((b > a).all() for a, b in zip(rest, rest[1:], strict=False))
 # The first step only shortens EK-FAC's answer, by one number a digit. And then predictions grow with every step. **A solve that is
 # stopped early gives small values, whatever the curvature is.** Size is an answer only where further steps leave it alone.
 #
-# So we went on, with more damping as well, and kept what came out. **Guess** which curves level off.
+# So we went on, with more damping as well, and kept what came out. **Guess first:** which curves level off?
 
 # %%
 solves = di.load_bundle("digits-solves")
@@ -636,7 +636,7 @@ di.interactive.Lines(
     [di.interactive.Line(name, STEPS, grown[at][STEPS - 1])
      for name, at in zip(names, lines, strict=True)],
     "steps of conjugate gradients", "predicted / measured change",
-    log_x=True, log_y=True, references={"measured": 1},
+    log_x=True, log_y=True, references={"measured": 1}, x_form="d",
     caption="Top tenth, two held-out digits; four draws for each image "
     "unless it says one. A line gives an answer where it is flat.",
 )  # fmt: skip

@@ -44,7 +44,7 @@ def test_the_first_step_only_shortens_ekfac(finished):
 def test_the_last_step_solves_the_damped_system(finished):
     study, made = finished
     run = study.run
-    assert (made.arrays["residuals"][0] < 1e-3).all() and (made.arrays["residuals"][1] > 1e-3).all()
+    assert (made.arrays["residuals"][0] < 1e-2).all() and (made.arrays["residuals"][1] > 1e-2).all()
     curvature, model = curvature_of_run(run), run.model.model
     ggn = training_ggn(model, run.data.train, di.DrawConfig(2), covers=curvature.covers)
     asked = query_gradients(run, run.data.queries)
@@ -52,8 +52,8 @@ def test_the_last_step_solves_the_damped_system(finished):
     expected = solved_scores([found], train_gradients(run))[0, 3]
     assert solution.converged
     torch.testing.assert_close(
-        torch.from_numpy(made.arrays["scores"][0, -1, 1]).double(), expected, rtol=1e-2,
-        atol=1e-3 * float(expected.abs().max()),
+        torch.from_numpy(made.arrays["scores"][0, -1, 1]).double(), expected, rtol=2e-2,
+        atol=5e-3 * float(expected.abs().max()),
     )  # fmt: skip
 
 
