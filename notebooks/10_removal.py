@@ -716,8 +716,7 @@ table([
 #
 # Part of the wrong size has a cause now. Another thing was in the second figure all along: bottom images are predicted on the
 # far left. Without them the loss should fall, and on average it falls by less than a hundredth of that. Why does removal
-# almost always hurt? That is the paper's second observation ({doc}`../book/observations`), and the question of the next
-# chapter.
+# almost always hurt? That is the paper's second observation, and a question of {doc}`11_challenges`.
 #
 # ## Exercises
 
@@ -845,7 +844,7 @@ table([
 #
 # Fewer draws leave more directions without curvature. For an image's own loss it is a theorem, on average: the inverse is
 # operator convex, so the mean of inverses is above the inverse of the mean. To go on, give the study
-# `notebooks/experiments/e12_solves` digits, draws and dampings of your own.
+# `notebooks/experiments/e15_solves` digits, draws and dampings of your own.
 #
 # :::{solution-end}
 # :::

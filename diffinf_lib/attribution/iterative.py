@@ -2,9 +2,10 @@
 
 EK-FAC takes layers for independent of each other and each block for a Kronecker product. The GGN itself multiplies with a
 vector at the price of a few forward passes, so (F + λI) x = ∇m_q can be solved with it by iteration. EK-FAC's inverse
-starts the iteration, and each step puts some of what it leaves out back, between layers too. The number of steps
+suggests each direction, and each step puts some of what it leaves out back, between layers too. The number of steps
 regularises, as damping does: the first ones act where the GGN exceeds EK-FAC most, later ones where it says little. A
-fixed small number of them is therefore an estimator of its own, not a failure to converge.
+fixed small number of them is therefore an estimator of its own, not a failure to converge. It ranks well, but its sizes
+are small because it was stopped: they are those of the GGN only where further steps leave them alone.
 """
 
 import warnings

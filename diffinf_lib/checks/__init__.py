@@ -13,6 +13,7 @@ from diffinf_lib.checks.exercise import CheckFailed, Passed
 from diffinf_lib.checks.kernels import woodbury
 from diffinf_lib.checks.kronecker import kfac, kfac_score
 from diffinf_lib.checks.measuring import draws_needed, elbo_weights, importance_mean, irreducible_loss
+from diffinf_lib.checks.proximal import proximal
 from diffinf_lib.checks.removal import block_leverage, influence, leave_one_out
 from diffinf_lib.checks.stored import accumulated_score, int8_rows, shared_draw_bias
 
@@ -39,6 +40,7 @@ __all__ = [
     "leave_one_out",
     "noisy",
     "posterior_mean",
+    "proximal",
     "sampled_fisher",
     "shared_draw_bias",
     "spearman",

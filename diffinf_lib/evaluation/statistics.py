@@ -65,18 +65,20 @@ def split_half_reliability(measurements: Float[np.ndarray, "M K Q"], repeats: in
 
 
 def interval_p_value(value: float, interval: tuple[float, float], *, confidence: float = 0.95) -> float:
-    """Two-sided p-value of "the value is 0", from an estimate and its interval (Altman & Bland 2011).
+    """Two-sided p-value of "the value is 0", from an estimate and its interval (after Altman & Bland 2011).
 
-    The error is taken to be normal, with the standard deviation that an interval of this width has.
+    The error is taken to be normal towards 0, with the standard deviation that the half of the interval on that side has: an
+    interval that touches 0 has a p-value of 1 − confidence, also where it is not symmetric.
 
     Raises:
-        ConfigurationError: an interval without a width.
+        ConfigurationError: the estimate is not inside its interval, or that half has no width.
     """
-    low, high = map(float, interval)
-    require(high > low, f"interval={low:g} to {high:g}: it has no width, so it says nothing of the error")
+    value, low, high = map(float, (value, *interval))
+    towards_zero = value - low if value > 0 else high - value
+    require(low <= value <= high and towards_zero > 0,
+            f"interval={low:g} to {high:g} of {value:g}: it must hold the value and leave room on the side of 0")  # fmt: skip
     normal = NormalDist()
-    deviation = (high - low) / (2 * normal.inv_cdf((1 + confidence) / 2))
-    return 2 * normal.cdf(-abs(float(value)) / deviation)
+    return 2 * normal.cdf(-abs(value) * normal.inv_cdf((1 + confidence) / 2) / towards_zero)
 
 
 def holm(p_values: Real[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:

@@ -42,7 +42,7 @@ class Rung:
         draws: of training gradients, shared out over the checkpoints.
         query_draws: of query gradients; None for the measurement's own.
         checkpoints: where in the run, as shares of the full training's steps.
-        inverse: EK-FAC, K-FAC, or conjugate gradients on the exact GGN that start from EK-FAC.
+        inverse: EK-FAC, K-FAC, or conjugate gradients on the exact GGN, preconditioned by EK-FAC.
         split: share the draws out over the checkpoints, so that several cost what one does.
     """
 

@@ -52,9 +52,12 @@ def test_a_p_value_from_an_interval_is_that_of_the_normal_test():
     expected = 2 * scipy.stats.norm.sf(abs(values.mean()) / error)
     interval = values.mean() - width, values.mean() + width
     assert interval_p_value(values.mean(), interval, confidence=0.99) == pytest.approx(expected, rel=1e-12)
-    assert interval_p_value(1.96, (0.0, 3.92)) == pytest.approx(0.05, abs=1e-5)  # it just touches 0
-    with pytest.raises(ConfigurationError, match="interval=0.3 to 0.3: it has no width"):
-        interval_p_value(0.3, (0.3, 0.3))
+    for touching in ((0.0, 0.4), (0.0, 5.0)):
+        assert interval_p_value(0.3, touching) == pytest.approx(0.05) == interval_p_value(-0.3, (-touching[1], 0.0))
+    assert interval_p_value(0.0, (-1.0, 2.0)) == 1
+    for interval in ((0.3, 0.5), (0.4, 0.5)):
+        with pytest.raises(ConfigurationError, match="it must hold the value and leave room on the side of 0"):
+            interval_p_value(0.3, interval)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
