@@ -136,14 +136,10 @@ BUDGET = (
     ),
     *_flattened(
         "slope 0.3",
-        Rung("sampled, 16 draws", "8 sampled gradients an image", "K-FAC, 16 draws", draws=_signal(16),
+        Rung("sampled, 16 draws", "8 sampled gradients an image, queries 32 draws", "K-FAC, 16 draws", draws=_signal(16),
              query_draws=_signal(32), inverse="sampled", probes=8, **HALF_WAY),
-        Rung("sampled, 32 draws", "32 draws, queries 64, 16 sampled gradients", "sampled, 16 draws", draws=_signal(32),
-             query_draws=_signal(64), inverse="sampled", probes=16, **HALF_WAY),
-        Rung("sampled, 64 draws", "64 draws, the measurement's own for queries, 32 sampled gradients", "sampled, 32 draws",
+        Rung("sampled, 64 draws", "64 draws, the measurement's own for queries, 32 sampled gradients", "sampled, 16 draws",
              inverse="sampled", probes=32, **HALF_WAY),
-        Rung("sampled, two models", "mean of two trainings", "sampled, 64 draws", inverse="sampled", probes=32, trainings=2,
-             **HALF_WAY),
     ),
 )  # fmt: skip
 """The best scores for few passes; each recipe as it is, and with its low scores flattened."""
