@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.py)
 TEMPLATES := $(wildcard notebooks/experiments/e*.py)
 
-.PHONY: help book test lint reproduce studies bench lab sync clean
+.PHONY: help book offline test lint reproduce studies bench lab sync clean
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -26,6 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 book: $(STAMP) ## run the digits reproduction and build the book to _build/html/index.html
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/jupyter-book build . -W --keep-going
 	@echo "open _build/html/index.html"
+
+offline: book ## the built book as one file that opens without a network: _build/diffinf-book.zip
+	rm -f _build/diffinf-book.zip && $(BIN)/python -m zipfile -c _build/diffinf-book.zip _build/html
+	@du -h _build/diffinf-book.zip
 
 lint: $(STAMP) ## ruff, mypy, and the words
 	$(BIN)/ruff check .
@@ -44,7 +48,8 @@ test: lint ## lint, every test, the notebooks through nbval, the built pages
 reproduce: $(STAMP) ## retrain the digits ground truth and write its bundle; can be killed and called again
 	$(BIN)/diffinf reproduce digits
 
-STUDIES := e04_draws e05_methods e06_curvatures e07_compression e08_removal e09_timesteps e10_ladder e11_rectify
+STUDIES := e04_draws e05_methods e06_curvatures e07_compression e08_removal e09_timesteps e10_ladder e11_rectify \
+  e12_decomposition e14_protocol
 studies: reproduce ## after the ground truth: every study of the book, a bundle each; can be killed and called again
 	for name in $(STUDIES); do $(BIN)/diffinf launch $$name -p preset=digits || exit 1; done
 	$(BIN)/diffinf launch e10_ladder -p preset=digits -p rungs=budget

@@ -7,6 +7,7 @@ import torch
 
 from diffinf_lib.configuration import Process, UNetConfig
 from diffinf_lib.diffusion import Denoiser
+from diffinf_lib.diffusion.denoiser import DrawnWeights
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.randomness import keyed_seed
 from diffinf_lib.settings import own_settings
@@ -41,7 +42,10 @@ def build_unet(config: UNetConfig, *, seed: int = 0, device: str = "cpu") -> "UN
 
 def build_model(config: UNetConfig, process: Process = Process(), *, seed: int = 0, device: str = "cpu") -> Denoiser:
     """A freshly initialised UNet with its process, as `build_unet` makes it; the starting point of a training."""
-    return Denoiser(build_unet(config, seed=seed, device=device), process).eval()
+    model = Denoiser(build_unet(config, seed=seed, device=device), process).eval()
+    if device != "meta":
+        model.drawn = DrawnWeights(model.identity["weights"], seed)
+    return model
 
 
 def count_parameters(model: torch.nn.Module) -> int:

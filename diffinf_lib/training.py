@@ -192,7 +192,7 @@ def training_identity(model: Denoiser, images: ImageSet, config: TrainingConfig,
     return ({"frozen": frozen} if frozen else {}) | {
         "training": plain(config),
         "seed": seed,
-        "initial_model": model.identity,
+        "initial_model": model.starting_identity,
         "images": tensor_digest(images.images, images.ids, *told.values()),
     }
 

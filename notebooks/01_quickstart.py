@@ -394,7 +394,7 @@ di.tables.table([
 # %% [markdown]
 # It rises, above the dashed line. Throwing away more than half of the scores makes the prediction *better*. So the negative
 # scores, as they stand, do harm to the LDS on these digits. {doc}`09_lds` finds what that says about them, and
-# {doc}`../book/rectified` why it is so and how far it carries.
+# {doc}`11_challenges` why it is so.
 #
 # :::{solution-end}
 # :::

@@ -851,8 +851,9 @@ print(f"ceiling for one retraining: {found[5] ** 0.5:.2f}")
 # {numref}`fig-four-answers` lie above the dashed line. Damping hardly matters for the order of the scores, but it does for
 # their size, as the next lines show.
 #
-# A warm start keeps most of the order and moves farther than predicted. We have not separated the reasons: training has no
-# pull towards the old weights, it does not start at a minimum, and its loss curves down in some directions. A training from
+# A warm start keeps most of the order and moves farther than predicted. There may be three reasons: training has
+# no pull towards the old weights, it does not start at a minimum, and its loss curves down in some directions.
+# {doc}`11_challenges` takes such answers apart, one reason at a time. A training from
 # the beginning does not stay near. Its weights end up some ten times as far away as the step, and where they go depends on
 # where they began.
 #

@@ -297,7 +297,7 @@ assert -0.2 < low[0] < 0 < low[1] < 0.1  # of a low score to a high one
 # if all images with a negative score had one mean effect. An LDS cannot say which, for constants drop out. And this is
 # no proof, because an LDS sees sums and not single images. Retraining without the lowest tenth left each query tried
 # better off than without random images ({doc}`../book/removal`). Yet in a regression on high and low scores apart, the
-# low ones say almost nothing. Chapter 11 takes it up.
+# low ones say almost nothing. {doc}`11_challenges` takes it up.
 #
 # ## How high it can go
 #

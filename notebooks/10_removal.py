@@ -593,7 +593,7 @@ assert all((b > a).all() for a, b in zip(rest, rest[1:], strict=False))
 #
 # Most of the wrong size has a cause now. One thing is left over, and it was in the second figure all along. Bottom images are
 # predicted on the far left: without them the loss should fall. It hardly does. Why does removal almost always hurt? That is
-# the paper's second observation ({doc}`../book/observations`), and the question of the next chapter.
+# the paper's second observation, and a question of {doc}`11_challenges`.
 #
 # ## Exercises
 

@@ -88,6 +88,12 @@ def test_everything_public_is_documented():
             assert value.__doc__, name
 
 
+def test_every_reference_has_a_link():
+    entries = re.split(r"\n(?=@)", (ROOT / "book/references.bib").read_text().strip())
+    without = [entry.splitlines()[0] for entry in entries if not re.search(r"^  (doi|url|eprint) = \{.", entry, re.M)]
+    assert len(entries) > 20 and not without
+
+
 def test_the_readme_s_tables_and_links_are_whole():
     text = (project_root() / "README.md").read_text()
     for lines in text.split("\n\n"):

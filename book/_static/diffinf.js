@@ -49,5 +49,21 @@
   });
 })();
 
+// Folded code cells that follow one another, with nothing shown between them, are one fold.
+(function () {
+  "use strict";
+
+  document.addEventListener("DOMContentLoaded", function () {
+    document.querySelectorAll(".cell.tag_hide-input").forEach(function (cell) {
+      const next = cell.nextElementSibling;
+      if (!next || !next.matches(".cell.tag_hide-input") || cell.querySelector(":scope > .cell_output")) return;
+      const code = cell.querySelectorAll("details.above-input > .cell_input");
+      const summary = next.querySelector("details.above-input > summary");
+      summary.after.apply(summary, Array.from(code));
+      cell.remove();
+    });
+  });
+})();
+
 // Pages opened from disk may not read each other, so results of a search stand there without an excerpt
 if (location.protocol === 'file:') DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;

@@ -4,6 +4,7 @@ What the function is called with and returns is in the docstring of each check: 
 one line that says what was tried; a wrong one raises `CheckFailed` with one line that names the mistake, if it is a known one.
 """
 
+from diffinf_lib.checks.claims import holm
 from diffinf_lib.checks.curvature import ggn, sampled_fisher
 from diffinf_lib.checks.diffusion import antithetic_pairs, noisy, posterior_mean
 from diffinf_lib.checks.eigenvalues import batched_correction, corrected_eigenvalues
@@ -12,6 +13,7 @@ from diffinf_lib.checks.exercise import CheckFailed, Passed
 from diffinf_lib.checks.kernels import woodbury
 from diffinf_lib.checks.kronecker import kfac, kfac_score
 from diffinf_lib.checks.measuring import draws_needed, elbo_weights, importance_mean, irreducible_loss
+from diffinf_lib.checks.proximal import proximal
 from diffinf_lib.checks.removal import block_leverage, influence, leave_one_out
 from diffinf_lib.checks.stored import accumulated_score, int8_rows, shared_draw_bias
 
@@ -26,6 +28,7 @@ __all__ = [
     "draws_needed",
     "elbo_weights",
     "ggn",
+    "holm",
     "importance_mean",
     "influence",
     "int8_rows",
@@ -37,6 +40,7 @@ __all__ = [
     "leave_one_out",
     "noisy",
     "posterior_mean",
+    "proximal",
     "sampled_fisher",
     "shared_draw_bias",
     "spearman",

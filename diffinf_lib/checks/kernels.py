@@ -6,11 +6,7 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.checks.exercise import Case, exercise
-from diffinf_lib.checks.made import normal, numbers
-
-
-def _damped(matrix: Tensor, damping: float) -> Tensor:
-    return matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype)
+from diffinf_lib.checks.made import normal, numbers, with_damping
 
 
 def _solved(
@@ -20,7 +16,7 @@ def _solved(
 
     def woodbury(query: Tensor, features: Tensor, damping: float) -> Tensor:
         n = len(features)
-        gram = _damped(features @ features.T, damping_of(n, damping))
+        gram = with_damping(features @ features.T, damping_of(n, damping))
         return scale(n) * torch.linalg.solve(gram, features @ query)
 
     return woodbury
@@ -44,7 +40,7 @@ def _bracket(sign: float, scaled: bool) -> Callable[[Tensor, Tensor, float], Ten
 
 
 def _other_gram(query: Tensor, features: Tensor, damping: float) -> Tensor:
-    return torch.linalg.solve(_damped(features.T @ features, len(features) * damping), features @ query)
+    return torch.linalg.solve(with_damping(features.T @ features, len(features) * damping), features @ query)
 
 
 @exercise(
@@ -69,7 +65,7 @@ def _other_gram(query: Tensor, features: Tensor, damping: float) -> Tensor:
             torch.linalg.solve(features @ features.T + len(features) * damping, features @ q)
         ),
         "the inverse is missing: this multiplies by ΦΦᵀ + NλI": lambda q, features, damping: (
-            _damped(features @ features.T, len(features) * damping) @ features @ q
+            with_damping(features @ features.T, len(features) * damping) @ features @ q
         ),
         "the kernel is missing: these are dot products": lambda q, features, damping: features @ q / len(features),
         "the sign is the other way round": lambda *given: -_right(*given),
@@ -89,7 +85,7 @@ def woodbury() -> Iterator[Case]:
     yield Case("two images and three weights, by hand", by_hand, (numbers(2.0, 1.0, 1.0), features, 1.0))
     for images, weights in ((3, 3), (4, 9)):
         features, query = normal("features", images, weights), normal("feature", weights)
-        curvature = _damped(features.T @ features / images, 0.2)
+        curvature = with_damping(features.T @ features / images, 0.2)
         scores = torch.stack([query @ torch.linalg.inv(curvature) @ row / images for row in features])
         yield Case(
             f"{images} images and {weights} weights, by a matrix of weights × weights", scores, (query, features, 0.2)

@@ -10,7 +10,7 @@ from torch.func import jacrev, vmap
 
 from diffinf_lib.checks.answers import Function
 from diffinf_lib.checks.exercise import Case, Mistakes, exercise
-from diffinf_lib.checks.made import normal, positive_definite
+from diffinf_lib.checks.made import normal, positive_definite, with_damping
 from diffinf_lib.configuration import Sharing
 from diffinf_lib.options import checked
 
@@ -173,10 +173,6 @@ def _exact_block(inputs: Tensor, weights: Tensor, rest: Rest) -> Tensor:
 # --- scores with K-FAC's inverse
 
 
-def _damped(matrix: Tensor, damping: float) -> Tensor:
-    return matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype)
-
-
 def _kfac_scores(
     inverse: Callable[[Tensor, Tensor, float], Tensor],
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]:
@@ -189,11 +185,11 @@ def _kfac_scores(
 
 
 def _of_product(a: Tensor, b: Tensor, damping: float) -> Tensor:
-    return torch.linalg.inv(_damped(torch.kron(b, a), damping))
+    return torch.linalg.inv(with_damping(torch.kron(b, a), damping))
 
 
 def _of_factors(a: Tensor, b: Tensor, damping: float) -> Tensor:
-    return torch.linalg.inv(torch.kron(_damped(b, damping**0.5), _damped(a, damping**0.5)))
+    return torch.linalg.inv(torch.kron(with_damping(b, damping**0.5), with_damping(a, damping**0.5)))
 
 
 def _on_wrong_sides(
@@ -228,11 +224,11 @@ def _kfac_score_mistakes(damped: DampedPart = "product") -> Mistakes:
         ),
         "A and B stand on each other's side of G: it is B⁻¹ G A⁻¹": _on_wrong_sides(right),
         "λ is added to the inverse; it belongs under it": _kfac_scores(
-            lambda a, b, damping: _damped(_of_product(a, b, 0.0), damping)
+            lambda a, b, damping: with_damping(_of_product(a, b, 0.0), damping)
         ),
         "the inverse is missing": _kfac_scores(lambda a, b, damping: torch.linalg.inv(right(a, b, damping))),
         "the curvature is missing: these are dot products": _kfac_scores(
-            lambda a, b, damping: _damped(0 * torch.kron(b, a), 1.0)
+            lambda a, b, damping: with_damping(0 * torch.kron(b, a), 1.0)
         ),
     }  # fmt: skip
 

@@ -25,3 +25,18 @@ def orthogonal(name: str, size: int) -> Tensor:
 def numbers(*values: float) -> Tensor:
     """Numbers written by hand, float64."""
     return torch.tensor(values, dtype=torch.float64)
+
+
+def with_damping(matrix: Tensor, damping: float) -> Tensor:
+    """A matrix plus λI."""
+    return matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype)
+
+
+def by_cramer(matrix: Tensor, right: Tensor) -> Tensor:
+    """The solution of a linear system, a determinant for each entry."""
+    replaced = []
+    for column in range(len(matrix)):
+        changed = matrix.clone()
+        changed[:, column] = right
+        replaced.append(torch.linalg.det(changed) / torch.linalg.det(matrix))
+    return torch.stack(replaced)

@@ -6,15 +6,11 @@ import torch
 from torch import Tensor
 
 from diffinf_lib.checks.exercise import Case, exercise
-from diffinf_lib.checks.made import normal, numbers, positive_definite
-
-
-def _damped(hessian: Tensor, damping: float) -> Tensor:
-    return hessian + damping * torch.eye(len(hessian), dtype=hessian.dtype)
+from diffinf_lib.checks.made import by_cramer, normal, numbers, positive_definite, with_damping
 
 
 def _scores(query: Tensor, train: Tensor, hessian: Tensor, damping: float) -> Tensor:
-    return train @ torch.linalg.solve(_damped(hessian, damping), query) / len(train)
+    return train @ torch.linalg.solve(with_damping(hessian, damping), query) / len(train)
 
 
 def _unlike(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -39,7 +35,7 @@ def _unlike(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
         ),
         "the damping is missing": lambda q, train, h, damping: _scores(q, train, h, 0.0),
         "λ is added to the inverse; it belongs on the diagonal of H, before the inverse": lambda q, train, h, damping: (
-            train @ (_damped(torch.linalg.inv(h), damping) @ q) / len(train)
+            train @ (with_damping(torch.linalg.inv(h), damping) @ q) / len(train)
         ),
         "λ is added to every entry of H; it belongs on the diagonal": lambda q, train, h, damping: _scores(
             q, train, h + damping, 0.0
@@ -48,7 +44,7 @@ def _unlike(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
             _scores(q, train, h, damping / len(train))
         ),
         "the inverse is missing: this multiplies by H + λI": lambda q, train, h, damping: (
-            train @ (_damped(h, damping) @ q) / len(train)
+            train @ (with_damping(h, damping) @ q) / len(train)
         ),
         "the curvature is missing: these are dot products": lambda q, train, h, damping: train @ q / len(train),
         "this is the influence on all images' sum; give one score for each image": _unlike(
@@ -67,22 +63,12 @@ def influence() -> Iterator[Case]:
     # (H + I)⁻¹ ∇m = (1, 1/4), and a quarter of each product
     yield Case("four images and two weights, by hand", numbers(0.5, 0.5, 0.75, -0.1875), (query, train, hessian, 1.0))
     train, query, hessian = normal("train", 5, 3), normal("query", 3), positive_definite("hessian", 3)
-    by_rows = torch.stack([_by_cramer(_damped(hessian, 0.2), query) @ row / 5 for row in train])
+    by_rows = torch.stack([by_cramer(with_damping(hessian, 0.2), query) @ row / 5 for row in train])
     yield Case("five images and three weights, by Cramer's rule", by_rows, (query, train, hessian, 0.2))
 
 
-def _by_cramer(matrix: Tensor, right: Tensor) -> Tensor:
-    """The solution of a linear system, a determinant for each entry."""
-    replaced = []
-    for column in range(len(matrix)):
-        changed = matrix.clone()
-        changed[:, column] = right
-        replaced.append(torch.linalg.det(changed) / torch.linalg.det(matrix))
-    return torch.stack(replaced)
-
-
 def _ridge(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    return torch.linalg.solve(_damped(features.T @ features, ridge), features.T @ targets)
+    return torch.linalg.solve(with_damping(features.T @ features, ridge), features.T @ targets)
 
 
 def _steps(
@@ -96,7 +82,7 @@ def _steps(
 
     def leave_one_out(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
         weights = _ridge(features, targets, ridge)
-        steps = torch.linalg.solve(_damped(features.T @ features, inner * ridge), features.T).T
+        steps = torch.linalg.solve(with_damping(features.T @ features, inner * ridge), features.T).T
         leverage = (features * steps).sum(1)
         errors = targets - features @ weights
         return weights - sign * steps * (errors * share(leverage)).unsqueeze(1)
@@ -157,7 +143,7 @@ def _group_step(
     def block_leverage(features: Tensor, targets: Tensor, ridge: float, group: Tensor) -> Tensor:
         weights = _ridge(features, targets, ridge)
         chosen = features[group]
-        steps = torch.linalg.solve(_damped(features.T @ features, ridge), chosen.T)
+        steps = torch.linalg.solve(with_damping(features.T @ features, ridge), chosen.T)
         return weights - sign * steps @ errors_of(chosen @ steps, targets[group] - chosen @ weights)
 
     return block_leverage

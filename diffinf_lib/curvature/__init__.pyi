@@ -8,7 +8,7 @@ from .exact import (
     dense_ggn as dense_ggn,
     dense_hessian as dense_hessian,
 )
-from .fit import CURVATURE_FILE as CURVATURE_FILE, fit_curvature as fit_curvature
+from .fit import CURVATURE_FILE as CURVATURE_FILE, fit_curvature as fit_curvature, fit_to_draws as fit_to_draws
 from .fitted import Curvature as Curvature
 from .inverses import (
     Solution as Solution,

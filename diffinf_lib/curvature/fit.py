@@ -28,8 +28,9 @@ from diffinf_lib.curvature.label_vectors import KeyedRandomness
 from diffinf_lib.curvature.layers import GRADIENTS_NOT_FINITE, Covers, check_finite
 from diffinf_lib.curvature.passes import AddPortion, Passes, Sums, check_products
 from diffinf_lib.data import ImageSet
-from diffinf_lib.diffusion import Denoiser, check_images
+from diffinf_lib.diffusion import Denoiser, DrawBatch, check_images
 from diffinf_lib.diffusion.identity import weights_digest
+from diffinf_lib.errors import require
 from diffinf_lib.options import check_counts, checked
 from diffinf_lib.precision import matrix_precision
 from diffinf_lib.settings import own_settings
@@ -194,6 +195,37 @@ def fit_curvature(
             (folder / PARTIAL).unlink(missing_ok=True)
             (folder / FACTORS).unlink(missing_ok=True)
     return Curvature.load(folder / CURVATURE_FILE)
+
+
+@own_settings
+def fit_to_draws(model: Denoiser, batch: DrawBatch, config: CurvatureConfig, *, covers: Covers = None) -> Curvature:
+    """Fit a curvature to the mean loss over given draws, both passes over the same ones; as `fit_curvature` otherwise.
+
+    Args:
+        batch: all draws of all images, as many of each; they take the place of those that `config` describes.
+
+    Raises:
+        ConfigurationError: the batch has another number of draws of each image than `config` says.
+    """
+    return _FitToDraws(model, batch, config, covers).run(None, None)
+
+
+class _FitToDraws(_Fit):
+    """A fit whose draws are there already."""
+
+    def __init__(self, model: Denoiser, batch: DrawBatch, config: CurvatureConfig, covers: Covers):
+        each = batch.example.bincount()
+        for draws in (config.draws, config.drawn_for_factors):
+            require(bool((each == draws.count).all()), f"draws={draws.count}: the batch has {each.tolist()[:3]}… draws of its "
+                    "images; give their number, for factor_draws too")  # fmt: skip
+        firsts = torch.stack([(batch.example == example).nonzero()[0, 0] for example in range(len(each))])
+        numbers = torch.arange(len(each))
+        self.batch = batch
+        images = ImageSet(batch.images[firsts], numbers, numbers)
+        super().__init__(model, images, config, 0, len(batch.images), False, covers)
+
+    def draws(self, draws: DrawConfig, pass_name: str, size: int) -> Any:
+        return (self.batch.rows(slice(start, start + size)) for start in range(0, len(self.batch.images), size))
 
 
 def curvature_identity(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Real
@@ -25,6 +25,13 @@ from diffinf_lib.diffusion.identity import config_of, network_identity
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.precision import in_full_precision, matrix_precision
 from diffinf_lib.shapes import Condition, ImageBatch, PerDraw, Timesteps
+
+
+class DrawnWeights(NamedTuple):
+    """Weights that were drawn by a seed: their digest, and the seed."""
+
+    digest: str
+    seed: int
 
 
 class Denoiser(nn.Module):
@@ -62,6 +69,7 @@ class Denoiser(nn.Module):
         self.network, self.process = in_full_precision(network), Process.of(process)
         self.classes = _classes(network) if classes is None else classes
         self.no_class, self.encoder = no_class, encoder
+        self.drawn: DrawnWeights | None = None
         require(
             no_class is None or self.classes > 0, f"no_class={no_class}: this network is not told classes; leave it out"
         )
@@ -103,6 +111,15 @@ class Denoiser(nn.Module):
             "process": json.loads(json.dumps(asdict(self.process))),
             "classes": [self.classes, self.no_class],
         }
+
+    @property
+    def starting_identity(self) -> dict[str, Any]:
+        """The same of the model as the start of a training: weights that are still as a seed drew them are told by the seed,
+        for processors and versions differ in the last bits of what they draw."""
+        identity = self.identity
+        if self.drawn is None or identity["weights"] != self.drawn.digest:
+            return identity
+        return identity | {"weights": f"drawn with seed {self.drawn.seed}"}
 
     def forward(self, noisy: ImageBatch, timesteps: Timesteps, **conditions: Condition) -> ImageBatch:
         """The output in states `noisy` at timesteps 0..T−1."""

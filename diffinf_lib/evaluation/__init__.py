@@ -37,7 +37,13 @@ from diffinf_lib.evaluation.reliability import (
 )
 from diffinf_lib.evaluation.removal import Change, RemovalOutcome, removal_outcome
 from diffinf_lib.evaluation.resampling import Estimate, Resampled
-from diffinf_lib.evaluation.statistics import spearman, spearman_brown, split_half_reliability
+from diffinf_lib.evaluation.statistics import (
+    holm,
+    interval_p_value,
+    spearman,
+    spearman_brown,
+    split_half_reliability,
+)
 from diffinf_lib.evaluation.tuning import TunedLDS, tuned_difference, tuned_lds
 
 __all__ = [
@@ -58,7 +64,9 @@ __all__ = [
     "constancy",
     "effect_spread",
     "effects_by_score",
+    "holm",
     "image_effects",
+    "interval_p_value",
     "lds",
     "load_ground_truth",
     "mean_measurements",

@@ -1,8 +1,12 @@
-"""Statistics: rank correlation, bootstrap samples and reliability, vectorised over queries."""
+"""Statistics: rank correlation, bootstrap samples, reliability, and p-values of many claims."""
+
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float, Int, Real
 from scipy.stats import rankdata
+
+from diffinf_lib.errors import require
 
 
 def spearman(first: Real[np.ndarray, "*n M"], second: Real[np.ndarray, "*n M"]) -> Float[np.ndarray, "*n"]:
@@ -58,3 +62,39 @@ def split_half_reliability(measurements: Float[np.ndarray, "M K Q"], repeats: in
         first, second = (measurements[:, part].mean(1).T for part in (order[:half], order[half : 2 * half]))
         found.append(spearman(first, second).mean())
     return spearman_brown(float(np.mean(found)), count / half)
+
+
+def interval_p_value(value: float, interval: tuple[float, float], *, confidence: float = 0.95) -> float:
+    """Two-sided p-value of "the value is 0", from an estimate and its interval (after Altman & Bland 2011).
+
+    The error is taken to be normal towards 0, with the standard deviation that the half of the interval on that side has: an
+    interval that touches 0 has a p-value of 1 − confidence, also where it is not symmetric.
+
+    Raises:
+        ConfigurationError: the estimate is not inside its interval, or that half has no width.
+    """
+    value, low, high = map(float, (value, *interval))
+    towards_zero = value - low if value > 0 else high - value
+    require(low <= value <= high and towards_zero > 0,
+            f"interval={low:g} to {high:g} of {value:g}: it must hold the value and leave room on the side of 0")  # fmt: skip
+    normal = NormalDist()
+    return 2 * normal.cdf(-abs(value) * normal.inv_cdf((1 + confidence) / 2) / towards_zero)
+
+
+def holm(p_values: Real[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    """Adjusted p-values: those below α hold together with an error rate of α for the whole family (Holm 1979).
+
+    Each sorted p-value is multiplied by how many are left, itself among them, and is never below one before it.
+
+    Args:
+        p_values: `[n]`, of any dependence.
+
+    Returns:
+        `[n]`, at most 1, in the order given.
+    """
+    given = np.asarray(p_values, dtype=np.float64)
+    order = given.argsort(kind="stable")
+    stepped = np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1))
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.minimum(stepped, 1)
+    return adjusted

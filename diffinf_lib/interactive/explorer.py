@@ -84,6 +84,8 @@ class Removal:
 class Explorer(Figure):
     """Choose a query; see its most positive, most negative training images, and those nearest to zero, with their scores.
 
+    Where all scores of a query have one sign, the ends are the highest and the lowest, and nothing is nearest to zero.
+
     Attributes:
         train: the training images.
         queries: the images asked about.
@@ -92,7 +94,7 @@ class Explorer(Figure):
         images: images a row.
         removals: outcomes of training again, for the queries shown; a control more.
         form: of the measurements in them.
-        hint: beside the query until an image is pointed at.
+        hint: beside the query until an image is pointed at; `texts_by(hints, method)` where it depends on controls.
         missing: what is said where a query's scores are all NaN, because nobody computed them; empty refuses NaN.
     """
 
@@ -103,7 +105,9 @@ class Explorer(Figure):
     images: int = 8
     removals: Sequence[Removal] = ()
     form: str = ".4f"
-    hint: str = "A score ranks the images by how much the query's measurement is predicted to rise without each."
+    hint: str | SwitchedText = (
+        "A score ranks the images by how much the query's measurement is predicted to rise without each."
+    )
     missing: str = ""
 
     kind: ClassVar[str] = "explorer"
@@ -154,8 +158,9 @@ class Explorer(Figure):
 
     @property
     def own_controls(self) -> tuple[Control, ...]:
-        """The query, whatever the scores depend on, and what was left out."""
-        return (self.query, *self._scores.controls, *([self.removal] if self.removal else []))
+        """The query, whatever the scores and the hint depend on, and what was left out."""
+        of_hint = self.hint.controls if isinstance(self.hint, SwitchedText) else ()
+        return (self.query, *self._scores.controls, *of_hint, *([self.removal] if self.removal else []))
 
     @property
     def own_alternative(self) -> str:
@@ -184,8 +189,15 @@ class Explorer(Figure):
 
     @cached_property
     def titles(self) -> tuple[str, ...]:
-        """What the rows are called."""
+        """What the rows are called where scores have both signs."""
         return tuple(ranked(torch.zeros(len(self.train)), 1))
+
+    def row_titles(self, values: Float[np.ndarray, "rows images"]) -> tuple[str, ...]:
+        """What the rows are called in a state, given their scores; two of them where all scores have one sign."""
+        if not values[0, 0] > 0 > values[1, 0]:
+            return ("highest", "lowest")
+        positive, negative = values[0].min() > 0, values[1].max() < 0
+        return (self.titles[0] if positive else "highest", self.titles[1] if negative else "lowest", self.titles[2])
 
     @cached_property
     def _used(self) -> np.ndarray:
@@ -218,7 +230,7 @@ class Explorer(Figure):
             "names": self.query.options,
             "train": sheet(self.train.images[self._used]),
             "labels": [self.label(position) for position in self._used],
-            "hint": self.hint,
+            "hint": (self.hint if isinstance(self.hint, SwitchedText) else SwitchedText(self.hint)).payload(),
             "missing": self.missing,
             "rows": self.titles,
             "count": self.images,
@@ -254,7 +266,8 @@ class Explorer(Figure):
         rows = [pictures(strip(self.queries.images[[query]], 72), self.query.options[state[self.query.name]], 72)]
         if np.isnan(values).all():
             return rows[0]
-        for title, images, scores in zip(self.titles, places, values, strict=True):
+        titles = self.row_titles(values)
+        for title, images, scores in zip(titles, places, values, strict=False):
             alternative = "; ".join(
                 f"{self.label(n)}: {text(score, '+.1e')}" for n, score in zip(images, scores, strict=True)
             )

@@ -205,7 +205,9 @@ class Lines(Figure):
         found = {name: one for name, one in self.readings(state).items() if np.isfinite(one.y)}
         limit = f"{self.reading.name} {self.reading.options[state[self.reading.name]]}"
         if not found:
-            return f"{limit}: nothing is to be had for so little."
+            return f"{limit}: " + (
+                "nothing is to be had for so little." if self.rule == "within" else "no line is there."
+            )
         if self.rule == "within":
             best = max(found, key=lambda name: found[name].y)
             tied = " and ".join(self._tied(state, found, best))

@@ -22,7 +22,7 @@ def check_form(name: str, form: str) -> None:
 
 
 def text(value: float, form: str) -> str:
-    """A number as readers see it: a real minus sign, no plus in exponents, halves rounded away from zero.
+    """A number as readers see it: a real minus sign, no plus in exponents, none of 0, halves rounded away from zero.
 
     Args:
         form: `d` for whole numbers with commas, or digits after a point and a kind: `.2f`, `.1e`, `.1%`, and `.3g` for
@@ -57,7 +57,7 @@ def _percent(value: float, digits: int) -> str:
 
 def _exponential(value: float, digits: int) -> str:
     exponent = _exponent(value, digits)
-    return f"{_fixed_decimal(Decimal(value).scaleb(-exponent), digits)}e{exponent}"
+    return _fixed_decimal(Decimal(value).scaleb(-exponent), digits) + (f"e{exponent}" if exponent else "")
 
 
 def _fixed_decimal(value: Decimal, digits: int) -> str:

@@ -1,10 +1,13 @@
-"""Studies: the book's experiments on one run, each a class of its own; see `Study` for what they share."""
+"""Studies: the book's experiments, each a class of its own; see `Study` for what those on one run share."""
 
+from diffinf_lib.studies.answers import DecompositionConfig
 from diffinf_lib.studies.compression import CompressionStudy
 from diffinf_lib.studies.curvatures import CurvatureChoice, CurvatureStudy
+from diffinf_lib.studies.decomposition import Decomposition
 from diffinf_lib.studies.draws import DrawsCell, DrawsStudy
 from diffinf_lib.studies.ladder import LADDERS, LadderStudy, Rung
 from diffinf_lib.studies.methods import MethodCell, MethodsStudy
+from diffinf_lib.studies.protocol import ProtocolCell, ProtocolStudy
 from diffinf_lib.studies.rectify import RectifyStudy
 from diffinf_lib.studies.removal import RemovalConfig, RemovalStudy
 from diffinf_lib.studies.study import Study
@@ -15,11 +18,15 @@ __all__ = [
     "CompressionStudy",
     "CurvatureChoice",
     "CurvatureStudy",
+    "Decomposition",
+    "DecompositionConfig",
     "DrawsCell",
     "DrawsStudy",
     "LadderStudy",
     "MethodCell",
     "MethodsStudy",
+    "ProtocolCell",
+    "ProtocolStudy",
     "RectifyStudy",
     "RemovalConfig",
     "RemovalStudy",

@@ -160,6 +160,16 @@ def test_there_is_one_search_field(opened, width):
 
 
 @pytest.mark.browser
+def test_folded_cells_with_nothing_between_are_one_fold(opened):
+    """All of the code stays, in its order."""
+    path = next(page for page in PAGES if page.stem == "12_methods")
+    tab, written = opened(path), path.read_text().count('class="admonition hide above-input"')
+    assert 0 < tab.locator("details.above-input").count() < written
+    assert tab.locator("details.above-input .cell_input").count() == written
+    assert tab.locator(".cell.tag_hide-input:not(:has(> .cell_output)) + .cell.tag_hide-input").count() == 0
+
+
+@pytest.mark.browser
 def test_long_tables_sort(opened):
     page = opened(HTML / "book" / "methods.html")
     table = page.locator("table.sortable").first

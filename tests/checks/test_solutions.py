@@ -17,7 +17,7 @@ from diffinf_lib.curvature.kfac import KroneckerFactors, input_factor_sum, outpu
 from diffinf_lib.diffusion import DrawBatch
 from diffinf_lib.diffusion.elbo import kl_weights
 from diffinf_lib.diffusion.reverse import posterior_mean
-from diffinf_lib.evaluation import GroundTruth, spearman, spearman_brown
+from diffinf_lib.evaluation import GroundTruth, holm as library_holm, spearman, spearman_brown
 
 # --- plain solutions
 
@@ -77,6 +77,18 @@ def without_group(features, targets, ridge, group):
     fit, chosen = inverse @ features.T @ targets, features[group]
     left = torch.eye(len(group), dtype=torch.float64) - chosen @ inverse @ chosen.T
     return fit - inverse @ chosen.T @ torch.linalg.inv(left) @ (targets[group] - chosen @ fit)
+
+
+def answered(hessian, own_hessian, gradient, damping, count):
+    """By Newton's method on the objective, which a quadratic ends in one step."""
+    start = torch.zeros(len(gradient), dtype=torch.float64)
+
+    def objective(u):
+        distance, loss = u @ hessian @ u / 2, gradient @ u + u @ own_hessian @ u / 2
+        return distance - loss / count + damping / 2 * u @ u
+
+    bent = torch.func.hessian(objective)(start)
+    return -torch.linalg.solve(bent, torch.func.grad(objective)(start))
 
 
 def gauss_newton(jacobians):
@@ -182,6 +194,14 @@ def longer(correlation, factor):
     return factor * correlation / (1 + (factor - 1) * correlation)
 
 
+def stepping_down(p_values):
+    adjusted, highest = torch.zeros_like(p_values), 0.0
+    for step, place in enumerate(p_values.argsort().tolist()):
+        highest = max(highest, min(1.0, float(p_values[place]) * (len(p_values) - step)))
+        adjusted[place] = highest
+    return adjusted
+
+
 PLAIN = [
     ("noisy", {}, noisy),
     ("posterior_mean", {}, mean_of_step),
@@ -193,6 +213,7 @@ PLAIN = [
     ("influence", {}, score),
     ("leave_one_out", {}, without_each),
     ("block_leverage", {}, without_group),
+    ("proximal", {}, answered),
     ("ggn", {}, gauss_newton),
     ("sampled_fisher", {}, fisher),
     *[
@@ -211,6 +232,7 @@ PLAIN = [
     ("lds", {}, datamodelling),
     ("keeps_lds", {}, shifted),
     ("spearman_brown", {}, longer),
+    ("holm", {}, stepping_down),
 ]
 
 
@@ -348,6 +370,7 @@ LIBRARY = [
     ("spearman", {}, lambda first, second: spearman(first.numpy(), second.numpy()).item()),
     ("lds", {}, library_lds),
     ("spearman_brown", {}, spearman_brown),
+    ("holm", {}, lambda p_values: torch.from_numpy(library_holm(p_values.numpy()))),
 ]
 
 

@@ -109,7 +109,7 @@ def lines(rule="within") -> Lines:
     for name, best in (("uniform", 60), ("stratified", 66), (HOSTILE, 70)):
         y = best * (1 - np.exp(-draws / 6)) + generator.normal(size=(2, 6))
         rows.append(Line(name, draws, by(y, which), by(y - 2, which), by(y + 2, which)))
-    budget = Slider("Budget", (0.5, 1, 2, 3, 4, 8, 16, 32) if rule == "within" else (1, 1.5, 3, 8, 20, 32))
+    budget = Slider("Budget", (0.5, 1, 2, 3, 4, 8, 16, 32) if rule == "within" else (1, 1.5, 3, 8, 20, 32, 40))
     return Lines(
         rows,
         "draws",

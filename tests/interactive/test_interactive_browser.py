@@ -11,7 +11,7 @@ from made_figures import MADE, ground_truth
 from scipy.stats import rankdata
 
 from diffinf_lib.evaluation import spearman
-from diffinf_lib.interactive import Line, Lines, Readouts, Scatter, Slider, by
+from diffinf_lib.interactive import Line, Lines, Readouts, Scatter, Slider, by, texts_by
 from diffinf_lib.interactive.figure import asset
 from diffinf_lib.interactive.numbers import text
 
@@ -389,6 +389,27 @@ def test_the_explorer_says_where_there_are_no_scores(shown):
         put(tab, figure.state(Method=method))
         assert tab.locator(".diffinf-rows").is_visible() == there
         assert status(tab) == figure.told(Method=method) and ("not run." in status(tab)) != there
+
+
+def test_the_explorer_names_its_rows_and_hints_by_the_state(shown):
+    """Where all scores have one sign, nothing is called negative."""
+    figure = made("explorer")
+    scores = figure.scores.values.copy()
+    scores[1] = np.abs(scores[1]) + 1e-6
+    scores[2, :, :, :37], scores[2, :, :, 37:] = np.abs(scores[2, :, :, :37]) + 1e-6, -1e-4
+    method = figure.scores.controls[0]
+    hint = texts_by(["Both signs.", "One sign.", "Few below."], method)
+    figure = replace(figure, scores=by(scores, *figure.scores.controls), hint=hint)
+    tab = shown(figure)
+    for place, option in enumerate(method.options):
+        state = figure.state(Method=option)
+        put(tab, state)
+        sections = tab.locator(".diffinf-row:visible")
+        titles = tuple(sections.locator(".diffinf-row-title").all_text_contents())
+        assert titles == figure.row_titles(figure.ends[1].at(state))
+        assert sections.locator("ul").evaluate_all("all => all.map(e => e.getAttribute('aria-label'))") == list(titles)
+        assert len(titles) == (2 if option == "K-FAC" else 3)
+        assert tab.locator(".diffinf-asked .diffinf-detail").text_content() == hint.values[place]
 
 
 def centres(tab, selector):

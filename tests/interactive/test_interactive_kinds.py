@@ -154,6 +154,7 @@ def test_large_sheets_are_packed_with_loss_and_colour():
         (1234567, "d", "1,234,567"),
         (0.0000123, "+.1e", "+1.2e−5"),
         (9.96, ".1e", "1.0e1"),
+        (-0.996, "+.1e", "−1.0"),
         (0.00012345, ".3g", "0.000123"),
         (1234567.0, ".3g", "1.23e6"),
         (0.729, ".1%", "72.9 %"),
@@ -209,6 +210,12 @@ def test_a_line_is_read_off_by_hand():
     assert reading(x, y, 100, "at", log=True) == (100, 1.0, 2)
     assert reading(x, y, 100, "within", log=True) == (10, 2.0, 1)
     assert np.isnan(reading(x, y, 0.5, "within", log=True).y) and np.isnan(reading(x, y, 200, "at", log=True).y)
+    for kind, budget, told in (
+        ("budget", 0.5, "nothing is to be had for so little."),
+        ("reading", 40, "no line is there."),
+    ):
+        figure = MADE[kind]()
+        assert figure.tell(figure.state(Budget=budget)) == f"Budget {budget}: {told}"
 
 
 def test_the_best_is_told_with_those_whose_intervals_overlap():
@@ -339,6 +346,28 @@ def test_scores_that_nobody_computed_are_said_to_be_missing():
     figure = Explorer(TRAIN, QUERIES, by(scores, THREE), missing="not run.", start={"which": "b"})
     assert figure.told() == "Query 0: not run." and "highest score" in figure.told(which="c")
     assert "most positive" not in figure.fragment.split("<script")[0]  # the still picture
+
+
+def test_scores_of_one_sign_are_highest_and_lowest():
+    scores = torch.linspace(-1, 1, 40).expand(5, 40)
+    few_below = torch.where(scores < scores[0, 3], scores, scores.abs())
+    figure = Explorer(TRAIN, QUERIES, by(torch.stack([scores, scores + 2, few_below]), THREE))
+    for option, wanted in (
+        ("a", ("most positive", "most negative", "nearest to zero")),
+        ("b", ("highest", "lowest")),
+        ("c", ("most positive", "lowest", "nearest to zero")),
+    ):
+        still = figure.still(figure.state(which=option))
+        assert tuple(re.findall("<strong>(.*?)</strong>", still)) == wanted
+
+
+def test_the_hint_may_depend_on_a_control():
+    scores = torch.arange(600.0).reshape(3, 5, 40)
+    hint = texts_by(["ranks", "changes", "ranks"], THREE)
+    figure = Explorer(TRAIN, QUERIES, by(scores, THREE), hint=hint)
+    assert figure.payload()["hint"] == {"values": hint.values, "by": [THREE.name]}
+    assert Explorer(TRAIN, QUERIES, scores[0], hint="ranks").payload()["hint"] == {"values": "ranks", "by": []}
+    assert THREE in Explorer(TRAIN, QUERIES, scores[0], hint=hint).controls
 
 
 def test_outcomes_of_the_shipped_removal_study():

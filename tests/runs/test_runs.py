@@ -1,5 +1,8 @@
 """A run holds what it has made, knows its folder and its images by any spelling, and keeps nothing without its identity."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -73,6 +76,37 @@ def test_a_network_of_other_options_is_not_read_for_this_one(tmp_path):
     changed = di.open_run(replace(PRESET, unet=other), tmp_path, progress=False, force=True)
     with pytest.raises(ArtifactError, match="initial_model.config.flip_sin_to_cos is True there, False asked"):
         di.runs.full_model(changed)
+
+
+OTHER_PROCESSOR = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+TRAINS = """
+import sys
+import diffinf_lib as di
+preset = di.with_options(di.get_preset("smoke"), {"training.steps": 2, "subsets.steps": 2, "training.keep_ema_at": (2,)})
+run = di.open_run(preset, sys.argv[1], progress=False)
+print(run.model_identity["weights"])
+"""
+
+
+def test_a_run_folder_goes_on_on_another_processor(tmp_path, monkeypatch):
+    """Processors differ in the last bits of the weights that a seed draws; what they trained is read all the same."""
+    command = [sys.executable, "-W", "ignore", "-c", TRAINS, str(tmp_path)]
+    there = subprocess.run(command, env=os.environ | OTHER_PROCESSOR, capture_output=True, text=True)
+    assert there.returncode == 0, there.stderr
+    monkeypatch.setattr(training, "_run", lambda *args: pytest.fail("trained again"))
+    found = di.open_run(PRESET, tmp_path, progress=False).model_identity["weights"]
+    assert there.stdout.strip() == found
+
+
+def test_only_weights_that_are_still_as_drawn_are_told_by_their_seed():
+    model = di.build_model(PRESET.unet, PRESET.process, seed=4)
+    assert model.starting_identity == model.identity | {"weights": "drawn with seed 4"}
+    assert di.build_model(PRESET.unet, PRESET.process, seed=5).starting_identity["weights"] == "drawn with seed 5"
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-6)
+    assert model.starting_identity == model.identity
+    given = di.Denoiser(model.network, PRESET.process)
+    assert given.starting_identity == given.identity
 
 
 def test_one_place_has_one_spelling(tmp_path, monkeypatch):

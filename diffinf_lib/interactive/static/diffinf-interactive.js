@@ -62,7 +62,7 @@
   }
 
   function exponential(value, digits) {
-    return value.toExponential(digits).replace("e+", "e");
+    return value.toExponential(digits).replace("e+", "e").replace(/e-?0$/, "");
   }
 
   function significant(value, digits) {
@@ -556,8 +556,9 @@
         cards.append(make("li", {}, button));
         return { drawn, bar, score, button };
       });
-      rows.append(make("section", { class: "diffinf-row diffinf-row-" + row }, make("p", { class: "diffinf-row-title", text: title }), cards));
-      return made;
+      const head = make("p", { class: "diffinf-row-title", text: title }), section = make("section", { class: "diffinf-row diffinf-row-" + row }, head, cards);
+      rows.append(section);
+      return { made, called: (name) => { head.textContent = name; cards.setAttribute("aria-label", name); }, section };
     });
     return function (state) {
       const q = state[data.query], picked = at(places, state), values = at(scores, state), size = data.count;
@@ -568,7 +569,12 @@
       if (rows.hidden) { detail.textContent = capital(data.missing); return `${capital(data.names[q])}: ${data.missing}`; }
       const crossed = new Set();
       if (gone) at(removed, state).forEach((flag, place) => { if (flag) crossed.add(place); });
-      shown.forEach((row, r) => row.forEach((card, column) => {
+      const highs = Array.from(values.subarray(0, size)), lows = Array.from(values.subarray(size, 2 * size));
+      const both = highs[0] > 0 && lows[0] < 0;
+      shown[0].called(both && Math.min(...highs) > 0 ? data.rows[0] : "highest");
+      shown[1].called(both && Math.max(...lows) < 0 ? data.rows[1] : "lowest");
+      shown[2].section.hidden = !both;
+      shown.forEach((row, r) => row.made.forEach((card, column) => {
         const place = picked[r * size + column], value = values[r * size + column], written = text(value, "+.1e");
         const cut = crossed.has(place), rank = r === 2 ? "" : `, ${ordinal(r === 0 ? column + 1 : data.total - column)} of ${data.total.toLocaleString("en")}`;
         card.drawn.show(place);
@@ -587,7 +593,7 @@
         }
       }
       const first = picked[0], last = picked[size];
-      detail.textContent = data.hint;
+      detail.textContent = listed(data.hint, state);
       return `${capital(data.names[q])}: highest score ${text(values[0], "+.1e")} (${data.labels[first]}), lowest ${text(values[size], "+.1e")} (${data.labels[last]}).` + (removal ? " " + removal : "");
     };
   };
@@ -731,7 +737,7 @@
       const head = [corner, ...labelled, ...numbers];
       if (table) table.replaceChildren(make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
       const limit = `${data.reading.control} ${figure.control(data.reading.control).options[state[data.reading.control]]}`;
-      if (!known.length) return `${limit}: nothing is to be had for so little.`;
+      if (!known.length) return `${limit}: ${data.reading.rule === "within" ? "nothing is to be had for so little" : "no line is there"}.`;
       if (data.reading.rule === "within") {
         const tied = overlapping(state, known, best).join(" and ");
         return `${limit}: best is ${best.name} with ${text(best.y, data.yForm)} at ${text(best.x, data.xForm)}` + (tied ? `; its interval overlaps with ${tied}.` : ".");
