@@ -5,7 +5,7 @@ from diffinf_lib.studies.compression import CompressionStudy
 from diffinf_lib.studies.curvatures import CurvatureChoice, CurvatureStudy
 from diffinf_lib.studies.decomposition import Decomposition
 from diffinf_lib.studies.draws import DrawsCell, DrawsStudy
-from diffinf_lib.studies.ladder import LadderStudy, Rung
+from diffinf_lib.studies.ladder import LADDERS, LadderStudy, Rung
 from diffinf_lib.studies.methods import MethodCell, MethodsStudy
 from diffinf_lib.studies.protocol import ProtocolCell, ProtocolStudy
 from diffinf_lib.studies.rectify import RectifyStudy
@@ -15,6 +15,7 @@ from diffinf_lib.studies.study import Study
 from diffinf_lib.studies.timesteps import TimestepStudy
 
 __all__ = [
+    "LADDERS",
     "CompressionStudy",
     "CurvatureChoice",
     "CurvatureStudy",
