@@ -844,7 +844,7 @@ table([
 #
 # Fewer draws leave more directions without curvature. For an image's own loss it is a theorem, on average: the inverse is
 # operator convex, so the mean of inverses is above the inverse of the mean. To go on, give the study
-# `notebooks/experiments/e13_solves` digits, draws and dampings of your own.
+# `notebooks/experiments/e15_solves` digits, draws and dampings of your own.
 #
 # :::{solution-end}
 # :::

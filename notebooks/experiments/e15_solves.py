@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Experiment 13: the exact GGN, step by step
+# # Experiment 15: the exact GGN, step by step
 # Scores of a few queries with the exact GGN, after each of many steps of conjugate gradients, for several dampings and numbers
 # of draws. They show at which size scores stop growing. Each solve is kept in `solves/`; at the end all become one bundle.
 
