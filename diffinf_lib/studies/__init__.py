@@ -5,8 +5,9 @@ from diffinf_lib.studies.compression import CompressionStudy
 from diffinf_lib.studies.curvatures import CurvatureChoice, CurvatureStudy
 from diffinf_lib.studies.decomposition import Decomposition
 from diffinf_lib.studies.draws import DrawsCell, DrawsStudy
-from diffinf_lib.studies.ladder import LadderStudy, Rung
+from diffinf_lib.studies.ladder import LADDERS, LadderStudy, Rung
 from diffinf_lib.studies.methods import MethodCell, MethodsStudy
+from diffinf_lib.studies.offers import OfferCell, OffersStudy
 from diffinf_lib.studies.protocol import ProtocolCell, ProtocolStudy
 from diffinf_lib.studies.rectify import RectifyStudy
 from diffinf_lib.studies.removal import RemovalConfig, RemovalStudy
@@ -15,6 +16,7 @@ from diffinf_lib.studies.study import Study
 from diffinf_lib.studies.timesteps import TimestepStudy
 
 __all__ = [
+    "LADDERS",
     "CompressionStudy",
     "CurvatureChoice",
     "CurvatureStudy",
@@ -25,6 +27,8 @@ __all__ = [
     "LadderStudy",
     "MethodCell",
     "MethodsStudy",
+    "OfferCell",
+    "OffersStudy",
     "ProtocolCell",
     "ProtocolStudy",
     "RectifyStudy",
