@@ -120,10 +120,12 @@ def _signal(count: int) -> DrawConfig:
 
 def _flattened(rectifier: str, *rungs: Rung) -> tuple[Rung, ...]:
     """Each rung, and after it the same with its low scores flattened."""
-    change = {"change": f"low scores flattened, {rectifier}", "rectifier": rectifier}
-    return tuple(
-        one for rung in rungs for one in (rung, replace(rung, name=f"{rung.name}, flat", after=rung.name, **change))
-    )
+
+    def flat(rung: Rung) -> Rung:
+        change = f"low scores flattened, {rectifier}"
+        return replace(rung, name=f"{rung.name}, flat", change=change, after=rung.name, rectifier=rectifier)
+
+    return tuple(one for rung in rungs for one in (rung, flat(rung)))
 
 
 BUDGET = (
