@@ -11,6 +11,7 @@ from diffinf_lib.studies.offers import OfferCell, OffersStudy
 from diffinf_lib.studies.protocol import ProtocolCell, ProtocolStudy
 from diffinf_lib.studies.rectify import RectifyStudy
 from diffinf_lib.studies.removal import RemovalConfig, RemovalStudy
+from diffinf_lib.studies.solves import SolveCell, SolvesStudy
 from diffinf_lib.studies.study import Study
 from diffinf_lib.studies.timesteps import TimestepStudy
 
@@ -34,6 +35,8 @@ __all__ = [
     "RemovalConfig",
     "RemovalStudy",
     "Rung",
+    "SolveCell",
+    "SolvesStudy",
     "Study",
     "TimestepStudy",
 ]

@@ -52,7 +52,7 @@ class Rung:
         draws: of training gradients, shared out over the checkpoints.
         query_draws: of query gradients; None for the measurement's own.
         checkpoints: where in the run, as shares of the full training's steps.
-        inverse: EK-FAC, K-FAC, conjugate gradients on the exact GGN that start from EK-FAC, or on a sampled one that start
+        inverse: EK-FAC, K-FAC, conjugate gradients on the exact GGN preconditioned by EK-FAC, or on a sampled one that start
             from K-FAC.
         split: share the draws out over the checkpoints, so that several cost what one does.
         curvature: what is fitted, and over which draws; None for the preset's.
@@ -120,10 +120,12 @@ def _signal(count: int) -> DrawConfig:
 
 def _flattened(rectifier: str, *rungs: Rung) -> tuple[Rung, ...]:
     """Each rung, and after it the same with its low scores flattened."""
-    change = {"change": f"low scores flattened, {rectifier}", "rectifier": rectifier}
-    return tuple(
-        one for rung in rungs for one in (rung, replace(rung, name=f"{rung.name}, flat", after=rung.name, **change))
-    )
+
+    def flat(rung: Rung) -> Rung:
+        change = f"low scores flattened, {rectifier}"
+        return replace(rung, name=f"{rung.name}, flat", change=change, after=rung.name, rectifier=rectifier)
+
+    return tuple(one for rung in rungs for one in (rung, flat(rung)))
 
 
 BUDGET = (
@@ -136,14 +138,10 @@ BUDGET = (
     ),
     *_flattened(
         "slope 0.3",
-        Rung("sampled, 16 draws", "8 sampled gradients an image", "K-FAC, 16 draws", draws=_signal(16),
+        Rung("sampled, 16 draws", "8 sampled gradients an image, queries 32 draws", "K-FAC, 16 draws", draws=_signal(16),
              query_draws=_signal(32), inverse="sampled", probes=8, **HALF_WAY),
-        Rung("sampled, 32 draws", "32 draws, queries 64, 16 sampled gradients", "sampled, 16 draws", draws=_signal(32),
-             query_draws=_signal(64), inverse="sampled", probes=16, **HALF_WAY),
-        Rung("sampled, 64 draws", "64 draws, the measurement's own for queries, 32 sampled gradients", "sampled, 32 draws",
+        Rung("sampled, 64 draws", "64 draws, the measurement's own for queries, 32 sampled gradients", "sampled, 16 draws",
              inverse="sampled", probes=32, **HALF_WAY),
-        Rung("sampled, two models", "mean of two trainings", "sampled, 64 draws", inverse="sampled", probes=32, trainings=2,
-             **HALF_WAY),
     ),
 )  # fmt: skip
 """The best scores for few passes; each recipe as it is, and with its low scores flattened."""

@@ -1,5 +1,7 @@
 """Ladder study on the smoke preset."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from cases import random_truth
 import diffinf_lib as di
 from diffinf_lib.attribution.checkpoints import average_scores
 from diffinf_lib.evaluation.rectification import rectified
+from diffinf_lib.experiments import KINDS
 from diffinf_lib.studies.ladder import KFAC, LADDERS, LadderStudy, Rung
 
 
@@ -75,6 +78,7 @@ def test_rungs_that_cannot_be_are_refused(run):
 
 
 def test_every_rung_of_a_ladder_follows_one_that_stands_before_it():
+    assert set(LADDERS) == set(get_args(KINDS["rungs"]))
     for rungs in LADDERS.values():
         names = [rung.name for rung in rungs]
         assert len(set(names)) == len(names)
