@@ -100,6 +100,7 @@ top, cheap_top = (
     max((name for name in path if name in height), key=height.get)
     for path in paths.values()
 )
+best = max(height, key=height.get)
 cheapest = min(names, key=lambda name: (passes[0][names.index(name)],
                                         -height[name]))  # fmt: skip
 
@@ -190,14 +191,16 @@ buttons = [
     Preset("the exact GGN",
            {"Rung": names.index("conjugate gradients") + 1},
            "The largest step up, and it is paid for in passes."),
-    Preset("the top", {"Rung": names.index(top) + 1},
-           "Half-way along the run, for the same passes."),
+    Preset("half-way", {"Rung": names.index(top) + 1},
+           "Another place along the run, for the same passes."),
     Preset("few passes", {"Rung": names.index(cheapest) + 1},
            "Above one retraining, with the fewest passes of all."),
+    Preset("the best", {"Rung": names.index(best) + 1},
+           "A sample of the GGN, and low scores flattened."),
 ]  # fmt: skip
 di.interactive.Together(
     [words, readouts, walk],
-    start={"Rung": names.index(top) + 1},
+    start={"Rung": names.index(best) + 1},
     presets=buttons,
     caption="From the paper's recipe to the best scores of one run, 3s and "
     "8s; the intervals are of 95 %. Move the slider or drag the point. Gains "
@@ -206,6 +209,8 @@ di.interactive.Together(
 
 # %% tags=["hide-input"]
 assert all(height[top] > height[name] for name in climb if name != top)
+assert best == cheap_top and rungs[best]["inverse"] == "sampled"
+assert rungs[best]["rectifier"] != "none"
 for place, asked in enumerate(ASKED):
     above = 100 * ladder.metrics["ceilings"][asked]
     for name in (top, cheapest, cheap_top):
@@ -222,9 +227,8 @@ for place, asked in enumerate(ASKED):
 # %% [markdown]
 # What did you write down? On the ladder, draws gain a few points and save more than half of the passes. The exact GGN
 # gains most. Two changes are free: the place along the run, and what is done with the scores at last. The third line
-# starts from these two, with as few draws as will do. Flattened, its first recipe is above one exact retraining (the
-# dashed lines), for less than a twentieth of the passes of the paper's recipe.
-#
+# starts from good draws and the right place, with as few draws as will do. Flattened, its first recipe is above one exact
+# retraining (the dashed lines), for less than a twentieth of the passes of the paper's recipe. Its last is the best of all.
 # {doc}`09_lds` explains how scores can beat a retraining: they have no luck of a seed in them.
 #
 # Now rung by rung. One function shows what a rung gains, for both sets of queries, and for models of two training seeds
@@ -806,19 +810,22 @@ assert by_share[1.0, 16] < by_share[0.0, 16]
 # steps of conjugate gradients, and K-FAC in EK-FAC's place.
 
 # %%
-of_rungs("sampled, 16 draws", source=thrifty)
+of_rungs("sampled, 16 draws", "sampled, 64 draws", source=thrifty)
 
 # %% tags=["hide-input"]
 for asked in ASKED:
-    row = rows["sampled, 16 draws", asked, 0]
-    assert row["difference_interval"][0] > 0
     solved = rows["conjugate gradients, half-way", asked, 0]
-    assert 5 * row["draws"] < solved["draws"]
-    assert row["lds"] < solved["lds"] - 0.03
+    few, more = (rows[f"sampled, {count} draws", asked, 0]
+                 for count in (16, 64))  # fmt: skip
+    assert few["difference_interval"][0] > 0 < more["difference_interval"][0]
+    assert 5 * few["draws"] < solved["draws"] > 2 * more["draws"]
+    assert few["lds"] < solved["lds"] - 0.03
+    assert abs(more["lds"] - solved["lds"]) < 0.01
 
 # %% [markdown]
-# Several points over K-FAC on the same draws, for a handful of passes an image whatever the number of queries. The exact
-# GGN is still ahead, for many times the passes.
+# With 16 draws and a few sampled gradients an image it gains several points over K-FAC on the same draws, and the exact
+# GGN is still ahead. With 64 draws and more of these gradients the two are level, for less than half of the passes. And
+# the price of a sample does not grow with the queries.
 #
 # ## Averages along the run
 #
@@ -1054,20 +1061,23 @@ for asked in ASKED:
     reached = [rows[buy(x), asked, 0]["lds"] for x in BUDGETS]
     assert reached[0] > ladder.metrics["ceilings"][asked]
     assert reached == sorted(reached)
-    assert reached[-1] - reached[0] < 0.08
+    assert 0.03 < reached[-1] - reached[0] < 0.1
     first, along_run = (
         rows[name, asked, 0] for name in (buy(10_000), "along")
     )
     assert first["lds"] > along_run["lds"]
     assert 10 * first["draws"] < along_run["draws"]
 assert all(rungs[buy(x)]["checkpoints"] == [0.5] for x in BUDGETS)
+assert all(rungs[buy(x)]["rectifier"] != "none" for x in BUDGETS)
+kinds = [rungs[buy(x)]["inverse"] for x in BUDGETS]
+assert kinds == ["kfac", *["sampled"] * 3]
 
 # %% [markdown]
-# The first row already beats one exact retraining, and the mean along the run for less than a tenth of its price. A
-# budget thirty times as large gains a few points more. Every row takes the half-way checkpoint. So the order of purchase
-# is this: good draws, the right place, flattening if you add scores up, then a sample of the GGN, and the exact one if
-# passes are left. The recipes for few passes were found on these digits. What the order is elsewhere is open;
-# {doc}`../book/ladder` has what was tried.
+# The first row already beats one exact retraining, and the mean along the run for less than a tenth of its price. Every
+# row takes the half-way checkpoint and flattened scores. So the order of purchase is this: good draws, the right place,
+# flattening if you add scores up, then a sample of the GGN, then more draws for both. The exact GGN stands in no row, but
+# here it was not flattened. No rung makes use of the largest budget. And the recipes for few passes were found on these
+# very digits and not tried on other images or a second model ({doc}`../book/ladder`).
 #
 # ## Pitfalls
 #
