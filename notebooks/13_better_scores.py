@@ -20,8 +20,8 @@
 # why half-way is a better place than the end, how conjugate gradients solve for the exact GGN in a few products, and how
 # a sample of it makes them cheap. At the end you get a budget, and spend it as well as you can.
 #
-# *25 minutes to read · two cores: about 20 seconds · builds on {doc}`07_ekfac`, {doc}`08_scale`, {doc}`09_lds` and
-# {doc}`12_methods`*
+# *25 minutes to read · two cores: about 20 seconds · builds on {doc}`03_measurements`, {doc}`07_ekfac`, {doc}`08_scale`,
+# {doc}`09_lds` and {doc}`12_methods`*
 # :::
 
 # %% tags=["hide-input"]
@@ -39,6 +39,7 @@ di.show_versions()
 preset = di.get_preset("digits")
 run = di.open_run(preset, progress=False)
 train, N = run.data.train, len(run.data.train)
+last = di.runs.full_model(run).model
 number, percent, table = di.tables.number, di.tables.percent, di.tables.table
 same = torch.testing.assert_close
 ASKED = ("held-out", "generated")
@@ -334,11 +335,11 @@ same(errors.var(correction=0), along.var(correction=0) * (1 / 1 + 1 / 2))
 # taken *near the retrained models*. Nothing says that the final weights are near.
 #
 # The ground truth retrained on halves of the images, for half of the steps, so that each image is seen as often. **Before
-# you run the cell:** chapter 01 kept two of these models, and a checkpoint of its own run every 100 steps. Which
-# checkpoint is nearest to them, if you compare what the networks put out? And if you compare weights?
+# you run the cell:** {doc}`03_measurements` retrained two of these models, and our own run has kept a checkpoint every
+# 100 steps. Which checkpoint is nearest to them, if you compare what the networks put out? And if you compare weights?
 
 # %%
-known = [di.runs.ground_truth.retrained_model(run, k, 0) for k in (0, 1)]
+known = [di.runs.retrained_model(run, half, 0) for half in (0, 1)]
 checkpoints = {
     step: di.load_model(run.path("model", "ema", f"step-{step:06d}"))
     for step in di.runs.tasks.kept_steps(run)
@@ -508,7 +509,7 @@ def conjugate_gradients(multiply, precondition, b, steps):
 # their GGN on 32 images with a draw each, from the Jacobians themselves, and EK-FAC from other draws.
 
 # %% tags=["hide-input"]
-model = copy.deepcopy(di.runs.full_model(run).model).double()
+model = copy.deepcopy(last).double()
 NAMES = ("conv_in", "down_blocks.1.resnets.0.conv_shortcut", "conv_out")
 covers = [f"{name}.{part}" for name in NAMES for part in ("weight", "bias")]
 layers = di.curvature.curvature_layers(model, covers)
