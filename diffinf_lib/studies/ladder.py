@@ -142,6 +142,8 @@ BUDGET = (
              query_draws=_signal(32), inverse="sampled", probes=8, **HALF_WAY),
         Rung("sampled, 64 draws", "64 draws, the measurement's own for queries, 32 sampled gradients", "sampled, 16 draws",
              inverse="sampled", probes=32, **HALF_WAY),
+        Rung("sampled, two models", "mean of two trainings, the second one paid for", "sampled, 64 draws", inverse="sampled",
+             probes=32, trainings=2, **HALF_WAY),
     ),
 )  # fmt: skip
 """The best scores for few passes; each recipe as it is, and with its low scores flattened."""
