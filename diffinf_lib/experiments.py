@@ -4,7 +4,7 @@ import ast
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from diffinf_lib import errors
 from diffinf_lib.artifacts import project_root
@@ -40,6 +40,7 @@ KINDS: dict[str, Any] = {
     "counts": tuple[PositiveInt, ...], "shares": tuple[Share, ...], "model_seeds": tuple[int, ...],
     "methods": tuple[MethodName, ...], "further": tuple[MethodName, ...], "formats": tuple[str, ...],
     "part": tuple[WholeNumber, ...], "attributed": tuple[_Label, ...], "measured": tuple[_Label, ...],
+    "rungs": Literal["ladder", "budget"],
 }  # fmt: skip
 """What a parameter holds, in every template that has it."""
 

@@ -370,7 +370,7 @@ NORMALISERS = {
 # ## Fill the blanks
 #
 # Now choose. The kernels are the identity, the Gram matrix at its default and at its tuned damping, EK-FAC, K-FAC, and the
-# exact GGN. Its inverse is approached by four steps of conjugate gradients that start from EK-FAC's answer ({doc}`10_removal`).
+# exact GGN. Its inverse is approached by four steps of conjugate gradients, in directions that EK-FAC suggests ({doc}`10_removal`).
 # Features are gradients of the loss, gradients of
 # $\lVert \varepsilon_\theta \rVert^2$, and pixels. All buttons but the last are named methods. **Before you press that one:** TRAK and D-TRAK differ in the feature. Influence
 # and TRAK differ in the kernel. What would D-TRAK's feature do with influence's kernel?
@@ -577,8 +577,8 @@ di.tables.table([
    "in the figure.")  # fmt: skip
 
 # %% [markdown]
-# So it is the matrix, and the exact GGN has about the right size, too. EK-FAC takes directions for independent that do the same
-# work ({doc}`10_removal`).
+# So it is the matrix that ranks better, not the damping. EK-FAC takes directions for independent that do the same work. That four
+# steps have about the right size proves less: a solve that is stopped early is small, and {doc}`10_removal` shows it grow.
 #
 # Now one blank at a time, in points (hundredths of LDS). Differences are paired, so what two choices share drops out:
 

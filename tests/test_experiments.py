@@ -37,6 +37,7 @@ def test_a_list_is_spelt_as_in_an_option_or_as_json():
         ("e07_compression", {"formats": ["int9"]}, "formats=int9: give some of "),
         ("e04_draws", {"counts": ["many"]}, r"counts=\['many'\]: give a list with each entry a positive whole number"),
         ("e08_removal", {"queries": 0}, "queries=0: give a positive whole number"),
+        ("e10_ladder", {"rungs": "steps"}, "rungs='steps'.*ladder.*budget"),
     ]:
         with pytest.raises(ConfigurationError, match=message):
             check_parameters(name, given)

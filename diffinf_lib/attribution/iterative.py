@@ -2,9 +2,10 @@
 
 EK-FAC takes layers for independent of each other and each block for a Kronecker product. The GGN itself multiplies with a
 vector at the price of a few forward passes, so (F + λI) x = ∇m_q can be solved with it by iteration. EK-FAC's inverse
-starts the iteration, and each step puts some of what it leaves out back, between layers too. The number of steps
+suggests each direction, and each step puts some of what it leaves out back, between layers too. The number of steps
 regularises, as damping does: the first ones act where the GGN exceeds EK-FAC most, later ones where it says little. A
-fixed small number of them is therefore an estimator of its own, not a failure to converge.
+fixed small number of them is therefore an estimator of its own, not a failure to converge. It ranks well, but its sizes
+are small because it was stopped: they are those of the GGN only where further steps leave them alone.
 """
 
 import warnings
@@ -96,7 +97,7 @@ def solved_queries(
         "tolerance": 0.0 if tolerance is None else tolerance,
         "max_iterations": max_iterations,
     }
-    right = _out_of_eigenbasis(model, curvature, queries)
+    right = as_columns(model, curvature, queries)
     with warnings.catch_warnings():
         if tolerance is None:
             warnings.filterwarnings("ignore", ".*relative residual")  # nothing was asked for
@@ -104,7 +105,7 @@ def solved_queries(
             solution = conjugate_gradient_inverse(operator, damping, right, **options)
         else:
             solution = neumann_inverse(operator, damping, right, scale=scale, **options)
-    return _to_eigenbasis(model, curvature, solution.vectors), solution
+    return as_gradients(model, curvature, solution.vectors), solution
 
 
 @own_settings
@@ -120,14 +121,14 @@ def solution_path(
 ) -> Iterator[GradientSet]:
     """What conjugate gradients have found after each of their first steps, in the eigenbasis; see `solved_queries`."""
     path = conjugate_gradient_path(
-        operator, damping, _out_of_eigenbasis(model, curvature, queries), iterations=iterations,
+        operator, damping, as_columns(model, curvature, queries), iterations=iterations,
         preconditioner=curvature_preconditioner(model, curvature, damping, approximation),
     )  # fmt: skip
     for vectors in path:
-        yield _to_eigenbasis(model, curvature, vectors)
+        yield as_gradients(model, curvature, vectors)
 
 
-def _out_of_eigenbasis(model: Denoiser, curvature: Curvature, queries: GradientSet) -> Float[Tensor, "P Q"]:
+def as_columns(model: Denoiser, curvature: Curvature, queries: GradientSet) -> Float[Tensor, "P Q"]:
     """Gradients as the operators take them: a column each."""
     check_blocks(queries, curvature, "queries")
     rotated = queries.whole()
@@ -135,8 +136,8 @@ def _out_of_eigenbasis(model: Denoiser, curvature: Curvature, queries: GradientS
     return flatten_layers(joined_from_blocks(plain, curvature.blocks(model)))
 
 
-def _to_eigenbasis(model: Denoiser, curvature: Curvature, vectors: Float[Tensor, "P Q"]) -> GradientSet:
-    """The inverse of `_out_of_eigenbasis`."""
+def as_gradients(model: Denoiser, curvature: Curvature, vectors: Float[Tensor, "P Q"]) -> GradientSet:
+    """The inverse of `as_columns`."""
     parts = split_into_blocks(split_layers(model, vectors, curvature.covers), curvature.blocks(model))
     return GradientSet.of({name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()})
 

@@ -97,11 +97,18 @@ class AttributionTask:
     _inside: float = 0.0
 
     def train_gradients(
-        self, objective: Objective | None = None, *, draws: DrawConfig | None = None, at: Checkpoint | None = None
+        self,
+        objective: Objective | None = None,
+        *,
+        draws: DrawConfig | None = None,
+        over: Expectation | None = None,
+        at: Checkpoint | None = None,
+        store_format: StoreFormat | None = None,
     ) -> GradientSet:
-        """Gradients of the training images, of the loss over the task's draws unless told otherwise."""
-        expectation = Expectation(draws or self.draws, seed=self.seed, objective=objective or Objective())
-        return self._gradients(self.train, "train", expectation, at or self.final, self.store_format)
+        """Gradients of the training images, of the loss over the task's draws unless told otherwise: of another objective, over
+        other draws, or of another expectation; kept in the task's format or another."""
+        own = Expectation(draws or self.draws, seed=self.seed, objective=objective or Objective())
+        return self._gradients(self.train, "train", over or own, at or self.final, store_format or self.store_format)
 
     def query_gradients(
         self, objective: Objective | None = None, *, over: Expectation | None = None, at: Checkpoint | None = None

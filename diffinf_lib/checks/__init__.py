@@ -15,15 +15,19 @@ from diffinf_lib.checks.kronecker import kfac, kfac_score
 from diffinf_lib.checks.measuring import draws_needed, elbo_weights, importance_mean, irreducible_loss
 from diffinf_lib.checks.proximal import proximal
 from diffinf_lib.checks.removal import block_leverage, influence, leave_one_out
+from diffinf_lib.checks.spending import Shop, Spent, budget, open_shop
 from diffinf_lib.checks.stored import accumulated_score, int8_rows, shared_draw_bias
 
 __all__ = [
     "CheckFailed",
     "Passed",
+    "Shop",
+    "Spent",
     "accumulated_score",
     "antithetic_pairs",
     "batched_correction",
     "block_leverage",
+    "budget",
     "corrected_eigenvalues",
     "draws_needed",
     "elbo_weights",
@@ -39,6 +43,7 @@ __all__ = [
     "lds",
     "leave_one_out",
     "noisy",
+    "open_shop",
     "posterior_mean",
     "proximal",
     "sampled_fisher",

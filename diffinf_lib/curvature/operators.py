@@ -72,7 +72,7 @@ def packed(batch: DrawBatch, power: float = 0.5) -> tuple[dict[str, Condition], 
     return inputs, batch.target.flatten(1) * scale
 
 
-class _MatrixOperator(Operator):
+class MatrixOperator(Operator):
     """A symmetric operator on the layers' gradient matrices."""
 
     SELF_ADJOINT = True
@@ -92,7 +92,7 @@ class _MatrixOperator(Operator):
         return self._like.dtype
 
 
-class LayerOperator(_MatrixOperator):
+class LayerOperator(MatrixOperator):
     """An operator of curvlinops in the order of the layers' gradient matrices.
 
     curvlinops puts a layer's bias after all of its weights, the matrices put it into their last column.
@@ -118,7 +118,7 @@ class LayerOperator(_MatrixOperator):
         return [part.view_as(matrix) for part, matrix in zip(parts, matrices, strict=True)]
 
 
-class GradientOperator(_MatrixOperator):
+class GradientOperator(MatrixOperator):
     """(1/n) Σ vec(G) vec(G)ᵀ of n given gradients, kept in memory as `[n, d_out, d_in]` a layer."""
 
     def __init__(self, gradients: LayerMatrices):

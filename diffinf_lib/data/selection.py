@@ -21,6 +21,11 @@ def order_by_id(ids: Int[Tensor, "n"], *, seed: int, what: str) -> Int[Tensor, "
     return torch.tensor(sorted(range(len(ranks)), key=ranks.__getitem__), dtype=torch.int64)
 
 
+def evenly_spaced(count: int, total: int) -> list[int]:
+    """`count` of the positions 0 … `total` − 1, at the middle of as many equal parts."""
+    return [(2 * part + 1) * total // (2 * count) for part in range(count)]
+
+
 def even_shares(held: Sequence[int], size: int) -> list[int]:
     """How many to take of each class so that they are `size`, as even as the classes have them; the first ones one more."""
     shares = [0] * len(held)

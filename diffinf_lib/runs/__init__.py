@@ -5,7 +5,8 @@
                   samples/  trajectories/      queries drawn from it
                   retrained/  measurements/    the ground truth, one folder a retrained model
                   curvature/  gradients/  scores/  trainings/  logs/
-                  draws/  methods/  curvatures/  compression/  removal/  timesteps/  ladder/    studies, one folder a cell
+                  draws/  methods/  curvatures/  compression/  removal/  timesteps/  ladder/
+                  offers/                      studies, one folder a cell
 
 Any stage can be killed and asked for again; it goes on and ends with the same files. But for `model/`, the name of a folder
 ends in the digest of all that its content depends on, the model and the images always among it.

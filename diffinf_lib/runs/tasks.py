@@ -63,17 +63,20 @@ def checkpoint_steps(run: Run, parts: int) -> tuple[int, ...]:
     return tuple(kept[round((index + 1) * len(kept) / parts) - 1] for index in range(parts))
 
 
-def checkpoint_at(run: Run, step: int, *, parts: int = 1, model_seed: int | None = None) -> Checkpoint:
+def checkpoint_at(
+    run: Run, step: int, config: CurvatureConfig | None = None, *, parts: int = 1, model_seed: int | None = None
+) -> Checkpoint:
     """The averaged weights of one step of a training on all images, with a curvature of their own.
 
     Args:
+        config: of the curvature; default the preset's.
         parts: share the curvature's draws out over so many checkpoints.
         model_seed: of the training; default the run's own.
 
     Raises:
         ConfigurationError: the training keeps no weights of that step.
     """
-    kept, config = run.preset.training.keep_ema_at, run.preset.curvature
+    kept, config = run.preset.training.keep_ema_at, config or run.preset.curvature
     require(step in kept, f"checkpoint={step}: the run keeps {kept}; keep this step too")
     folder, name = run.path("model"), f"step-{step:06d}"
     if model_seed in (None, run.seed):

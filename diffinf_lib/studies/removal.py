@@ -6,13 +6,10 @@ control is as many images taken at random, the same sets for all queries; the re
 the same seeds. A retrained model is known by what it was not shown and by its training seed: equal removals are trained
 once. Its measurements of every query are kept, its weights are not.
 
-A generated query has a seed: the noise it began with, and that of every step. Each retrained model draws its own picture from
-the same seed. The picture is kept, and its distance to that of the full training with the same training seed, so that only
-the images left out differ between the two.
+What the retrained models draw from the seeds of generated queries is kept too, see `removal_pictures`.
 """
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, NamedTuple
@@ -22,26 +19,20 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
+from diffinf_lib.data.selection import evenly_spaced
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import DataError, require
-from diffinf_lib.evaluation import removal_outcome
-from diffinf_lib.features import distances, middle_features
 from diffinf_lib.measurements import measure
 from diffinf_lib.models import build_model
 from diffinf_lib.options import Options, PositiveInt, Range
-from diffinf_lib.pictures import from_bytes, to_bytes
 from diffinf_lib.randomness import keyed_generator
-from diffinf_lib.runs import QUERY_SETS, as_queries, influence_scores
-from diffinf_lib.sampling import sample, sample_seeds
-from diffinf_lib.shapes import Images
+from diffinf_lib.runs import QUERY_SETS, influence_scores
+from diffinf_lib.studies.removal_pictures import Pair, SeededPictures
 from diffinf_lib.studies.study import Arrays, Study
 from diffinf_lib.training import train
 
 GENERATED = "generated"
 """The set of queries that have a seed, and so a picture by each retrained model."""
-
-COMPARED = 200
-"""Training images whose distances to each other are the unit of distances between pictures, at most."""
 
 CONDITIONS = ("top", "bottom")
 """Which end of a query's scores is removed, in the order of the bundle's arrays."""
@@ -92,16 +83,6 @@ class RemovalCell(NamedTuple):
 
     removed: Positions
     seed: int
-
-
-def evenly_spaced(count: int, total: int) -> list[int]:
-    """`count` of the positions 0 … `total` − 1, at the middle of as many equal parts.
-
-    Raises:
-        ConfigurationError: there are fewer positions than asked for, or none are asked for.
-    """
-    require(0 < count <= total, f"queries={count}: give 1 to {total}, the size of the smaller set of queries")
-    return [(2 * part + 1) * total // (2 * count) for part in range(count)]
 
 
 def removed_count(share: float, total: int) -> int:
@@ -164,13 +145,18 @@ class RemovalStudy(Study[RemovalCell]):
         run = self.run
         self.counts = [removed_count(share, len(run.data.train)) for share in self.config.shares]
         totals = {"held-out": len(run.data.queries), "generated": run.preset.sampling.count}
-        chosen = {name: evenly_spaced(self.config.queries, totals[name]) for name in QUERY_SETS}
+        asked, most = self.config.queries, min(totals.values())
+        require(asked <= most, f"queries={asked}: give 1 to {most}, the size of the smaller set of queries")
+        chosen = {name: evenly_spaced(asked, total) for name, total in totals.items()}
         index = [(name, position) for name in QUERY_SETS for position in chosen[name]]
         part = self.config.part or range(len(index))
         require(max(part) < len(index), f"part={list(part)}: give places from 0 to {len(index) - 1}, the last of the generated "
                 "queries")  # fmt: skip
         self.query_index = [index[place] for place in part]
         self.drawn = chosen[GENERATED]
+        self.seeded = SeededPictures(
+            run, self.drawn, [position for name, position in self.query_index if name == GENERATED]
+        )
 
     @cached_property
     def scores(self) -> Float[Tensor, "Q N"]:
@@ -223,19 +209,9 @@ class RemovalStudy(Study[RemovalCell]):
             build_model(run.preset.unet, run.preset.process, seed=cell.seed), run.data.train.subset(kept), training,
             seed=cell.seed, out=folder, device=run.device, progress=False,
         ).model  # fmt: skip
-        found = self._measured(trained) | {"pictures": self._drawn(trained)}
+        found = self._measured(trained) | {"pictures": self.seeded.of(trained)}
         shutil.rmtree(folder)
         return found
-
-    def _drawn(self, model: Denoiser) -> UInt8[np.ndarray, "G C H W"]:
-        """A model's pictures from the seeds of the chosen generated queries, in 8 bits."""
-        run, sampling = self.run, self.run.preset.sampling
-        seeds = sample_seeds(run.seed, sampling.count)
-        images = sample(
-            model, [seeds[position] for position in self.drawn], run.data.train.shape, method=sampling.method,
-            steps=sampling.steps,
-        )  # fmt: skip
-        return to_bytes(images).numpy()
 
     def measurements(self, cell: RemovalCell) -> Arrays:
         """What one retrained model measures of every query, per set `[Q]`; computed once and kept."""
@@ -250,11 +226,6 @@ class RemovalStudy(Study[RemovalCell]):
     def _asked(self) -> list[int]:
         """The generated queries among those asked about."""
         return [place for place, (name, _) in enumerate(self.query_index) if name == GENERATED]
-
-    @property
-    def _rows(self) -> list[int]:
-        """Their places among the queries that every model draws."""
-        return [self.drawn.index(self.query_index[place][1]) for place in self._asked]
 
     def _measured(self, model: Denoiser) -> Arrays:
         preset, seed = self.run.preset, self.run.seed
@@ -290,35 +261,11 @@ class RemovalStudy(Study[RemovalCell]):
         """Pictures after each removal, and how far they are from those of the full trainings."""
         if not self._asked:
             return {}
-        rows = list(zip(self._asked, self._rows, strict=True))
+        rows = list(zip(self._asked, self.seeded.rows, strict=True))
         own = [[[self.pictures(queries[place])[row] for place, row in rows] for queries in share]
                for share in self.removed]  # fmt: skip
-        drawn = {
-            "": np.array(own),
-            "random_": np.array([[self.pictures(removed) for removed in share] for share in self.randomly_removed]),
-            "full_": self.pictures(()),
-        }
-        queries = to_bytes(self.queries[GENERATED].subset(self.drawn).images).numpy()[:, None]
-        paired = drawn["full_"][:, : self.config.seeds]
-        references = {"": paired[self._rows], "random_": paired, "full_": queries}
-        found = {f"{name}pictures": values for name, values in drawn.items()} | {"drawn": np.array(self.drawn)}
-        for kind, seen in (("pixel", _pixels), ("feature", self._features)):
-            reference = seen(self._compared)
-            for name, values in drawn.items():
-                here, there = (seen(from_bytes(torch.tensor(levels))) for levels in (values, references[name]))
-                found[f"{name}{kind}_distances"] = distances(here, there, reference).numpy()
-        return found
-
-    @property
-    def _compared(self) -> Images:
-        """The training images whose distances to each other are the unit."""
-        images = self.run.data.train.images
-        return images[evenly_spaced(min(COMPARED, len(images)), len(images))]
-
-    def _features(self, images: Float[Tensor, "*A C H W"]) -> Float[Tensor, "*A F"]:
-        """The full model's features of images."""
-        found = middle_features(self.run.model.model, as_queries(images.flatten(0, -4)), seed=self.run.seed)
-        return found.unflatten(0, images.shape[:-3])
+        random = [[self.pictures(removed) for removed in share] for share in self.randomly_removed]
+        return self.seeded.arrays(np.array(own), np.array(random), self.pictures(()), self.queries[GENERATED])
 
     def contents(self) -> tuple[Arrays, dict[str, Any]]:
         own = [[[self._by_seed(removed)[query] for query, removed in enumerate(queries)] for queries in share]
@@ -342,7 +289,15 @@ class RemovalStudy(Study[RemovalCell]):
             "conditions": list(CONDITIONS),
             "mean_change": self._mean_changes(arrays),
         }
-        return arrays, metrics | ({"pictures": self._picture_outcomes(arrays)} if "pictures" in arrays else {})
+        if self._asked:
+            metrics["pictures"] = self.seeded.outcomes(arrays, self.config.shares, self._losses(arrays))
+        return arrays, metrics
+
+    def _losses(self, arrays: dict[str, np.ndarray]) -> Pair:
+        """How the loss of the generated queries changed: after their own removals, and after the random ones."""
+        before = arrays["full"][self._asked]
+        own, random = (arrays[name][..., self._asked, :] - before for name in ("measurements", "random"))
+        return own, random
 
     def _mean_changes(self, arrays: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
         """The mean change of the measurement against the full models, by share and condition."""
@@ -351,36 +306,3 @@ class RemovalStudy(Study[RemovalCell]):
         names = (*CONDITIONS, "random")
         rows = [dict(zip(names, row, strict=True)) for row in changes]
         return {f"{share:g}": row for share, row in zip(self.config.shares, rows, strict=True)}
-
-    def _picture_outcomes(self, arrays: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-        """How far pictures went and how the queries' loss changed, by share, kind and condition: mean, low and high over
-        queries and seeds. `again` is the full training with other seeds than the first, against the query.
-        """
-        losses = [
-            arrays[name][..., self._asked, :] - arrays["full"][self._asked] for name in ("measurements", "random")
-        ]
-        kinds = {kind: [arrays[f"{kind}_distances"], arrays[f"random_{kind}_distances"][:, :, self._rows]]
-                 for kind in ("pixel", "feature")}  # fmt: skip
-        measured = {"loss": losses, **kinds}
-        found: dict[str, dict[str, Any]] = {
-            f"{share:g}": {kind: _outcome(own[index], random[index]) for kind, (own, random) in measured.items()}
-            for index, share in enumerate(self.config.shares)
-        }
-        others = {kind: arrays[f"full_{kind}_distances"][:, 1:] for kind in kinds}
-        if self.config.whole > 1:
-            found["again"] = {kind: _written({"full": values})["full"] for kind, values in others.items()}
-        return found
-
-
-def _outcome(own: Float[np.ndarray, "2 G K"], random: Float[np.ndarray, "sets G K"]) -> dict[str, list[float]]:
-    """Mean, low and high of changes for one share, by condition."""
-    return _written({"top": own[0], "random": random.transpose(1, 0, 2), "bottom": own[1]})
-
-
-def _pixels(images: Float[Tensor, "*A C H W"]) -> Float[Tensor, "*A F"]:
-    return images.flatten(-3)
-
-
-def _written(changes: Mapping[str, Float[np.ndarray, "G ..."]]) -> dict[str, list[float]]:
-    """Mean, low and high of each."""
-    return {name: [found.mean, *found.interval] for name, found in removal_outcome(changes, None).changes.items()}

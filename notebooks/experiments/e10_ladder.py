@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Experiment 10: from the paper's recipe to the best scores of one run
 # A change at a time: draws, checkpoints, inverse. Each rung is compared in pairs with the one it changes, for models of two
-# training seeds. What a rung needs at one checkpoint is kept in `ladder/`; at the end all rungs become one bundle.
+# training seeds. `rungs="budget"` makes the best scores for few passes instead. What a rung needs at one checkpoint is kept in `ladder/`; at the end all rungs become one bundle.
 
 # %% tags=["parameters"]
 preset = "digits"  # a preset's name
@@ -22,7 +22,8 @@ options = {}  # preset options to replace
 seed = 0  # of the run's model, the curvature and the draws
 model_seeds = [0, 1]  # trainings that are attributed
 ground_truth = ""  # the bundle of the ground truth; empty: <preset>-ground-truth
-bundle = ""  # the bundle's name; empty: <preset>-ladder
+rungs = "ladder"  # which rungs: "ladder", or "budget" for the best scores at few passes
+bundle = ""  # the bundle's name; empty: <preset>-<rungs>
 results = ""  # the folder of bundles; empty: book/results
 threads = 1  # CPU threads
 
@@ -31,11 +32,12 @@ import diffinf_lib as di
 from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
-study = di.studies.LadderStudy(opened, templates.ground_truths(opened, ground_truth), model_seeds=model_seeds)
+truths = templates.ground_truths(opened, ground_truth)
+study = di.studies.LadderStudy(opened, truths, rungs=di.studies.LADDERS[rungs], model_seeds=model_seeds)
 templates.compute(study)
 
 # %%
-made = templates.finish(study, bundle, results)
+made = templates.finish(study, bundle or f"{opened.preset.name}-{rungs}", results)
 for row in made.metrics["results"]:
     print(
         f"{row['queries']:9} seed {row['model_seed']}  {row['rung']:30} {100 * row['lds']:5.1f} %  {row['seconds']} s"

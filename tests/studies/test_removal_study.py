@@ -9,14 +9,14 @@ from cases import assert_equal_but_for_rounding
 
 import diffinf_lib as di
 from diffinf_lib import training
+from diffinf_lib.data.selection import evenly_spaced
 from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError
 from diffinf_lib.pictures import to_bytes
-from diffinf_lib.studies import removal
+from diffinf_lib.studies import removal_pictures
 from diffinf_lib.studies.removal import (
     RemovalCell,
     RemovalConfig,
     RemovalStudy,
-    evenly_spaced,
     extreme_positions,
     random_positions,
 )
@@ -230,7 +230,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_arrays(finished, tmp_path
 
     again = study_in(tmp_path / "run", config)
     with monkeypatch.context() as patched:  # trained and measured, but nothing drawn
-        patched.setattr(removal, "sample", interrupted)
+        patched.setattr(removal_pictures, "sample", interrupted)
         patched.setattr(training._Trainer, "advance", counted)
         with pytest.raises(KeyboardInterrupt):
             list(again.shard())
