@@ -51,9 +51,11 @@ class OffersStudy(Study[OfferCell]):
 
     Attributes:
         sets: sets of queries.
+        counts: draws of a training gradient.
     """
 
     sets: Sequence[str] = ("held-out",)
+    counts: Sequence[int] = COUNTS
 
     name = "offers"
     holds_scores = True
@@ -64,7 +66,7 @@ class OffersStudy(Study[OfferCell]):
             OfferCell(queries, place, draws, inverse)
             for queries in self.sets
             for place in PLACES
-            for draws in COUNTS
+            for draws in self.counts
             for inverse in INVERSES
         ]
 

@@ -93,11 +93,8 @@ class SolvesStudy(Study[SolveCell]):
     def computed(self, cell: SolveCell) -> Arrays:
         """Scores after each step, and the residuals of the last."""
         run, curvature = self.run, curvature_of_run(self.run)
-        model, config = (
-            run.model.model,
-            DrawConfig(cell.draws, noise_rule="antithetic" if cell.draws % 2 == 0 else "independent"),
-        )
-        ggn = training_ggn(model, run.data.train, config, seed=run.seed, batch_size=BATCH, covers=curvature.covers)
+        model, images = run.model.model, run.data.train
+        ggn = training_ggn(model, images, cell.draw_config, seed=run.seed, batch_size=BATCH, covers=curvature.covers)
         right = as_columns(model, curvature, self._gradients)
         path = list(conjugate_gradient_path(
             ggn, cell.damping, right, iterations=cell.steps,
