@@ -1206,15 +1206,20 @@ def my_scores(shop):
 di.checks.budget(my_scores)
 
 # %% tags=["hide-input"]
-flat = {(row["place"], row["draws"], row["by"]): row["flattened"].value
-        for row in offers}  # fmt: skip
-within = {which: value for which, value in flat.items()
-          if rich.price(f"{which[0]}, {which[1]} draws, {KINDS[which[2]]}")
-          <= 100_000}  # fmt: skip
+flat = {
+    (row["place"], row["draws"], row["by"]): row["flattened"].value
+    for row in offers
+}
+within = {
+    (place, draws, by): value
+    for (place, draws, by), value in flat.items()
+    if rich.price(f"{place}, {draws} draws, {KINDS[by]}") <= 100_000
+}
 assert max(within, key=within.get) == ("half-way", 64, "3 steps")
-assert all(value > flat["final", *which[1:]] for which, value in flat.items()
-           if which[0] == "half-way")  # fmt: skip
-assert all(row["flattened"].value > row["LDS"].value for row in offers)
+for (place, draws, by), value in flat.items():
+    assert place != "half-way" or value > flat["final", draws, by]
+for row in offers:
+    assert row["flattened"].value > row["LDS"].value
 modest = "half-way, 8 draws, K-FAC"
 assert 3 * rich.price(modest) < 97_092
 assert max(within.values()) - flat["half-way", 8, "K-FAC"] < 6
