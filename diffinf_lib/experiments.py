@@ -10,7 +10,17 @@ from diffinf_lib import errors
 from diffinf_lib.artifacts import project_root
 from diffinf_lib.configuration import MeasurementName, MethodName
 from diffinf_lib.errors import ConfigurationError, DiffinfError, require
-from diffinf_lib.options import PositiveInt, Range, Share, WholeNumber, check_shard, checked, read_text, words_of
+from diffinf_lib.options import (
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Share,
+    WholeNumber,
+    check_shard,
+    checked,
+    read_text,
+    words_of,
+)
 
 
 def templates_root() -> Path:
@@ -37,6 +47,7 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("preset", "run", "known", "ground_truth", "bundle", "results", "clip_source"), str),
     **dict.fromkeys(("seed", "shard"), int), **dict.fromkeys(("subsets", "seeds"), WholeNumber), "options": dict,
     **dict.fromkeys(("shards", "threads", "seeds_above_128", "queries", "full_seeds", "random_sets", "bins"), PositiveInt),
+    "asked": tuple[tuple[str, int], ...], "solves": tuple[tuple[PositiveInt, PositiveFloat, PositiveInt], ...],
     "counts": tuple[PositiveInt, ...], "shares": tuple[Share, ...], "model_seeds": tuple[int, ...],
     "methods": tuple[MethodName, ...], "further": tuple[MethodName, ...], "formats": tuple[str, ...],
     "part": tuple[WholeNumber, ...], "attributed": tuple[_Label, ...], "measured": tuple[_Label, ...],

@@ -637,6 +637,7 @@ di.interactive.Lines(
      for name, at in zip(names, lines, strict=True)],
     "steps of conjugate gradients", "predicted / measured change",
     log_x=True, log_y=True, references={"measured": 1}, x_form="d",
+    reading=di.interactive.Slider("Step", STEPS.tolist()), start={"Step": 8},
     caption="Top tenth, two held-out digits; four draws for each image "
     "unless it says one. A line gives an answer where it is flat.",
 )  # fmt: skip

@@ -480,8 +480,8 @@ assert (network[1, 1] < chance[1].mean(0)).all()
 # %% tags=["hide-input"]
 IMAGES = {"digits": "3s and 8s", "digits-pair": "4s and 9s",
           "fashion": "sneakers and bags"}  # fmt: skip
-METHODS = {"ekfac": "EK-FAC", "cg": "conjugate gradients", "trak": "TRAK",
-           "pixel": "pixel distance"}  # fmt: skip
+METHODS = {"ekfac": "EK-FAC", "trak": "TRAK", "pixel": "pixel distance",
+           "cg": "conjugate gradients"}  # fmt: skip
 rectify = {name: di.load_bundle(f"{name}-rectify") for name in IMAGES}
 results = {
     (name, row["queries"], row["method"]): row
