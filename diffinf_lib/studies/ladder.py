@@ -52,8 +52,8 @@ class Rung:
         draws: of training gradients, shared out over the checkpoints.
         query_draws: of query gradients; None for the measurement's own.
         checkpoints: where in the run, as shares of the full training's steps.
-        inverse: EK-FAC, K-FAC, conjugate gradients on the exact GGN preconditioned by EK-FAC, or on a sampled one that start
-            from K-FAC.
+        inverse: EK-FAC, K-FAC, conjugate gradients on the exact GGN preconditioned by EK-FAC, or on a sampled one
+            preconditioned by K-FAC.
         split: share the draws out over the checkpoints, so that several cost what one does.
         curvature: what is fitted, and over which draws; None for the preset's.
         iterations: steps of conjugate gradients.
