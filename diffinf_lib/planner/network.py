@@ -8,7 +8,7 @@ kernel takes for itself (workspaces, copies in another layout) is not seen.
 import copy
 import weakref
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -76,6 +76,12 @@ class FusedAttention(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+@cache
+def network_count(unet: UNetConfig, curvature: CurvatureConfig) -> "NetworkCount":
+    """The counts of a configuration, which several presets may share."""
+    return NetworkCount(unet, curvature)
+
+
 class NetworkCount:
     """FLOPs a draw and bytes a batch of the passes that the stages are made of.
 
@@ -96,6 +102,7 @@ class NetworkCount:
         self.blocks: dict[str, Block] = curvature_blocks(self.model, curvature.bias)
         self.shape = shape
         self.parameters = count_parameters(self.model)
+        self._peaks: dict[tuple[Pass, int], int] = {}
 
     # --- sizes
 
@@ -225,6 +232,11 @@ class NetworkCount:
 
     def peak_bytes(self, run: Pass, draws: int) -> int:
         """The most bytes alive at once in a pass over so many draws, above the weights."""
+        if (run, draws) not in self._peaks:
+            self._peaks[run, draws] = self._live(run, draws)
+        return self._peaks[run, draws]
+
+    def _live(self, run: Pass, draws: int) -> int:
         with LiveBytes(list(self.model.state_dict().values())) as live, FusedAttention():
             kept = run(draws)
         del kept
