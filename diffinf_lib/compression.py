@@ -22,7 +22,7 @@ compared with; for use there is `int8`.
 
 import math
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
@@ -126,6 +126,11 @@ def stored_bytes(
         shapes: (d_out, d_in) of each block.
         dtype: of the model.
     """
+    return _stored_bytes(store_format, tuple(shapes), dtype)
+
+
+@cache
+def _stored_bytes(store_format: StoreFormat, shapes: tuple[tuple[int, int], ...], dtype: torch.dtype) -> int:
     if store_format.kind == "projection":
         return dtype.itemsize * store_format.dimension
     blocks = (torch.empty(1, *shape, device="meta", dtype=dtype) for shape in shapes)

@@ -212,7 +212,7 @@ _CIFAR_UNET = UNetConfig(
 # draws a measurement, 1,000 queries; the ELBO is measured beside the loss. `as-written` keeps the numbers of draws and takes
 # them stratified and antithetic. Queries are kept in 8 bits a row, the code's own default by another packing. A store of
 # training gradients would take 192 GB to 1.9 TB: they are scored in full as they are computed. The paper's second algorithm,
-# which keeps them (in 8 bits), is `store_budget=inf`.
+# which keeps them (in 8 bits), is `store_budget=1e13`.
 _CIFAR2 = Preset(
     name="cifar2",
     summary="5,000 cars and horses of CIFAR-10; the paper's first experiment, days on one A100",

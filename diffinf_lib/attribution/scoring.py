@@ -94,10 +94,10 @@ def in_pairs(
 
     The training gradients stream past the queries, once.
     """
-    mine = Queries(queries)
-    columns = [
-        torch.cat([score(block, shard) for block in mine.blocks()], dim=-2) for _, shard in train.shards(mine.meets)
-    ]
+    mine, columns = Queries(queries), []
+    for _, shard in train.shards(mine.meets):
+        columns.append(torch.cat([score(block, shard) for block in mine.blocks()], dim=-2))
+        del shard
     return torch.cat(columns, dim=-1)
 
 

@@ -145,6 +145,7 @@ class AttributionTask:
             if shard is None:
                 break
             yield shard
+            del shard
         self._inside += inside
         kept = gradients.folder
         made = inside if kept is None else read_json(kept / "manifest.json")["measured"]["wall_seconds"]

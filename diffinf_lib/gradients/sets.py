@@ -135,7 +135,10 @@ class GradientSet:
             `[n, d_out, d_in]` by block; projected ones `{"projection": [n, k]}`.
         """
         for rows, tensors in self._joined(SHARD_BYTES if up_to is None else up_to, first):
-            yield rows, tensors if self.compression is None else self.compression.decode(tensors)
+            if self.compression is not None:
+                tensors = self.compression.decode(tensors)
+            yield rows, tensors
+            del tensors  # the next is made without it, here and wherever shards are handed on
 
     def whole(self) -> Tensors:
         """All gradients, in memory."""
@@ -165,6 +168,7 @@ class GradientSet:
         def moved(first: int) -> Iterator[tuple[slice, Tensors]]:
             for rows, tensors in from_row(parts, first):
                 yield rows, {name: value.to(self.device) for name, value in tensors.items()}
+                del tensors
 
         return replace(self, packed=moved)
 
@@ -243,6 +247,7 @@ def from_row(parts: Iterable[Packed], first: int) -> Iterator[Packed]:
             yield rows, tensors
         elif rows.stop > first:
             yield slice(first, rows.stop), {name: value[first - rows.start :] for name, value in tensors.items()}
+        del tensors
 
 
 def check_blocks(gradients: GradientSet, like: Curvature | GradientSet, name: str) -> None:

@@ -127,6 +127,7 @@ class _Source:
             if where.stop > first:
                 tensors = read_tensors(_path(folder, index))
                 yield where, {name: value.to(self.model.device) for name, value in tensors.items()}
+                del tensors
 
     def _make(self, folder: Path) -> None:
         self.shard_size = _kept_shard_size(folder) or self.shard_size

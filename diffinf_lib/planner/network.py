@@ -76,10 +76,22 @@ class FusedAttention(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+OF_THE_NETWORK = ("forward_pass", "training_pass", "gradient_pass", "pulled_back_pass")
+"""Passes that cost the same whatever curvature is fitted."""
+
+
 @cache
 def network_count(unet: UNetConfig, curvature: CurvatureConfig) -> "NetworkCount":
-    """The counts of a configuration, which several presets may share."""
-    return NetworkCount(unet, curvature)
+    """The counts of a configuration, which several presets share."""
+    found = NetworkCount(unet, curvature)
+    found.known = _known(unet)
+    return found
+
+
+@cache
+def _known(unet: UNetConfig) -> dict[tuple[str, str, int], float]:
+    """What is known of a network's own passes."""
+    return {}
 
 
 class NetworkCount:
@@ -102,7 +114,7 @@ class NetworkCount:
         self.blocks: dict[str, Block] = curvature_blocks(self.model, curvature.bias)
         self.shape = shape
         self.parameters = count_parameters(self.model)
-        self._peaks: dict[tuple[Pass, int], int] = {}
+        self.known: dict[tuple[str, str, int], float] = {}
 
     # --- sizes
 
@@ -226,21 +238,33 @@ class NetworkCount:
 
     def flops(self, run: Pass) -> float:
         """FLOPs a draw of a pass."""
-        with FlopCounterMode(display=False) as counter, FusedAttention():
-            run(COUNTED_DRAWS)
-        return counter.get_total_flops() / COUNTED_DRAWS
+
+        def counted() -> float:
+            with FlopCounterMode(display=False) as counter, FusedAttention():
+                run(COUNTED_DRAWS)
+            return counter.get_total_flops() / COUNTED_DRAWS
+
+        return self._remembered("flops", run, COUNTED_DRAWS, counted)
 
     def peak_bytes(self, run: Pass, draws: int) -> int:
         """The most bytes alive at once in a pass over so many draws, above the weights."""
-        if (run, draws) not in self._peaks:
-            self._peaks[run, draws] = self._live(run, draws)
-        return self._peaks[run, draws]
 
-    def _live(self, run: Pass, draws: int) -> int:
-        with LiveBytes(list(self.model.state_dict().values())) as live, FusedAttention():
-            kept = run(draws)
-        del kept
-        return live.peak
+        def counted() -> float:
+            with LiveBytes(list(self.model.state_dict().values())) as live, FusedAttention():
+                kept = run(draws)
+            del kept
+            return live.peak
+
+        return int(self._remembered("bytes", run, draws, counted))
+
+    def _remembered(self, what: str, run: Pass, draws: int, count: Callable[[], float]) -> float:
+        """A count of a pass of the network alone is made once."""
+        key = (what, getattr(run, "__name__", ""), draws)
+        if key[1] not in OF_THE_NETWORK:
+            return count()
+        if key not in self.known:
+            self.known[key] = count()
+        return self.known[key]
 
     @cached_property
     def forward(self) -> float:

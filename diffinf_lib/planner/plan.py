@@ -255,6 +255,10 @@ class Estimator:
         """Bytes of one stored gradient."""
         return stored_bytes(store_format, self.network.block_shapes.values())
 
+    def copied(self, store_format: StoreFormat) -> float:
+        """Bytes of one gradient's packed copy; in full it is packed as it is."""
+        return 0.0 if store_format.kind == "float32" else self.gradient_bytes(store_format)
+
     @property
     def query_format(self) -> StoreFormat:
         return self.preset.query_format or StoreFormat()
@@ -292,15 +296,22 @@ class Estimator:
 
     @property
     def query_block(self) -> float:
-        """Bytes of the queries that are unpacked at a time, packed and not."""
+        """Bytes that it takes to read and unpack the queries that meet training gradients at a time."""
         most = self.streamed_part / 4 if self.streamed_queries else SHARD_BYTES
-        return min(max(self.sets), max(1, most // self.each)) * (self.each + self.query_bytes)
+        read = self.query_bytes if self.streamed_queries else 0.0
+        unpacked = self.each if self.copied(self.query_format) else 0.0
+        return min(max(self.sets), max(1, most // self.each)) * (read + unpacked)
 
-    def computing(self, images: int, draws: DrawConfig, joined: int = 0) -> float:
-        """Peak bytes of computing a shard of gradients, beside so many that are joined already."""
+    def computing(self, images: int, draws: DrawConfig, packed: float = 0.0, together: int = 0) -> float:
+        """Peak bytes of computing and packing a shard of gradients, beside those that it is joined with.
+
+        Gradients are turned and packed a block of the network at a time: beside the shard there are four copies of one block.
+        """
         shard = min(images_of_shard(self.each), images)
+        block = FLOAT * max(outputs * inputs for outputs, inputs in self.network.block_shapes.values())
+        joined = self.each * together if together >= 2 * shard else 0.0
         passing = self.passing(self.network.gradient_pass, min(draws.count, self.gradient_batch))
-        return self.bases + self.each * (2 * shard + 1 + joined) + passing
+        return self.bases + shard * (self.each + packed + 4 * block) + self.each + joined + passing
 
     def gradients(self, name: str, images: int, draws: DrawConfig, disk_bytes: float, peak: float) -> StageEstimate:
         network = self.network
@@ -312,13 +323,14 @@ class Estimator:
         """Kept as the preset packs them; or computed for the scores, of which every part is kept until all are there."""
         draws, stored = self.preset.gradient_draws, self.train * self.gradient_bytes(self.preset.store_format)
         if self.keeps:
-            peak = self.computing(self.train, draws) + self.held_queries  # scoring holds queries when it asks for them
+            computing = self.computing(self.train, draws, self.copied(self.preset.store_format))
+            peak = computing + self.held_queries  # scoring holds these when it asks for the others
             return self.gradients("train gradients", self.train, draws, stored, peak)
         return self.gradients("train gradients", self.train, draws, self.score_bytes, self.scoring)
 
     def query_gradients(self) -> StageEstimate:
         draws = self.preset.measurement.draws
-        peak = self.computing(max(self.sets), draws)
+        peak = self.computing(max(self.sets), draws, self.copied(self.query_format))
         return self.gradients("query gradients", self.queries, draws, self.queries * self.query_bytes, peak)
 
     @property
@@ -331,10 +343,11 @@ class Estimator:
         """Peak bytes of scoring; of computing training gradients too, where they are not kept."""
         block, scores = self.together * self.each, self.held_queries + self.score_bytes
         if not self.keeps:
-            computing = self.computing(self.train, self.preset.gradient_draws, joined=self.together)
+            computing = self.computing(self.train, self.preset.gradient_draws, together=self.together)
             return max(computing, self.bases + block + self.query_block) + scores
-        packed = self.together * self.gradient_bytes(self.preset.store_format)
-        return self.bases + block + 2 * packed + self.query_block + scores
+        shard = min(images_of_shard(self.each), self.train)  # one more is read while it is joined with others
+        packed = (self.together + shard) * self.gradient_bytes(self.preset.store_format)
+        return self.bases + block + packed + self.query_block + scores
 
     def scores(self) -> StageEstimate:
         """One damping: products of all pairs, and the reading of what does not stay on the device."""

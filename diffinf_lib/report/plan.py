@@ -141,7 +141,7 @@ class JobPlan:
         preset = replace(
             get_preset("digits"), name="report", curvature=options.curvature, gradient_draws=options.draws,
             measurement=options.measurement, further_measurements=(), store_format=STORE, query_format=sizes.query_format,
-            store_budget=math.inf if sizes.keep else 0.0,
+            store_budget=1e30 if sizes.keep else 0.0,
             sampling=SamplingConfig(max(1, options.generate), steps=SAMPLER_STEPS),
         )  # fmt: skip
         estimator = Estimator(

@@ -8,6 +8,7 @@ from cases import random_truth
 
 import diffinf_lib as di
 from diffinf_lib.artifacts import read_json
+from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.gradients import sets, store
 
 PRESET = di.with_options(
@@ -93,6 +94,8 @@ def test_methods_read_them_as_they_are_computed(runs, computed):
     task, stores = di.runs.task_of_run(forgets, forgets.data.queries), set(forgets.path("gradients").glob("train-*"))
     scores = di.attribution.get_method("ekfac")(task, [1e-6])
     assert len(computed) == 24 and set(forgets.path("gradients").glob("train-*")) == stores
+    with pytest.raises(ConfigurationError, match=r"trak: .*they are not kept here; take trak-projected"):
+        di.attribution.get_method("trak")(task)
     expected = di.influence_scores(forgets, forgets.data.queries, damping=[1e-6])
     torch.testing.assert_close(scores, expected, rtol=1e-6, atol=1e-9 * float(expected.abs().max()))
 
