@@ -201,8 +201,8 @@ table([
 # $R$:
 #
 # $$ \begin{aligned}
-# (\Phi^\top\Phi + \rho I - \Phi_R^\top \Phi_R)&(\theta + u) \\
-# &= \Phi^\top y - \Phi_R^\top y_R .
+# & (\Phi^\top\Phi + \rho I - \Phi_R^\top \Phi_R)(\theta + u) \\
+# & = \Phi^\top y - \Phi_R^\top y_R .
 # \end{aligned} $$
 #
 # Subtract the full fit and sort: $(\Phi^\top\Phi + \rho I)\, u = -\Phi_R^\top\,(e_R - \Phi_R u)$. The bracket holds the *new*
@@ -851,7 +851,8 @@ pull = torch.linalg.solve(matrix, x[0])
 h, residual = x[0] @ pull, y[0] - x[0] @ weights
 without_both = ridge_fit(x[1:], y[1:])[0] - weights
 assert h < 0.5
-torch.testing.assert_close(without_both, -2 * pull * residual / (1 - 2 * h))
+influence = -2 * pull * residual
+torch.testing.assert_close(without_both, influence / (1 - 2 * h))
 
 # %% [markdown]
 # :::{solution-end}
@@ -904,20 +905,21 @@ print(f"wider by a factor of {wider:.1f} than if all were independent")
 # :::
 
 # %%
-each = [
-    [times(scores[steps - 1], *at) for at in cells]
+final = [
+    scores[steps - 1]
     for steps, scores in zip(kept["steps"], kept["scores"], strict=True)
 ]
+each = [[times(scores, *at) for at in cells] for scores in final]
 for (_, lam), values in zip(settings, each, strict=True):
     assert lam > 0.05 or (values[1] < values[0] and values[3] < values[2])
 assert 0.95 < first[1] / first[0] < 1 and 0.95 < first[3] / first[2] < 1
 short = [name.removeprefix("digit ") for name in columns]
 table([
-    {"λ": written(lam), "draws": int(draws)}
+    {"λ": written(lam), "S": int(draws)}
     | {c: number(v, 2) for c, v in zip(short, values, strict=True)}
     for (draws, lam), values in zip(settings, each, strict=True)
-], caption="Predicted over measured change after the last step, by digit "
-   "and share.", source=solves)  # fmt: skip
+], caption="Predicted over measured change after the last step, with S "
+   "draws, by digit and share.", source=solves)  # fmt: skip
 
 # %% [markdown]
 # With the GGN the factor falls from 2 % to 10 %, for both digits and at every damping below 0.1: of the larger group the sum says

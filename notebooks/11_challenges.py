@@ -262,8 +262,8 @@ print(of_network)
 # of all images' losses $\ell_n$ add up to zero, because that is what a minimum is. So with the Hessian $H$
 #
 # $$ \begin{aligned}
-# \sum_{n=1}^N \text{score}(q, n) &= \frac1N\, \nabla m_q^\top H^{-1} \sum_{n=1}^N \nabla\ell_n \\
-# &= 0 .
+# & \sum_{n=1}^N \text{score}(q, n) \\
+# & = \frac1N\, \nabla m_q^\top H^{-1} \sum_{n=1}^N \nabla\ell_n = 0 .
 # \end{aligned} $$ (eq-sum-zero)
 #
 # **Scores of a query add up to zero.** That holds whatever matrix stands for $H$. A random set of images is predicted
@@ -273,8 +273,8 @@ print(of_network)
 # Where is it, then? In the second. Write $u$ for the step of the weights after a removal. Then
 #
 # $$ \begin{aligned}
-# m_q(\theta + u) &- m_q(\theta) \\
-# &\approx \nabla m_q^\top u + \tfrac12\, u^\top \nabla^2 m_q\, u .
+# & m_q(\theta + u) - m_q(\theta) \\
+# & \approx \nabla m_q^\top u + \tfrac12\, u^\top \nabla^2 m_q\, u .
 # \end{aligned} $$ (eq-second)
 #
 # The first term has either sign, and its mean over halves is 0 as far as $u$ is linear in the removal. The second is
@@ -291,7 +291,10 @@ print(of_network)
 # $-H^{-1}$ times this gradient. With $v_n = H^{-1} \nabla\ell_n$, the mean of the second term of {eq}`eq-second` is
 # therefore
 #
-# $$ \frac{p}{1-p} \cdot \frac{1}{N - 1} \cdot \frac1N \sum_n \tfrac12\, v_n^\top \nabla^2 m_q\, v_n . $$ (eq-rise)
+# $$ \begin{aligned}
+# & \frac{p}{1-p} \cdot \frac{1}{N - 1} \\
+# & \cdot \frac1N \sum_n \tfrac12\, v_n^\top \nabla^2 m_q\, v_n .
+# \end{aligned} $$ (eq-rise)
 #
 # The second-order part of $u$ adds a term of the same order and of either sign: the curvature changes with the images,
 # too.
@@ -1133,8 +1136,10 @@ def skew(scores, world):
 
 # %%
 noisy = "exact + as much noise"
-both = (0.6, right, exact_truth, gains["exact"], gains[noisy]), (
-    0.2, of_low, again, clamped(of_low), clamped(spoilt))  # fmt: skip
+both = (
+    (0.6, right, exact_truth, gains["exact"], gains[noisy]),
+    (0.2, of_low, again, clamped(of_low), clamped(spoilt)),
+)
 table([
     {"ᾱ": number(left, 1), "skewness of effects": skew(scores, world),
      "clamp, exact": percent(*exact, signed=True),
