@@ -805,7 +805,8 @@ table([
 
 # %%
 def my_refit(features, targets, ridge, group):
-    matrix = features.T @ features + ridge * torch.eye(features.shape[1])
+    count = features.shape[1]
+    matrix = features.T @ features + ridge * torch.eye(count)
     weights = torch.linalg.solve(matrix, features.T @ targets)
     rows = features[group]
     pulls = torch.linalg.solve(matrix, rows.T)
@@ -905,10 +906,7 @@ print(f"wider by a factor of {wider:.1f} than if all were independent")
 # :::
 
 # %%
-final = [
-    scores[steps - 1]
-    for steps, scores in zip(kept["steps"], kept["scores"], strict=True)
-]
+final = kept["scores"][range(len(settings)), kept["steps"] - 1]
 each = [[times(scores, *at) for at in cells] for scores in final]
 for (_, lam), values in zip(settings, each, strict=True):
     assert lam > 0.05 or (values[1] < values[0] and values[3] < values[2])

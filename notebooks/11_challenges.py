@@ -150,7 +150,7 @@ pairs = {
 }
 table([
     {"of": name, "ranges": f"{names[low]}, {names[low + 1]}",
-     "by lower": number(a, 2), "by upper": number(b, 2),
+     "lower": number(a, 2), "upper": number(b, 2),
      "difference": di.tables.Number(a - b, 3, tuple(ends), signed=True)}
     for (name, low), (a, b, ends) in pairs.items()
 ], caption="How alike the effects on two neighbouring ranges are, by "
@@ -1084,9 +1084,11 @@ di.checks.proximal(my_proximal)
 
 # %%
 row, gradient = seen[0, 0], 3 * seen[0, 0]
-influence = torch.linalg.solve(H + 0.01 * torch.eye(P), gradient / N)
-leverage = 2 * row @ torch.linalg.solve(H + 0.01 * torch.eye(P), row) / N
-answer = my_proximal(H, 2 * torch.outer(row, row), gradient, 0.01, N)
+damped = H + 0.01 * torch.eye(P)
+influence = torch.linalg.solve(damped, gradient / N)
+leverage = 2 * row @ torch.linalg.solve(damped, row) / N
+own = 2 * torch.outer(row, row)
+answer = my_proximal(H, own, gradient, 0.01, N)
 torch.testing.assert_close(answer, influence / (1 - leverage))
 
 # %% [markdown]
@@ -1135,11 +1137,9 @@ def skew(scores, world):
 
 
 # %%
-noisy = "exact + as much noise"
-both = (
-    (0.6, right, exact_truth, gains["exact"], gains[noisy]),
-    (0.2, of_low, again, clamped(of_low), clamped(spoilt)),
-)
+before = gains["exact"], gains["exact + as much noise"]
+after = clamped(of_low), clamped(spoilt)
+both = (0.6, right, exact_truth, *before), (0.2, of_low, again, *after)
 table([
     {"ᾱ": number(left, 1), "skewness of effects": skew(scores, world),
      "clamp, exact": percent(*exact, signed=True),
@@ -1151,9 +1151,9 @@ table([
 # %% tags=["hide-input"]
 one_sided, even = (skew(*part[1:3]).interval for part in both)
 assert one_sided[0] > even[1] and even[0] < 0 < even[1]
-exact_harm, noisy_harm = (part.value for part in both[1][3:])
+exact_harm, noisy_harm = (gain.value for gain in after)
 assert exact_harm < -0.11 < noisy_harm < -0.05
-assert both[1][4].interval[1] < gains[noisy].interval[0]
+assert after[1].interval[1] < before[1].interval[0]
 
 # %% [markdown]
 # The effects are not one-sided here, as far as we can tell. The clamp costs points although the scores err as much as
