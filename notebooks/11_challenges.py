@@ -244,7 +244,7 @@ table(list(rows.values()), source=di.load_bundle("digits-ground-truth"),
 # So by itself the observation is no argument against attribution. The share of variance between queries (its
 # **intraclass correlation**) says how large effects are beside the differences of pictures, and not whether they can be
 # known. (The paper trains on tens of thousands of images, where halves are more alike. With 150 a good part of the
-# variance lies elsewhere, and {doc}`16_results` counts the observation as not found.)
+# variance lies elsewhere, and so {doc}`16_results` counts nothing for or against it.)
 #
 # ## Both signs are predicted, one is seen
 #
