@@ -1037,6 +1037,7 @@ di.checks.kfac(my_reduce, sharing="reduce", bias=True)
 # %%
 def my_score(query_gradient, train_gradients, A, B, damping):
     (e_A, Q_A), (e_B, Q_B) = torch.linalg.eigh(A), torch.linalg.eigh(B)
+    e_A, e_B = e_A.clamp(min=0), e_B.clamp(min=0)  # below 0: rounding
     eigenvalues = torch.outer(e_B, e_A) + damping
     query = (Q_B.T @ query_gradient @ Q_A) / eigenvalues
     train = Q_B.T @ train_gradients @ Q_A
