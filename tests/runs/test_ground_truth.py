@@ -65,7 +65,7 @@ def test_measuring_something_else_retrains_nothing(tmp_path, monkeypatch):
     run = di.open_run(PRESET, tmp_path / "run", progress=False)
     before = retrained_measurements(run, 0, 0)
     other = replace(PRESET, further_measurements=(di.MeasurementConfig("square_norm", draws=di.DrawConfig(8)),))
-    monkeypatch.setattr(training._Trainer, "advance", lambda *_: pytest.fail("retrained"))
+    monkeypatch.setattr(training.Trainer, "advance", lambda *_: pytest.fail("retrained"))
     after = retrained_measurements(replace(run, preset=other), 0, 0)
     assert after.keys() == {f"{name}/{label}" for name in QUERY_SETS for label in ("loss", "square_norm")}
     assert_equal_but_for_rounding(after["held-out/loss"], before["held-out/loss"])
@@ -144,8 +144,8 @@ def test_a_ground_truth_goes_on_from_its_bundle(bundles, tmp_path, monkeypatch):
     with torch.no_grad():
         next(run.model.model.network.parameters()).mul_(1.01)
     known = di.runs.known_measurements(run, "begun-ground-truth", bundles)
-    trained, advance = [], training._Trainer.advance
-    monkeypatch.setattr(training._Trainer, "advance", lambda self: (trained.append(self.step), advance(self))[1])
+    trained, advance = [], training.Trainer.advance
+    monkeypatch.setattr(training.Trainer, "advance", lambda self: (trained.append(self.step), advance(self))[1])
     with pytest.raises(ArtifactError, match="5 of 8 retrained models are missing"):
         di.runs.ground_truth_bundle(run, "whole", root=tmp_path, known=known)
     assert not trained
