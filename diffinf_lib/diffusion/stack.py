@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffinf_lib.diffusion.denoiser import Denoiser
-from diffinf_lib.diffusion.identity import config_of
+from diffinf_lib.diffusion.identity import network_plan
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.randomness import keyed_seed
 from diffinf_lib.shapes import Condition, ImageBatch, Timesteps
@@ -52,7 +52,6 @@ class ModelStack:
             name: tensor.detach().expand(places, *tensor.shape).clone()
             for name, tensor in (fixed | dict(self.model.named_buffers())).items()
         }
-        self._built = _built(model)
 
     def row(self, model: Denoiser) -> Float[Tensor, "P"]:
         """The trainable parameters of a model as a row of weights."""
@@ -65,8 +64,7 @@ class ModelStack:
         Raises:
             ConfigurationError: it is of another network or process.
         """
-        require(_built(model) == self._built, f"{type(model.network).__name__}: models that are computed together are of one "
-                "network, process and trainable parameters; give others a call of their own")  # fmt: skip
+        check_alike([self.model, model])
         state = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, tensor in self._fixed.items():
             tensor[place].copy_(state[name].detach())
@@ -130,6 +128,17 @@ class ModelStack:
         return calls
 
 
+def check_alike(models: Sequence[Denoiser]) -> None:
+    """Refuse models that are not of one network.
+
+    Raises:
+        ConfigurationError: they differ in their network, process, device, or in which parameters are trainable.
+    """
+    for model in models[1:]:
+        require(_built(model) == _built(models[0]), f"{type(model.network).__name__}: models that are computed together are of "
+                "one network, process, device and choice of trainable parameters; give others a call of their own")  # fmt: skip
+
+
 def dropout_masks(
     calls: Sequence[DropoutCall], seed: int, step: int, device: torch.device
 ) -> list[Float[Tensor, "..."]]:
@@ -166,9 +175,7 @@ def _built(model: Denoiser) -> tuple[Any, ...]:
     tensors = [
         (name, tuple(tensor.shape), tensor.dtype, tensor.requires_grad) for name, tensor in model.named_parameters()
     ]
-    return (
-        type(model.network), dict(config_of(model.network)), tensors, model.process, model.classes, model.no_class,
-    )  # fmt: skip
+    return network_plan(model.network), tensors, model.process, model.classes, model.no_class, model.device
 
 
 def _why_not_stacked(model: Denoiser, error: RuntimeError) -> str | None:

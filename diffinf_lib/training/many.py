@@ -47,6 +47,12 @@ class Training:
     seed: int = 0
     out: Path | str | None = None
 
+    def alone(
+        self, config: TrainingConfig, *, device: torch.device | str | None = None, progress: bool = True
+    ) -> TrainingResult:
+        """This training by itself; see `train`."""
+        return train(*self.start(), config, seed=self.seed, out=self.out, device=device, progress=progress)
+
 
 @own_settings
 def train_many(
@@ -79,7 +85,7 @@ def train_many(
         yield from _Side(config, together, device, progress).run(trainings)
         return
     for number, one in enumerate(trainings):
-        yield number, train(*one.start(), config, seed=one.seed, out=one.out, device=device, progress=progress)
+        yield number, one.alone(config, device=device, progress=progress)
 
 
 @dataclass
@@ -101,35 +107,42 @@ class _Side:
         self.device = None if device is None else usable_device(device)
         self.stack: StackedTrainer | None = None
         self.running: list[_Begun] = []
+        self.locked: deque[tuple[int, Training]] = deque()
 
     def run(self, trainings: Iterable[Training]) -> Iterator[tuple[int, TrainingResult]]:
         """Every training, as it is finished."""
-        waiting = deque(enumerate(trainings))
-        bar = tqdm(desc="train", unit="step", disable=not self.progress)
-        with ExitStack() as held:  # an error ends every open stage with it
-            while waiting or self.running:
+        waiting = iter(enumerate(trainings))
+        with ExitStack() as held, tqdm(desc="train", unit="step", disable=not self.progress) as bar:
+            while True:  # an error ends every open stage with it
                 yield from self._filled(waiting, held)
-                if self.running:
-                    with deterministic(self.config.precision):
-                        ended = self._until_some_end(bar)
-                    yield from [(one.number, self._closed(one)) for one in ended]
-        bar.close()
+                if not self.running and not self.locked:
+                    return
+                with deterministic(self.config.precision):
+                    ended = self._until_some_end(bar)
+                yield from [(one.number, self._closed(one)) for one in ended]
 
-    def _filled(self, waiting: deque[tuple[int, Training]], held: ExitStack) -> Iterator[tuple[int, TrainingResult]]:
-        """Begin trainings while there is room; those that another process makes come last, without any stage held open."""
-        tried = 0
-        while waiting and len(self.running) < self.together and (tried < len(waiting) or not self.running):
-            number, training = waiting.popleft()
+    def _filled(self, waiting: Iterator[tuple[int, Training]], held: ExitStack) -> Iterator[tuple[int, TrainingResult]]:
+        """Begin trainings while there is room."""
+        candidates = self._candidates(waiting)
+        while len(self.running) < self.together and (candidate := next(candidates, None)) is not None:
+            number, training, wait = candidate
             try:
-                begun = self._begun(number, training, held, wait=not self.running and tried >= len(waiting))
+                begun = self._begun(number, training, held, wait=wait)
             except filelock.Timeout:
-                waiting.append((number, training))
-                tried += 1
+                self.locked.append((number, training))
                 continue
             if isinstance(begun, TrainingResult):
                 yield number, begun
             else:
                 self.running.append(begun)
+
+    def _candidates(self, waiting: Iterator[tuple[int, Training]]) -> Iterator[tuple[int, Training, bool]]:
+        """What may begin, and whether to wait for it: what another process makes comes last, and is waited for with no stage
+        held open, lest two processes wait for each other."""
+        for number, training in waiting:
+            yield number, training, False
+        for _ in range(len(self.locked)):
+            yield *self.locked.popleft(), not self.running
 
     def _begun(self, number: int, training: Training, held: ExitStack, *, wait: bool) -> _Begun | TrainingResult:
         model, images = training.start()

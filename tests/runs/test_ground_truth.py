@@ -19,6 +19,7 @@ from diffinf_lib.runs import (
     subset_mask,
     subset_masks,
 )
+from diffinf_lib.training.stacked import StackedTrainer
 
 PRESET = di.get_preset("smoke")
 
@@ -81,6 +82,35 @@ def test_a_retrained_model_saw_its_subset_only(share, tmp_path):
     config = replace(PRESET.training, steps=PRESET.subsets.steps)
     model = di.train(di.build_model(PRESET.unet, seed=1), kept, config, seed=1, progress=False).model
     assert_equal_but_for_rounding(di.measure(model, run.data.queries, PRESET.measurement), measured)
+
+
+def test_models_retrained_together_measure_what_they_do_alone(tmp_path, monkeypatch):
+    """Killed in the middle and asked for again; models that are done are not made again, and their time is their share."""
+    run, alone = (di.open_run(PRESET, tmp_path / name, progress=False) for name in ("together", "alone"))
+    advance = StackedTrainer.advance
+
+    def killed(stack):
+        if any(place and place.step == 6 for place in stack.taken):
+            raise KeyboardInterrupt
+        advance(stack)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StackedTrainer, "advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            list(di.runs.ground_truth_shard(run, subsets=3, seeds=1, together=2))
+    assert list(di.runs.ground_truth_shard(run, subsets=3, seeds=1, together=2)) == shard_of(3, 1, 0, 1)
+    monkeypatch.setattr(StackedTrainer, "advance", lambda *_: pytest.fail("retrained"))
+    assert list(di.runs.ground_truth_shard(run, subsets=3, seeds=1, together=2)) == shard_of(3, 1, 0, 1)
+    found = retrained_measurements(run, 1, 0)
+    for name, expected in retrained_measurements(alone, 1, 0).items():
+        assert_equal_but_for_rounding(found[name], expected, within=1e-4)
+    folder = next(run.path("retrained").glob("k001-r0-*"))
+    assert read_json(folder / "manifest.json")["how"] == {"together": 2}
+    bundle = di.load_bundle(
+        di.runs.ground_truth_bundle(run, "g", subsets=3, seeds=1, root=tmp_path).name, root=tmp_path
+    )
+    walls = [read_json(path)["measured"]["wall_seconds"] for path in run.path("retrained").glob("*/manifest.json")]
+    assert bundle.metrics["training_seconds"] == pytest.approx(sum(walls) / 2, abs=0.1)
 
 
 def test_a_run_folder_belongs_to_its_preset_from_its_first_stage_on(tmp_path):
