@@ -9,6 +9,8 @@ a cosine schedule, `EMAModel`, the loss logged. Ours draws its batch and its noi
 *Ways.* Seconds of one model's step where several models are trained: one after another, the same compiled (what compiling
 took stands beside it, once for all models), stacked by 4 and by 8 (`train_many(together=...)`), and in two processes. Each
 process has one thread unless `--threads` says otherwise.
+
+Beside the wall time stands the processors' time, which other work on the machine disturbs less; the load is recorded.
 """
 
 import multiprocessing as mp
@@ -30,6 +32,7 @@ from diffinf_lib.training.stacked import StackedTrainer
 
 CASES = ("digits", "cifar2-tiny")
 WIDTHS = (1, 4, 8)
+COMPILED = "one after another, compiled"
 IMAGES = 150
 """Images of a retraining, half of the presets' 300; random ones, for nothing here depends on what they show."""
 
@@ -59,14 +62,42 @@ class Case:
         return stack
 
 
-def repeated(work: Callable[[], Any], times: int) -> Callable[[], None]:
-    """So many calls as one."""
+def repeated(work: Callable[[], Any], times: int) -> Callable[[], float]:
+    """So many calls as one, which gives the processors' time that other processes spent on it: none."""
 
-    def calls() -> None:
+    def calls() -> float:
         for _ in range(times):
             work()
+        return 0.0
 
     return calls
+
+
+def in_rounds(works: Mapping[str, tuple[Callable[[], float], int]], repeats: int) -> dict[str, dict[str, Any]]:
+    """Works in turn, see `harness.alternate`: seconds of one model's step, of the wall and of processors.
+
+    Args:
+        works: what is timed, and how many model's steps it makes; the first is the unit.
+    """
+    wall: dict[str, list[float]] = {name: [] for name in works}
+    cpu: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(1 + repeats):  # the first is not timed
+        for name, (work, count) in works.items():
+            elsewhere: list[float] = []
+            before = time.process_time()
+            taken = harness.timed(lambda work=work, elsewhere=elsewhere: elsewhere.append(work()))
+            if turn:
+                wall[name].append(taken / count)
+                cpu[name].append((time.process_time() - before + elsewhere[0]) / count)
+    unit = next(iter(works))
+    return {
+        name: {
+            "seconds": [round(value, 6) for value in wall[name]], "cpu_seconds": [round(value, 6) for value in cpu[name]],
+            "median": statistics.median(wall[name]), "min": min(wall[name]),
+            "ratio": harness.paired_ratio(wall[name], wall[unit]), "cpu_ratio": harness.paired_ratio(cpu[name], cpu[unit]),
+        }
+        for name in works
+    }  # fmt: skip
 
 
 def bare_step(case: Case) -> Callable[[], None]:
@@ -133,54 +164,40 @@ def diffusers_loop(case: Case) -> Callable[[], None]:
 def steps(name: str, options: Any) -> dict[str, Any]:
     """A step of each loop."""
     case = Case(name, options.device)
-    works = {
+    loops = {
         "forward + backward + AdamW": bare_step(case),
         "ours": case.trainer().advance,
         "diffusers' loop": diffusers_loop(case),
     }
-    measured = harness.alternate(
-        {row: repeated(work, options.steps) for row, work in works.items()}, options.repeats, memory=False
+    return in_rounds(
+        {row: (repeated(step, options.steps), options.steps) for row, step in loops.items()}, options.repeats
     )
-    return {row: _each_step(m.summary(), options.steps) for row, m in measured.items()}
 
 
 def ways(name: str, options: Any) -> dict[str, Any]:
     """A model's step in each way, and models an hour."""
-    case, started, works = Case(name, options.device), time.perf_counter(), {}
-    works["one after another"] = (repeated(case.trainer().advance, options.steps), options.steps)
+    case = Case(name, options.device)
+    works = {"one after another": (repeated(case.trainer().advance, options.steps), options.steps)}
     compile_seconds = None
     if options.compile:
         compiled = Case(name, options.device, compiled=True)
-        started = time.perf_counter()
-        compiled.trainer(0).advance()
-        compile_seconds = time.perf_counter() - started
-        works["one after another, compiled"] = (repeated(compiled.trainer(1).advance, options.steps), options.steps)
+        compile_seconds = harness.timed(compiled.trainer(0).advance)
+        works[COMPILED] = (repeated(compiled.trainer(1).advance, options.steps), options.steps)
     for width in WIDTHS:
         times = max(1, options.steps // width)
         works[f"stacked by {width}"] = (repeated(case.stack(width).advance, times), width * times)
     with _processes(2, name, options) as both:
         works["two processes"] = (both, 2 * options.steps)
-        measured = harness.alternate({row: work for row, (work, _) in works.items()}, options.repeats, memory=False)
-    unit = [seconds / options.steps for seconds in measured["one after another"].seconds]
-    rows: dict[str, Any] = {}
-    for row, found in measured.items():
-        each = [seconds / works[row][1] for seconds in found.seconds]
-        rows[row] = {
-            "seconds_a_step": [round(value, 6) for value in each], "median": statistics.median(each), "min": min(each),
-            "ratio": harness.paired_ratio(each, unit),
-            "models_an_hour": 3600 / (statistics.median(each) * case.preset.subsets.steps),
-            "compile_seconds": compile_seconds if row.endswith("compiled") else None,
-        }  # fmt: skip
+        rows = in_rounds(works, options.repeats)
+    for row in rows.values():
+        row["models_an_hour"] = 3600 / (row["median"] * case.preset.subsets.steps)
+    if options.compile:
+        rows[COMPILED]["compile_seconds"] = compile_seconds
     return rows
 
 
-def _each_step(summary: dict[str, Any], count: int) -> dict[str, Any]:
-    scaled = {key: summary[key] / count for key in ("min", "median", "max")}
-    return summary | scaled | {"seconds": [round(value / count, 6) for value in summary["seconds"]]}
-
-
 @contextmanager
-def _processes(count: int, name: str, options: Any) -> Iterator[Callable[[], None]]:
+def _processes(count: int, name: str, options: Any) -> Iterator[Callable[[], float]]:
     """Processes that each make a model's steps when asked, all at once."""
     context, pipes, workers = mp.get_context("spawn"), [], []
     for seed in range(count):
@@ -192,11 +209,10 @@ def _processes(count: int, name: str, options: Any) -> Iterator[Callable[[], Non
         pipes.append(here)
         workers.append(worker)
 
-    def all_at_once() -> None:
+    def all_at_once() -> float:
         for pipe in pipes:
             pipe.send(True)
-        for pipe in pipes:
-            pipe.recv()
+        return sum(pipe.recv() for pipe in pipes)
 
     try:
         yield all_at_once
@@ -210,14 +226,18 @@ def _worker(pipe: Any, name: str, device: str, threads: int, seed: int, count: i
     torch.set_num_threads(threads)
     trainer = Case(name, device).trainer(seed)
     while pipe.recv():
+        before = time.process_time()
         repeated(trainer.advance, count)()
         harness.synchronize()
-        pipe.send(True)
+        pipe.send(time.process_time() - before)
 
 
 def _shown(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = [(row, 1e3 * v["median"], 1e3 * v["min"], v["ratio"], v.get("models_an_hour")) for row, v in rows.items()]
-    return harness.table(lines, ["", "median ms", "min ms", "× first", "models an hour"])
+    lines = [
+        (row, 1e3 * v["median"], 1e3 * v["min"], v["ratio"], v["cpu_ratio"], v.get("models_an_hour"))
+        for row, v in rows.items()
+    ]
+    return harness.table(lines, ["", "median ms", "min ms", "× first", "× first, CPU", "models an hour"])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,10 +8,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.artifacts import read_arrays, read_json, write_bundle
+from diffinf_lib.artifacts import (
+    ensure_writable,
+    environment,
+    read_arrays,
+    read_json,
+    write_bundle,
+    write_json,
+)
 from diffinf_lib.configuration import MeasurementConfig
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion import Denoiser
@@ -23,7 +31,7 @@ from diffinf_lib.runs.known import KnownMeasurements
 from diffinf_lib.runs.model import measured_queries
 from diffinf_lib.runs.run import Run
 from diffinf_lib.runs.subsets import model_name, shard_of, subset_mask, subset_masks
-from diffinf_lib.training import Training, train_many
+from diffinf_lib.training import Training, fastest, step_seconds, train_many
 
 Pair = tuple[int, int]
 """A subset and a seed."""
@@ -94,21 +102,38 @@ def ground_truth_shard(
     shard: int = 0,
     shards: int = 1,
     known: KnownMeasurements | None = None,
-    together: int = 1,
+    together: int | None = 1,
 ) -> Iterator[tuple[int, int]]:
     """Retrain and measure every model of one shard, yielding each (subset, seed) when it is done; not those that are known.
 
     Args:
-        together: models that are retrained and measured at a time, see `train_many`; those that are done come first.
+        together: models that are retrained and measured at a time, see `train_many`; None: as many as are fastest, see
+            `fastest_together`. Models that are done come first.
     """
-    check_counts(together=together)
+    check_counts(**({} if together is None else {"together": together}))
     config = run.preset.subsets
     pairs = shard_of(
         config.count if subsets is None else subsets, config.seeds if seeds is None else seeds, shard, shards
     )
     missing = {pair: kept for pair, kept in _own(run, pairs, known).items() if not kept.intact}
     yield from (pair for pair in pairs if pair not in missing)
-    yield from _made(run, missing, known.queries if known else measured_queries(run), together)
+    if missing:
+        together = fastest_together(run) if together is None else together
+        yield from _made(run, missing, known.queries if known else measured_queries(run), together)
+
+
+def fastest_together(run: Run) -> int:
+    """How many retrainings at a time are fastest on the run's device, timed once and kept in the run folder.
+
+    It is kept so that every shard and every later call takes the same route, and ends with the same numbers.
+    """
+    file = run.path("retrained", f"together-{torch.device(run.device).type}.json")
+    with FileLock(ensure_writable(file.parent) / f".{file.name}.lock"):
+        if not file.exists():
+            model, images = _retraining(run, 0, 0)[1].start()
+            seconds = step_seconds(model.to(run.device), images, run.preset.retraining())
+            write_json(file, {"together": fastest(seconds), "seconds_a_step": seconds, "environment": environment()})
+        return int(read_json(file)["together"])
 
 
 def _made(run: Run, places: Mapping[Pair, Kept], queries: Mapping[str, ImageSet], together: int) -> Iterator[Pair]:

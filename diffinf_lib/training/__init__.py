@@ -4,6 +4,7 @@ Everything random in step s (which images, which draws, flips, dropout) is a fun
 no generator state and the step after a resume is the step that would have been.
 """
 
+from diffinf_lib.training.choice import fastest, step_seconds
 from diffinf_lib.training.many import Training, train_many
 from diffinf_lib.training.schedule import batch_indices, learning_rate_factor
 from diffinf_lib.training.stages import TrainingResult, load_training, train, training_identity
@@ -14,8 +15,10 @@ __all__ = [
     "Training",
     "TrainingResult",
     "batch_indices",
+    "fastest",
     "learning_rate_factor",
     "load_training",
+    "step_seconds",
     "train",
     "train_many",
     "training_identity",

@@ -13,6 +13,7 @@ from diffinf_lib.errors import ArtifactError, ConfigurationError
 from diffinf_lib.options import with_options
 from diffinf_lib.runs import (
     QUERY_SETS,
+    ground_truth,
     known as known_module,
     retrained_measurements,
     shard_of,
@@ -111,6 +112,22 @@ def test_models_retrained_together_measure_what_they_do_alone(tmp_path, monkeypa
     )
     walls = [read_json(path)["measured"]["wall_seconds"] for path in run.path("retrained").glob("*/manifest.json")]
     assert bundle.metrics["training_seconds"] == pytest.approx(sum(walls) / 2, abs=0.1)
+
+
+def test_how_many_models_at_a_time_is_chosen_once(tmp_path, monkeypatch):
+    run = di.open_run(PRESET, tmp_path, progress=False)
+    monkeypatch.setattr(ground_truth, "step_seconds", lambda *_: {1: 1.0, 4: 0.95, 8: 0.5})
+    assert ground_truth.fastest_together(run) == 8
+    monkeypatch.setattr(ground_truth, "step_seconds", lambda *_: pytest.fail("timed again"))
+    assert ground_truth.fastest_together(run) == 8
+    assert training.fastest({1: 1.0, 4: 0.95}) == training.fastest({1: 1.0}) == 1
+    model, images = di.build_model(PRESET.unet), run.data.train
+    before = [parameter.clone() for parameter in model.parameters()]
+    found = training.step_seconds(model, images, PRESET.retraining(), steps=1, widths=(1, 2))
+    assert found.keys() == {1, 2} and min(found.values()) > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    with pytest.raises(ConfigurationError, match="together=0"):
+        next(di.runs.ground_truth_shard(run, together=0))
 
 
 def test_a_run_folder_belongs_to_its_preset_from_its_first_stage_on(tmp_path):
