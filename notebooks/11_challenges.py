@@ -1139,14 +1139,17 @@ def skew(scores, world):
 # %%
 before = gains["exact"], gains["exact + as much noise"]
 after = clamped(of_low), clamped(spoilt)
-both = (0.6, right, exact_truth, *before), (0.2, of_low, again, *after)
+both = (
+    (0.6, right, exact_truth, *before),
+    (0.2, of_low, again, *after),
+)
 table([
-    {"ᾱ": number(left, 1), "skewness of effects": skew(scores, world),
+    {"ᾱ": number(left, 1), "skewness": skew(scores, world),
      "clamp, exact": percent(*exact, signed=True),
      "with noise": percent(*noised_too, signed=True)}
     for left, scores, world, exact, noised_too in both
-], caption="Points of LDS that a clamp gains, exact scores and with as much "
-   "noise.")  # fmt: skip
+], caption="Skewness of the effects, and points of LDS that a clamp "
+   "gains: exact scores, and with as much noise.")  # fmt: skip
 
 # %% tags=["hide-input"]
 one_sided, even = (skew(*part[1:3]).interval for part in both)

@@ -231,9 +231,9 @@ def iterate_draws(
             parts.append(Draws(*(value[low:high] for value in made[1])))
         rows = torch.arange(start, min(start + batch_size, total))
         drawn = Draws(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-        example, like = rows // config.count, images.new_empty(0, device=device, dtype=dtype)
-        pixels = images[example.to(images.device)].to(like)
-        yield _batch(pixels, drawn, example, rows % config.count, process, conditions, no_class)
+        places, like = rows // config.count, images.new_empty(0, device=device, dtype=dtype)
+        pixels = images[places.to(images.device)].to(like)
+        yield _batch(pixels, drawn, places, rows % config.count, process, conditions, no_class)
 
 
 def _batch(
