@@ -5,7 +5,7 @@
 One of them grows, the others stay at a base: N = 64 images, Q = 8 queries, S = 32 draws for a training gradient, channels
 16 and 32 (a UNet of preset `digits`, random weights and images). Query gradients take 32 draws, the fit 30. Scores are
 streamed (nothing is stored): memory grows with N up to the size of the shards that are scored together
-(`diffinf_lib.attribution.influence.SHARD_BYTES`), and stays there. The points of N reach well beyond that.
+(`diffinf_lib.gradients.sets.SHARD_BYTES`), and stays there. The points of N reach well beyond that.
 """
 
 import argparse

@@ -160,7 +160,9 @@ def _add_stage_commands(commands: _Commands) -> None:
             added.add_argument("--results", type=Path, help="folder of bundles; default: book/results")
         if name in ("scores", "lds"):
             _add_damping(added, "λ; may be given several times")
-            added.add_value("--queries", QuerySet, default="held-out", help="held-out or generated")
+            several = {"action": "append"} if name == "scores" else {"default": "held-out"}
+            many = "; may be given several times: one pass over the training gradients" if name == "scores" else ""
+            added.add_value("--queries", QuerySet, help=f"held-out or generated; default: held-out{many}", **several)
         if name == "lds":
             added.add_argument("--ground-truth", help="a bundle's name; default: PRESET-ground-truth")
             added.add_value("--subsets", PositiveInt, help="use the first so many subsets only")
@@ -339,9 +341,10 @@ def _scores(options: argparse.Namespace) -> None:
     if options.force:
         for stage in ("curvature", "gradients", "scores"):
             run.discard(stage)
-    images = di.runs.queries(run, options.queries)
-    scores = di.influence_scores(run, images, damping=options.damping)
-    print(f"{run.path('scores')}: {tuple(scores.shape)} dampings × queries × training images")
+    sets = [di.runs.queries(run, name) for name in dict.fromkeys(options.queries or ["held-out"])]
+    for by_approximation in di.runs.scores_of_sets(run, sets, damping=options.damping):
+        for scores in by_approximation.values():
+            print(f"{run.path('scores')}: {tuple(scores.shape)} dampings × queries × training images")
 
 
 def _lds(options: argparse.Namespace) -> None:

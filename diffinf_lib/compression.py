@@ -22,7 +22,7 @@ compared with; for use there is `int8`.
 
 import math
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import torch
@@ -72,14 +72,13 @@ class Compression:
             return gradients
         if self.store_format.kind == "bfloat16":
             return {name: gradient.bfloat16() for name, gradient in gradients.items()}
-        evened = {name: self._evened(name, gradient) for name, gradient in gradients.items()}
+        # a block at a time: there is no second copy of all gradients
+        evened = ((name, self._evened(name, gradient)) for name, gradient in gradients.items())
         if self.store_format.kind == "projection":
-            return {PROJECTION: projected(evened, self.store_format.dimension)}
+            return {PROJECTION: projected(dict(evened), self.store_format.dimension)}
         pack = PACKINGS[self.store_format.kind].pack
         return {
-            f"{name}/{part}": value
-            for name, h in evened.items()
-            for part, value in pack(h, self.store_format.rank).items()
+            f"{name}/{part}": value for name, h in evened for part, value in pack(h, self.store_format.rank).items()
         }
 
     def decode(self, stored: Tensors) -> dict[str, Float[Tensor, "n _O _I"]] | dict[str, Float[Tensor, "n k"]]:
@@ -118,19 +117,27 @@ def _by_block(stored: Tensors) -> dict[str, Tensors]:
     return blocks
 
 
-def stored_bytes(store_format: StoreFormat, shapes: Iterable[tuple[int, int]]) -> int:
-    """Bytes of one stored gradient of a float32 model.
+def stored_bytes(
+    store_format: StoreFormat, shapes: Iterable[tuple[int, int]], dtype: torch.dtype = torch.float32
+) -> int:
+    """Bytes of one stored gradient.
 
     Args:
         shapes: (d_out, d_in) of each block.
+        dtype: of the model.
     """
+    return _stored_bytes(store_format, tuple(shapes), dtype)
+
+
+@cache
+def _stored_bytes(store_format: StoreFormat, shapes: tuple[tuple[int, int], ...], dtype: torch.dtype) -> int:
     if store_format.kind == "projection":
-        return 4 * store_format.dimension
-    blocks = (torch.empty(1, *shape, device="meta") for shape in shapes)
+        return dtype.itemsize * store_format.dimension
+    blocks = (torch.empty(1, *shape, device="meta", dtype=dtype) for shape in shapes)
     if store_format.kind in PACKINGS:
         pack = PACKINGS[store_format.kind].pack  # without data it costs nothing, and tells the shapes
         return sum(part.nbytes for block in blocks for part in pack(block, store_format.rank).values())
-    return sum(block.numel() for block in blocks) * (2 if store_format.kind == "bfloat16" else 4)
+    return sum(block.numel() for block in blocks) * (2 if store_format.kind == "bfloat16" else dtype.itemsize)
 
 
 def int8_rows(matrices: Float[Tensor, "n O I"]) -> Tensors:

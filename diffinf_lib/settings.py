@@ -65,6 +65,7 @@ def own_settings(function: Callable[Arguments, Result]) -> Callable[Arguments, R
                 except StopIteration:
                     return
             yield step
+            del step  # it may be large, and is not to stay while the next is made
 
     return (
         cast(Callable[Arguments, Result], stepped) if inspect.isgeneratorfunction(inspect.unwrap(function)) else called

@@ -11,6 +11,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawBatch, iterate_draws
 from diffinf_lib.evaluation import GroundTruth
 from diffinf_lib.gradients import GradientSet
+from diffinf_lib.gradients.sets import from_row
 from diffinf_lib.models import build_model
 
 
@@ -122,7 +123,8 @@ def in_shards(gradients, size):
     """A set of gradients, cut anew."""
     whole = gradients.whole()
     rows = [slice(start, min(start + size, gradients.count)) for start in range(0, gradients.count, size)]
-    return replace(gradients, packed=lambda: ((where, {n: g[where] for n, g in whole.items()}) for where in rows))
+    parts = [(where, {n: g[where] for n, g in whole.items()}) for where in rows]
+    return replace(gradients, packed=lambda first: from_row(parts, first))
 
 
 def out_of_eigenbasis(curvature, gradients):

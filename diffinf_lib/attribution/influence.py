@@ -31,6 +31,7 @@ from diffinf_lib.diffusion import Denoiser, check_images, require_denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
 from diffinf_lib.gradients import GradientSet, LayerGradients, QueryGradients, check_blocks, gradients_of
+from diffinf_lib.gradients.compute import GRADIENT_BATCH
 from diffinf_lib.options import check_counts, check_folders
 from diffinf_lib.settings import own_settings
 
@@ -97,7 +98,7 @@ def influence(
     damping_kind: DampingKind = "absolute",
     approximation: Approximation | Sequence[Approximation] = "ekfac",
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = GRADIENT_BATCH,
     store: Path | str | None = None,
     query_store: Path | str | None = None,
     train_format: StoreFormat | None = None,
@@ -111,9 +112,10 @@ def influence(
     likely (`MeasurementConfig.direction`).
 
     Query gradients are taken over the measurement's own draws, so what is differentiated is what is measured. Training
-    gradients stream past the queries a shard at a time, so memory does not grow with N. Without `store` they are computed
-    and forgotten (single use, the paper's algorithm 1); with it they are kept, and the next queries cost only their own
-    gradients and one reading (continual deployment, algorithm 2).
+    gradients stream past the queries a shard at a time, so memory does not grow with N. With `query_store` it does not grow
+    with Q either: queries of more than 2 GB are read from there a block at a time. Without `store` training gradients are
+    computed and forgotten (single use, the paper's algorithm 1); with it they are kept, and the next queries cost only their
+    own gradients and one reading (continual deployment, algorithm 2).
 
     Args:
         curvature: from `fit_curvature` on the same model.
@@ -172,7 +174,7 @@ def influence_by_timestep(
     approximation: Approximation = "ekfac",
     count: int | None = None,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = GRADIENT_BATCH,
 ) -> Float[Tensor, "{bins} D Q N"]:
     """Scores cut by the query's timesteps: the influence on the part of the measurement that each range of t contributes.
 

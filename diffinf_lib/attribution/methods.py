@@ -176,13 +176,21 @@ def _tracin(parts: int) -> Score:
 
 def _trak(objective: Objective | None, dimension: int | None = None) -> Score:
     def score(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
+        _check_read_again(task, dimension)
         trak = Trak(task.train_gradients(objective), dimension=dimension, seed=task.seed)
         return trak.scores(task.query_gradients(objective), options)
 
     return score
 
 
+def _check_read_again(task: AttributionTask, dimension: int | None) -> None:
+    """Refuse exact inner products where every reading would compute the training gradients anew."""
+    require(task.keep_train or dimension is not None, "trak: exact inner products read the training gradients once for every "
+            "shard of them, and they are not kept here; take trak-projected, or a larger store_budget")  # fmt: skip
+
+
 def _journey_trak(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
+    _check_read_again(task, None)
     return Trak(task.train_gradients()).scores(task.query_gradients(Objective("journey_loss")), options)
 
 

@@ -4,18 +4,29 @@ In the eigenbasis the inverse is a division, element by element: a score is Σ_o
 damping, or K-FAC instead of EK-FAC, divides the same numbers by others.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.compression import PROJECTION
+from diffinf_lib.compression import PROJECTION, Tensors
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.errors import require
 from diffinf_lib.finite import check_scores
-from diffinf_lib.gradients import GradientSet, LayerGradients, Projections, QueryGradients, check_basis, check_blocks
+from diffinf_lib.gradients import (
+    GradientSet,
+    LayerGradients,
+    Projections,
+    QueryGradients,
+    check_basis,
+    check_blocks,
+    pieces,
+    sets as gradient_sets,
+)
 from diffinf_lib.settings import own_settings
 
 
@@ -50,29 +61,58 @@ def products(first: QueryGradients, second: LayerGradients) -> Float[Tensor, "q 
     return torch.stack(parts).sum(0)
 
 
+STREAMED_BYTES, STREAMED_ON_CPU = 1 << 33, 1 << 30
+"""Training gradients that are scored together where the queries do not stay on the device: these are read once for each such
+part, a quarter of its bytes at a time. A GPU waits for what it reads; a CPU has it at hand, and less memory to spare."""
+
+
+def streamed_bytes(on_cpu: bool) -> int:
+    """The size of such a part."""
+    return STREAMED_ON_CPU if on_cpu else STREAMED_BYTES
+
+
+class Queries:
+    """Gradients of queries that training gradients stream past, at hand on the device or a block at a time."""
+
+    def __init__(self, gradients: GradientSet):
+        self._at_hand, self.count = gradients.at_hand(), gradients.count
+        part: float = streamed_bytes(gradients.device.type == "cpu")
+        small = gradients.fits_device
+        self.meets, self._block = (gradient_sets.SHARD_BYTES,) * 2 if small else (part, part / 4)
+
+    def blocks(self) -> Iterator[QueryGradients]:
+        """The queries in order, some at a time, unpacked."""
+        return (part for _, part in self._at_hand.shards(self._block))
+
+
 def in_pairs(
     queries: GradientSet,
     train: GradientSet,
     score: Callable[[QueryGradients, LayerGradients], Float[Tensor, "... q n"]],
 ) -> Float[Tensor, "... Q N"]:
-    """Scores `[..., q, n]` of every shard of queries with every shard of training gradients, put together.
+    """Scores `[..., q, n]` of every block of queries with every shard of training gradients, put together.
 
-    Queries are held in memory as they are packed while the training gradients stream past, once.
+    The training gradients stream past the queries, once.
     """
-    held = queries.held()
-    columns = [torch.cat([score(mine, shard) for _, mine in held.shards()], dim=-2) for _, shard in train.shards()]
+    mine, columns = Queries(queries), []
+    for _, shard in train.shards(mine.meets):
+        columns.append(torch.cat([score(block, shard) for block in mine.blocks()], dim=-2))
+        del shard
     return torch.cat(columns, dim=-1)
 
 
 class KeptQueries:
     """Queries as they are kept while training gradients stream past.
 
-    They stay packed as their set packs them, and serve every inverse: a shard of them is unpacked when it meets a shard of
+    They stay packed as their set packs them, and serve every inverse: a block of them is unpacked when it meets a shard of
     training gradients. Where these are projected, the queries' own projections are kept, one for each of the D inverses.
 
     Args:
         queries: in the eigenbasis.
         train: the gradients to come, in the same eigenbasis or projected from it.
+
+    Attributes:
+        meets: bytes of training gradients that are best scored together.
 
     Raises:
         ConfigurationError: gradients of other blocks than the curvature's, or projected queries.
@@ -84,11 +124,13 @@ class KeptQueries:
         check_blocks(queries, curvature, "queries")
         self.curvature, self.inverses = curvature.to(queries.device), inverses
         check_basis(train, curvature, "train")
+        self.meets: float = gradient_sets.SHARD_BYTES
         if train.projected:
             self._duals = [self._projected(train, part) for _, part in queries.shards()]
         else:
             check_blocks(train, curvature, "train")
-            self._held = queries.held()
+            self._queries = Queries(queries)
+            self.meets = self._queries.meets
 
     def _projected(self, train: GradientSet, queries: QueryGradients) -> Float[Tensor, "D q k"]:
         assert train.compression is not None
@@ -100,12 +142,12 @@ class KeptQueries:
         if PROJECTION in train:
             parts = [(dual @ train[PROJECTION].T).double().cpu() for dual in self._duals]
         else:
-            parts = [self._summed(part, train) for _, part in self._held.shards()]
+            parts = [self._summed(block, train) for block in self._queries.blocks()]
         return torch.cat(parts, dim=1)
 
     def _summed(self, queries: QueryGradients, train: LayerGradients) -> Float[Tensor, "D q n"]:
-        shares = [share for _, share in block_scores(queries, train, self.curvature, self.inverses)]
-        return torch.stack(shares).sum(0)
+        shares = (share for _, share in block_scores(queries, train, self.curvature, self.inverses))
+        return sum(shares, next(shares))  # type: ignore[no-any-return]
 
 
 @own_settings
@@ -120,11 +162,42 @@ def damped_scores(
     Raises:
         ConfigurationError: blocks differ, or a score is not finite.
     """
-    curvature.check_approximations(inverses.approximations)
-    kept = KeptQueries(queries, train, curvature, inverses)
-    columns = [kept.scores(shard) for _, shard in train.shards()]
-    scores = torch.cat(columns, dim=-1) / images_trained_on(count, train)
-    check_scores(scores, query=queries.ids, training_image=train.ids)
+    (scores,) = scores_of_sets([queries], train, curvature, inverses, count)
+    return scores
+
+
+@own_settings
+def scores_of_sets(
+    sets: Sequence[GradientSet],
+    train: GradientSet,
+    curvature: Curvature,
+    inverses: Inverses,
+    count: int | None = None,
+    *,
+    folder: Path | None = None,
+    identity: Any = None,
+) -> list[Float[Tensor, "D _Q N"]]:
+    """The same for several sets of queries, from one reading of the training gradients.
+
+    Args:
+        folder: where the scores of each part of the training images are kept, so that a killed reading goes on.
+        identity: all that they depend on, see `pieces`.
+    """
+    if inverses.approximations or not inverses.products:
+        curvature.check_approximations(inverses.approximations)
+    total = images_trained_on(count, train)
+    kept = [KeptQueries(queries, train, curvature, inverses) for queries in sets]
+    scores = [torch.empty(len(inverses), queries.count, train.count, dtype=torch.float64) for queries in sets]
+
+    def read(shard: LayerGradients | Projections) -> Tensors:
+        return {str(index): queries.scores(shard).permute(2, 0, 1) for index, queries in enumerate(kept)}
+
+    meets = max(queries.meets for queries in kept)
+    for rows, piece in pieces(train, read, up_to=meets, folder=folder, identity=identity):
+        for index, found in enumerate(scores):
+            torch.div(piece[str(index)].permute(1, 2, 0), total, out=found[:, :, rows])
+    for queries, found in zip(sets, scores, strict=True):
+        check_scores(found, query=queries.ids, training_image=train.ids)
     return scores
 
 

@@ -20,6 +20,7 @@ from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.gradients import GradientSet, gradients_of
+from diffinf_lib.gradients.compute import GRADIENT_BATCH
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,7 @@ class AttributionTask:
         folder: where gradients are kept; None computes them whenever they are read.
         query_draws: of each query gradient; None for the measurement's own.
         store_format: how training gradients are kept; None in full.
+        keep_train: whether training gradients are kept there; else they are computed in full whenever they are read.
         query_format: how query gradients are kept; None in full.
         clip_source: a CLIP model's folder or hub id, for the method that needs one.
     """
@@ -90,9 +92,10 @@ class AttributionTask:
     folder: Path | None = None
     query_draws: DrawConfig | None = None
     store_format: StoreFormat | None = None
+    keep_train: bool = True
     query_format: StoreFormat | None = None
     clip_source: str = ""
-    batch_size: int = 256
+    batch_size: int = GRADIENT_BATCH
     _spent: dict[str, Cost] = field(default_factory=dict)
     _inside: float = 0.0
 
@@ -108,7 +111,8 @@ class AttributionTask:
         """Gradients of the training images, of the loss over the task's draws unless told otherwise: of another objective, over
         other draws, or of another expectation; kept in the task's format or another."""
         own = Expectation(draws or self.draws, seed=self.seed, objective=objective or Objective())
-        return self._gradients(self.train, "train", over or own, at or self.final, store_format or self.store_format)
+        kept_as = store_format or (self.store_format if self.keep_train else None)
+        return self._gradients(self.train, "train", over or own, at or self.final, kept_as)
 
     def query_gradients(
         self, objective: Objective | None = None, *, over: Expectation | None = None, at: Checkpoint | None = None
@@ -123,15 +127,17 @@ class AttributionTask:
         self, images: ImageSet, kind: str, expectation: Expectation, at: Checkpoint, store_format: StoreFormat | None
     ) -> GradientSet:
         found = gradients_of(
-            at.model, at.curvature, images, expectation, batch_size=self.batch_size, below=self.folder,
-            store_format=store_format,
+            at.model, at.curvature, images, expectation, batch_size=self.batch_size, store_format=store_format,
+            below=self.folder if kind == "queries" or self.keep_train else None,
         )  # fmt: skip
         key = f"{at.name}-{kind}-{json_digest(plain(expectation))[:12]}"
-        return replace(found, packed=lambda: self._billed(found, key, len(images) * expectation.draws.count))
+        return replace(
+            found, packed=lambda first: self._billed(found, first, key, len(images) * expectation.draws.count)
+        )
 
-    def _billed(self, gradients: GradientSet, key: str, draws: int) -> Iterator[tuple[slice, Tensors]]:
-        """The shards of a set, and what they took."""
-        shards, inside = gradients.packed(), 0.0
+    def _billed(self, gradients: GradientSet, first: int, key: str, draws: int) -> Iterator[tuple[slice, Tensors]]:
+        """The shards of a set from a row on, and what they took."""
+        shards, inside = gradients.packed(first), 0.0
         while True:
             started = time.monotonic()
             shard = next(shards, None)
@@ -139,6 +145,7 @@ class AttributionTask:
             if shard is None:
                 break
             yield shard
+            del shard
         self._inside += inside
         kept = gradients.folder
         made = inside if kept is None else read_json(kept / "manifest.json")["measured"]["wall_seconds"]

@@ -43,26 +43,31 @@ class Inverses:
 
     Attributes:
         damping_kind: `absolute`, λ itself; or `relative`, λ as a fraction of the mean eigenvalue of each block.
+        products: one more, the last: no inverse, which leaves inner products of the gradients.
     """
 
     dampings: Sequence[float] = (DEFAULT_DAMPING,)
     approximations: Sequence[Approximation] = ("ekfac",)
     damping_kind: DampingKind = "absolute"
+    products: bool = False
 
     def __post_init__(self) -> None:
         check_dampings(list(self.dampings))
         checked("damping_kind", self.damping_kind, DampingKind)
 
     def __len__(self) -> int:
-        return len(self.dampings) * len(self.approximations)
+        return len(self.dampings) * len(self.approximations) + self.products
 
     def each(self) -> Iterator[tuple[Approximation, float]]:
         """Every approximation with every damping, approximations outermost."""
         return ((approximation, damping) for approximation in self.approximations for damping in self.dampings)
 
     def factors(self, curvature: Curvature, name: str) -> Iterator[Float[Tensor, "O I"]]:
-        """1/(Λ + λ) of one block, in the order of `each`."""
+        """1/(Λ + λ) of one block, in the order of `each`, and 1 for the products."""
         for approximation, damping in self.each():
             eigenvalues = curvature.layers[name].eigenvalues(approximation)
             unit = eigenvalues.mean() if self.damping_kind == "relative" else 1.0
             yield damped_inverse(eigenvalues, damping * unit)
+        if self.products:
+            layer = curvature.layers[name]
+            yield torch.ones_like(layer.eigenvalues(layer.best))

@@ -5,6 +5,7 @@ once and scored many times.
 """
 
 from diffinf_lib.gradients.compute import example_gradient, gradients_in_eigenbasis, grouped_gradients
+from diffinf_lib.gradients.pieces import pieces
 from diffinf_lib.gradients.sets import (
     GradientSet,
     LayerGradients,
@@ -26,4 +27,5 @@ __all__ = [
     "gradients_in_eigenbasis",
     "gradients_of",
     "grouped_gradients",
+    "pieces",
 ]

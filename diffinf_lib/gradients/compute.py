@@ -24,6 +24,8 @@ from diffinf_lib.precision import matrix_precision
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageBatch
 
+GRADIENT_BATCH = 64
+"""Draws a pass: the paper's networks take 4 to 5 GB for so many."""
 GROUPED_UP_TO = 8
 """Examples share batches up to so many draws each; beyond, one batch an example is faster (`benchmarks.gradients`)."""
 
@@ -35,7 +37,7 @@ def example_gradient(
     expectation: Expectation,
     *,
     covers: Covers = None,
-    batch_size: int = 256,
+    batch_size: int = GRADIENT_BATCH,
     precision: Precision = "float32",
 ) -> dict[str, Float[Tensor, "_O _I"]]:
     """∇ℓ(θ, x): the gradient of an expectation at one image, one matrix a layer, the bias its last column.
@@ -75,7 +77,7 @@ def grouped_gradients(
     expectation: Expectation,
     blocks: Mapping[str, Block],
     *,
-    batch_size: int = 256,
+    batch_size: int = GRADIENT_BATCH,
     precision: Precision = "float32",
 ) -> LayerGradients:
     """The same for several examples that share batches, `[n, d_out, d_in]` a block; worth it where draws are few."""
@@ -116,7 +118,7 @@ def gradients_in_eigenbasis(
     images: ImageSet,
     expectation: Expectation,
     *,
-    batch_size: int = 256,
+    batch_size: int = GRADIENT_BATCH,
     precision: Precision = "float32",
 ) -> LayerGradients:
     """Q_Bᵀ ∇ℓ(θ, x_n) Q_A of every image, `[n, d_out, d_in]` a block.
@@ -133,7 +135,8 @@ def gradients_in_eigenbasis(
             example = int(images.ids[place[0]])
             raise ConfigurationError(f"layer {name}: the gradient of image {example} is not finite though the network's output "
                                      "is; check the network's derivatives there")  # fmt: skip
-    return {name: layer.to_eigenbasis(parts[name]) for name, layer in curvature.layers.items()}
+    # what is turned is dropped: there is never a second copy of all of them
+    return {name: layer.to_eigenbasis(parts.pop(name)) for name, layer in curvature.layers.items()}
 
 
 def separate_gradients(
@@ -142,13 +145,15 @@ def separate_gradients(
     expectation: Expectation,
     blocks: Mapping[str, Block],
     *,
-    batch_size: int = 256,
+    batch_size: int = GRADIENT_BATCH,
     precision: Precision = "float32",
 ) -> LayerGradients:
     """The gradients of several images, a batch or more for each, `[n, d_out, d_in]` a block."""
     layers = layers_of(blocks)
-    rows = [
-        _mean_gradient(model, layers, images.subset(slice(i, i + 1)), expectation, batch_size, precision)
-        for i in range(len(images))
-    ]
-    return split_into_blocks({name: torch.stack([row[name] for row in rows]) for name in rows[0]}, dict(blocks))
+    like = layer_parameters(layers)[0]
+    found = {name: like.new_empty(len(images), *block.shape) for name, block in blocks.items()}
+    for i in range(len(images)):
+        one = _mean_gradient(model, layers, images.subset(slice(i, i + 1)), expectation, batch_size, precision)
+        for name, part in split_into_blocks(one, dict(blocks)).items():
+            found[name][i] = part
+    return found

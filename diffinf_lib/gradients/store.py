@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,22 @@ from tqdm.auto import tqdm
 from diffinf_lib.artifacts import (
     json_digest,
     plain,
+    read_json,
     read_tensor_metadata,
     read_tensors,
     stage,
     tensor_digest,
     write_tensors,
 )
+from diffinf_lib.artifacts.manifest import MANIFEST
 from diffinf_lib.compression import Compression, Tensors
 from diffinf_lib.configuration import Expectation, Precision, StoreFormat, check_formats
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion import Denoiser, check_images, check_trajectories, require_denoiser
 from diffinf_lib.errors import ArtifactError
-from diffinf_lib.gradients.compute import gradients_in_eigenbasis
-from diffinf_lib.gradients.sets import GradientSet
+from diffinf_lib.gradients.compute import GRADIENT_BATCH, gradients_in_eigenbasis
+from diffinf_lib.gradients.sets import GradientSet, from_row, images_of_shard
 from diffinf_lib.options import check_counts, check_folders
 from diffinf_lib.settings import own_settings
 
@@ -40,8 +43,8 @@ def gradients_of(
     below: Path | str | None = None,
     store_format: StoreFormat | None = None,
     precision: Precision = "float32",
-    batch_size: int = 256,
-    shard_size: int = 25,
+    batch_size: int = GRADIENT_BATCH,
+    shard_size: int | None = None,
     progress: bool = False,
 ) -> GradientSet:
     """The gradients of an expectation at all images, in the eigenbasis of a curvature.
@@ -57,7 +60,7 @@ def gradients_of(
         store_format: how they are kept, also in memory; shards pass through it whether or not they are stored.
         precision: of the matrix products, see `diffinf_lib.precision`.
         batch_size: draws a pass; the result depends on it by rounding only.
-        shard_size: images of one shard.
+        shard_size: images of one shard; default as many as `SHARD_BYTES` hold, at most 25. A store that is there keeps its own.
 
     Raises:
         ConfigurationError: the curvature was fitted to a model of other layers or weights, or the images lack what the
@@ -68,13 +71,14 @@ def gradients_of(
     curvature.check_fitted_to(model)
     check_images(images=images)
     check_trajectories(images, expectation.objective, require_denoiser(model).process)
-    check_counts(shard_size=shard_size)
+    check_counts(shard_size=1 if shard_size is None else shard_size)
     check_folders(store=store, below=below)
     check_formats(store_format=store_format)
     curvature = curvature.to(model.device)
+    each = model.dtype.itemsize * sum(outputs * inputs for outputs, inputs in shapes.values())
     source = _Source(
         model, curvature, images, expectation, Compression(curvature, store_format or StoreFormat()), precision, batch_size,
-        shard_size, progress, None if store is None else Path(store),
+        shard_size or images_of_shard(each), progress, None if store is None else Path(store),
     )  # fmt: skip
     if below is not None:
         source.folder = Path(below) / f"{expectation.purpose}-{json_digest(source.identity())[:12]}"
@@ -101,25 +105,38 @@ class _Source:
     _whole: bool = False
 
     @own_settings
-    def shards(self) -> Iterator[tuple[slice, Tensors]]:
-        """Each shard as it is kept; those of a folder are made first, if they are not there."""
-        count, size = len(self.images), self.shard_size
-        rows = [slice(start, min(start + size, count)) for start in range(0, count, size)]
-        if self.folder is None:
-            for where in tqdm(rows, desc=self.expectation.purpose, unit="shard", disable=not self.progress):
-                yield where, self._computed(where)
+    def shards(self, first: int) -> Iterator[tuple[slice, Tensors]]:
+        """Each shard from a row on, as it is kept; those of a folder are made first, if they are not there."""
+        if self.folder is not None:
+            yield from from_row(self._kept(self.folder, first), first)
             return
-        paths = [self.folder / f"shard-{index:05d}.safetensors" for index in range(len(rows))]
-        if not self._whole:  # the digests of a whole store are compared once
-            self._make(self.folder, list(zip(rows, paths, strict=True)))
-            self._whole = True
-        for where, path in zip(rows, paths, strict=True):
-            yield where, {name: value.to(self.model.device) for name, value in read_tensors(path).items()}
+        for where in tqdm(self._rows(first), desc=self.expectation.purpose, unit="shard", disable=not self.progress):
+            yield where, self._computed(where)
 
-    def _make(self, folder: Path, shards: list[tuple[slice, Path]]) -> None:
+    def _rows(self, first: int = 0) -> list[slice]:
+        """The rows of each shard, cut from one of them on."""
+        count, size = len(self.images), self.shard_size
+        return [slice(start, min(start + size, count)) for start in range(first, count, size)]
+
+    def _kept(self, folder: Path, first: int) -> Iterator[tuple[slice, Tensors]]:
+        """The shards of a folder from that of a row on."""
+        if not self._whole:  # the digests of a whole store are compared once
+            self._make(folder)
+            self._whole = True
+        for index, where in enumerate(self._rows()):
+            if where.stop > first:
+                tensors = read_tensors(_path(folder, index))
+                yield where, {name: value.to(self.model.device) for name, value in tensors.items()}
+                del tensors
+
+    def _make(self, folder: Path) -> None:
+        self.shard_size = _kept_shard_size(folder) or self.shard_size
         with stage(folder, self.identity() | {"shard_size": self.shard_size}, name="gradients") as needed:
             quiet = not (self.progress and needed)
-            for where, path in tqdm(shards, desc=self.expectation.purpose, unit="shard", disable=quiet):
+            for index, where in enumerate(
+                tqdm(self._rows(), desc=self.expectation.purpose, unit="shard", disable=quiet)
+            ):
+                path = _path(folder, index)
                 if needed and not _is_whole(path, where):
                     tensors = self._computed(where)
                     write_tensors(path, tensors, metadata=_content(tensors))
@@ -144,6 +161,17 @@ class _Source:
             "curvature": self.curvature.digest,
             "images": tensor_digest(self.images.images, self.images.ids, *told),
         }
+
+
+def _path(folder: Path, index: int) -> Path:
+    return folder / f"shard-{index:05d}.safetensors"
+
+
+def _kept_shard_size(folder: Path) -> int | None:
+    """The images of a shard of the store that is in a folder; it goes on with these, whatever a new one would have."""
+    with suppress(ArtifactError, KeyError, TypeError):
+        return int(read_json(folder / MANIFEST)["configuration"]["shard_size"])
+    return None
 
 
 def _is_whole(path: Path, rows: slice) -> bool:

@@ -8,7 +8,7 @@ kernel takes for itself (workspaces, copies in another layout) is not seen.
 import copy
 import weakref
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -76,6 +76,24 @@ class FusedAttention(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+OF_THE_NETWORK = ("forward_pass", "training_pass", "gradient_pass", "pulled_back_pass")
+"""Passes that cost the same whatever curvature is fitted."""
+
+
+@cache
+def network_count(unet: UNetConfig, curvature: CurvatureConfig) -> "NetworkCount":
+    """The counts of a configuration, which several presets share."""
+    found = NetworkCount(unet, curvature)
+    found.known = _known(unet)
+    return found
+
+
+@cache
+def _known(unet: UNetConfig) -> dict[tuple[str, str, int], float]:
+    """What is known of a network's own passes."""
+    return {}
+
+
 class NetworkCount:
     """FLOPs a draw and bytes a batch of the passes that the stages are made of.
 
@@ -96,6 +114,7 @@ class NetworkCount:
         self.blocks: dict[str, Block] = curvature_blocks(self.model, curvature.bias)
         self.shape = shape
         self.parameters = count_parameters(self.model)
+        self.known: dict[tuple[str, str, int], float] = {}
 
     # --- sizes
 
@@ -219,16 +238,33 @@ class NetworkCount:
 
     def flops(self, run: Pass) -> float:
         """FLOPs a draw of a pass."""
-        with FlopCounterMode(display=False) as counter, FusedAttention():
-            run(COUNTED_DRAWS)
-        return counter.get_total_flops() / COUNTED_DRAWS
+
+        def counted() -> float:
+            with FlopCounterMode(display=False) as counter, FusedAttention():
+                run(COUNTED_DRAWS)
+            return counter.get_total_flops() / COUNTED_DRAWS
+
+        return self._remembered("flops", run, COUNTED_DRAWS, counted)
 
     def peak_bytes(self, run: Pass, draws: int) -> int:
         """The most bytes alive at once in a pass over so many draws, above the weights."""
-        with LiveBytes(list(self.model.state_dict().values())) as live, FusedAttention():
-            kept = run(draws)
-        del kept
-        return live.peak
+
+        def counted() -> float:
+            with LiveBytes(list(self.model.state_dict().values())) as live, FusedAttention():
+                kept = run(draws)
+            del kept
+            return live.peak
+
+        return int(self._remembered("bytes", run, draws, counted))
+
+    def _remembered(self, what: str, run: Pass, draws: int, count: Callable[[], float]) -> float:
+        """A count of a pass of the network alone is made once."""
+        key = (what, getattr(run, "__name__", ""), draws)
+        if key[1] not in OF_THE_NETWORK:
+            return count()
+        if key not in self.known:
+            self.known[key] = count()
+        return self.known[key]
 
     @cached_property
     def forward(self) -> float:

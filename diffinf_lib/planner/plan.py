@@ -3,13 +3,15 @@
 import math
 from dataclasses import dataclass
 
+from diffinf_lib.attribution.scoring import streamed_bytes
 from diffinf_lib.compression import stored_bytes
 from diffinf_lib.configuration import DrawConfig, StoreFormat
 from diffinf_lib.data import load_dataset
 from diffinf_lib.errors import require
-from diffinf_lib.gradients.sets import SHARD_BYTES
+from diffinf_lib.gradients.compute import GRADIENT_BATCH
+from diffinf_lib.gradients.sets import HELD_BYTES, SHARD_BYTES, images_of_shard
 from diffinf_lib.measurements import forward_passes
-from diffinf_lib.planner.network import NetworkCount, Pass
+from diffinf_lib.planner.network import NetworkCount, Pass, network_count
 from diffinf_lib.planner.rates import Rates, measured_rates
 from diffinf_lib.presets import Preset
 from diffinf_lib.settings import own_settings
@@ -27,8 +29,8 @@ KNOWN_SIZES = {
 FLOAT, DOUBLE = 4, 8
 CPU_WORKSPACE = 2.0
 """A CPU's kernels keep copies of activations in layouts of their own: memory of a pass is about twice what tensors hold."""
-FIT_BATCH, GRADIENT_BATCH, MEASURE_BATCH, SHARD = 100, 256, 512, 25
-"""Draws a batch, and images a shard, where the stages do not ask for others."""
+FIT_BATCH, MEASURE_BATCH = 100, 512
+"""Draws a batch, where the stages do not ask for others."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,10 @@ def estimate(
     require(rate is None or (math.isfinite(rate) and rate > 0), f"flops_per_second={rate}: give a positive number, such "
             "as 20e12")  # fmt: skip
     train, held_out = counts(preset, train_count, query_count)
-    network = NetworkCount(preset.unet, preset.curvature)
+    network = network_count(preset.unet, preset.curvature)
     rates = measured_rates(preset, network, device) if rate is None else Rates.uniform(rate)
-    workspace = CPU_WORKSPACE if device == "cpu" and rate is None else 1.0
-    return Plan(preset.name, tuple(Estimator(preset, network, rates, train, held_out, workspace).stages()))
+    on_cpu = device == "cpu" and rate is None
+    return Plan(preset.name, tuple(Estimator(preset, network, rates, train, held_out, on_cpu).stages()))
 
 
 def counts(preset: Preset, train_count: int | None, query_count: int | None) -> tuple[int, int]:
@@ -142,19 +144,20 @@ class Estimator:
     Args:
         train: N.
         held_out: queries from elsewhere.
-        workspace: memory of a pass over what its tensors hold.
+        on_cpu: whether a CPU does the work, or a GPU.
         generated: queries that the model draws; default the preset's.
         batches: draws a pass, of the curvature and of gradients.
     """
 
     def __init__(
-        self, preset: Preset, network: NetworkCount, rates: Rates, train: int, held_out: int, workspace: float,
+        self, preset: Preset, network: NetworkCount, rates: Rates, train: int, held_out: int, on_cpu: bool,
         generated: int | None = None, batches: tuple[int, int] = (FIT_BATCH, GRADIENT_BATCH),
     ):  # fmt: skip
         generated = preset.sampling.count if generated is None else generated
         self.preset, self.network, self.rates = preset, network, rates
-        self.train, self.queries, self.workspace = train, held_out + generated, workspace
-        self.largest_set = max(held_out, generated)
+        self.train, self.queries = train, held_out + generated
+        self.workspace, self.streamed_part = CPU_WORKSPACE if on_cpu else 1.0, streamed_bytes(on_cpu)
+        self.sets = [count for count in (held_out, generated) if count]
         self.fit_batch, self.gradient_batch = batches
 
     def passing(self, run: Pass, draws: int) -> float:
@@ -172,8 +175,8 @@ class Estimator:
             self.training("retrained", models, subsets.steps),
             self.measuring(models),
             self.curvature(),
-            self.gradients("train gradients", self.train, self.preset.gradient_draws, self.preset.store_format),
-            self.gradients("query gradients", self.queries, self.preset.measurement.draws, self.query_format),
+            self.train_gradients(),
+            self.query_gradients(),
             self.scores(),
         ]
 
@@ -236,42 +239,120 @@ class Estimator:
         peak += self.passing(network.factor_pass, self.fit_batch)
         return StageEstimate("curvature", passes + products + decomposition, seconds, FLOAT * kept, peak)
 
-    def gradients(self, name: str, images: int, draws: DrawConfig, store_format: StoreFormat) -> StageEstimate:
-        network = self.network
-        passes, products = images * draws.count * network.gradient, images * network.rotation
-        seconds = passes / self.rates.gradient + products / self.rates.products
-        bases = FLOAT * (network.factor_entries + 2 * network.entries)
-        shard = 3 * FLOAT * min(SHARD, images) * network.entries
-        batch = min(draws.count, self.gradient_batch)
-        peak = self.weights + bases + shard + self.passing(network.gradient_pass, batch)
-        if name == "train gradients":  # scoring holds a set of queries meanwhile
-            peak += self.held_queries
-        else:
-            peak = max(peak, self.weights + bases + self.held_queries + self.joined_shards(images))
-        return StageEstimate(name, passes + products, seconds, images * self.gradient_bytes(store_format), peak)
+    # --- gradients and scores
+
+    @property
+    def bases(self) -> float:
+        """Bytes of the weights, the curvature, and what whitens and unwhitens packed gradients."""
+        return self.weights + FLOAT * (self.network.factor_entries + 4 * self.network.entries)
+
+    @property
+    def each(self) -> float:
+        """Bytes of one gradient in memory."""
+        return FLOAT * self.network.entries
+
+    def gradient_bytes(self, store_format: StoreFormat) -> float:
+        """Bytes of one stored gradient."""
+        return stored_bytes(store_format, self.network.block_shapes.values())
+
+    def copied(self, store_format: StoreFormat) -> float:
+        """Bytes of one gradient's packed copy; in full it is packed as it is."""
+        return 0.0 if store_format.kind == "float32" else self.gradient_bytes(store_format)
 
     @property
     def query_format(self) -> StoreFormat:
         return self.preset.query_format or StoreFormat()
 
     @property
+    def query_bytes(self) -> float:
+        """Bytes of one query's gradient as it is packed."""
+        return self.gradient_bytes(self.query_format)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether training gradients are kept, see `Preset.store_budget`."""
+        return self.preset.keeps(self.train * self.gradient_bytes(self.preset.store_format))
+
+    def fits_device(self, count: int) -> bool:
+        """Whether so many queries stay on the device while training gradients stream past."""
+        return count * self.query_bytes <= HELD_BYTES
+
+    @property
     def held_queries(self) -> float:
-        """Bytes of the gradients of the larger set of queries, which scoring keeps in memory in their own format."""
-        return self.largest_set * self.gradient_bytes(self.query_format)
+        """Bytes of the queries that stay on the device. Sets are scored together only where gradients are not kept."""
+        held = [count * self.query_bytes for count in self.sets if self.fits_device(count)]
+        return max(held, default=0.0) if self.keeps else sum(held)
 
-    def joined_shards(self, images: int) -> float:
-        """Bytes of shards that are read and joined in full precision, both of which are there at once."""
-        one = FLOAT * self.network.entries
-        return 2 * one * min(images, max(SHARD, SHARD_BYTES // one))
+    @property
+    def streamed_queries(self) -> float:
+        """Bytes of the other queries, which are read once for each part of the training images."""
+        return sum(count * self.query_bytes for count in self.sets if not self.fits_device(count))
 
-    def gradient_bytes(self, store_format: StoreFormat) -> float:
-        """Bytes of one stored gradient."""
-        return stored_bytes(store_format, self.network.block_shapes.values())
+    @property
+    def together(self) -> int:
+        """Training gradients that meet the queries at once."""
+        most = self.streamed_part if self.streamed_queries else SHARD_BYTES
+        return int(min(self.train, max(1, most // self.each)))
+
+    @property
+    def query_block(self) -> float:
+        """Bytes that it takes to read and unpack the queries that meet training gradients at a time."""
+        most = self.streamed_part / 4 if self.streamed_queries else SHARD_BYTES
+        read = self.query_bytes if self.streamed_queries else 0.0
+        unpacked = self.each if self.copied(self.query_format) else 0.0
+        return min(max(self.sets), max(1, most // self.each)) * (read + unpacked)
+
+    def computing(self, images: int, draws: DrawConfig, packed: float = 0.0, together: int = 0) -> float:
+        """Peak bytes of computing and packing a shard of gradients, beside those that it is joined with.
+
+        Gradients are turned and packed a block of the network at a time: beside the shard there are four copies of one block.
+        """
+        shard = min(images_of_shard(self.each), images)
+        block = FLOAT * max(outputs * inputs for outputs, inputs in self.network.block_shapes.values())
+        joined = self.each * together if together >= 2 * shard else 0.0
+        passing = self.passing(self.network.gradient_pass, min(draws.count, self.gradient_batch))
+        return self.bases + shard * (self.each + packed + 4 * block) + self.each + joined + passing
+
+    def gradients(self, name: str, images: int, draws: DrawConfig, disk_bytes: float, peak: float) -> StageEstimate:
+        network = self.network
+        passes, products = images * draws.count * network.gradient, images * network.rotation
+        seconds = passes / self.rates.gradient + products / self.rates.products
+        return StageEstimate(name, passes + products, seconds, disk_bytes, peak)
+
+    def train_gradients(self) -> StageEstimate:
+        """Kept as the preset packs them; or computed for the scores, of which every part is kept until all are there."""
+        draws, stored = self.preset.gradient_draws, self.train * self.gradient_bytes(self.preset.store_format)
+        if self.keeps:
+            computing = self.computing(self.train, draws, self.copied(self.preset.store_format))
+            peak = computing + self.held_queries  # scoring holds these when it asks for the others
+            return self.gradients("train gradients", self.train, draws, stored, peak)
+        return self.gradients("train gradients", self.train, draws, self.score_bytes, self.scoring)
+
+    def query_gradients(self) -> StageEstimate:
+        draws = self.preset.measurement.draws
+        peak = self.computing(max(self.sets), draws, self.copied(self.query_format))
+        return self.gradients("query gradients", self.queries, draws, self.queries * self.query_bytes, peak)
+
+    @property
+    def score_bytes(self) -> float:
+        """Bytes of the scores with one damping."""
+        return DOUBLE * self.queries * self.train
+
+    @property
+    def scoring(self) -> float:
+        """Peak bytes of scoring; of computing training gradients too, where they are not kept."""
+        block, scores = self.together * self.each, self.held_queries + self.score_bytes
+        if not self.keeps:
+            computing = self.computing(self.train, self.preset.gradient_draws, together=self.together)
+            return max(computing, self.bases + block + self.query_block) + scores
+        shard = min(images_of_shard(self.each), self.train)  # one more is read while it is joined with others
+        packed = (self.together + shard) * self.gradient_bytes(self.preset.store_format)
+        return self.bases + block + packed + self.query_block + scores
 
     def scores(self) -> StageEstimate:
-        """One damping; the queries are kept in memory while training gradients stream past."""
+        """One damping: products of all pairs, and the reading of what does not stay on the device."""
         flops = 2.0 * self.queries * self.train * self.network.entries
-        bases = FLOAT * (self.network.factor_entries + 2 * self.network.entries)
-        size = DOUBLE * self.queries * self.train
-        peak = self.weights + bases + self.held_queries + self.joined_shards(self.train) + size
-        return StageEstimate("scores", flops, flops / self.rates.products, size, peak)
+        read = math.ceil(self.train / self.together) * self.streamed_queries + self.queries * self.query_bytes
+        read += self.train * self.gradient_bytes(self.preset.store_format) if self.keeps else 0.0
+        seconds = flops / self.rates.products + read / self.rates.reading
+        return StageEstimate("scores", flops, seconds, self.score_bytes, self.scoring)

@@ -1,12 +1,15 @@
 """Rates: FLOPs a second of each kind of work, measured on the machine at hand in a few seconds, or given for another one."""
 
 import math
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from diffinf_lib.artifacts import read_tensors, write_tensors
 from diffinf_lib.configuration import DrawConfig, Expectation
 from diffinf_lib.curvature import curvature_layers
 from diffinf_lib.curvature.layers import layer_parameters
@@ -16,8 +19,12 @@ from diffinf_lib.models import build_model
 from diffinf_lib.planner.network import NetworkCount
 from diffinf_lib.presets import Preset
 
+READING = 4e9
+"""Bytes a second that another machine is taken to read: an NVMe disk, or memory that is not pinned over PCIe."""
 MOST_FLOPS = 2e11
 """A calibration pass is cut to a batch of about this many FLOPs: seconds on two cores."""
+READ_BYTES = 1 << 24
+"""Bytes that are read to see how fast reading is."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Rates:
             example's draws.
         products: of large matrix products.
         decomposition: of eigendecompositions, counted as 9 d³ (Golub & Van Loan 2013, section 8.3).
+        reading: bytes a second of kept gradients, from the disk or the host's memory to the device.
     """
 
     forward: float
@@ -36,6 +44,7 @@ class Rates:
     gradient: float
     products: float
     decomposition: float
+    reading: float = READING
 
     @staticmethod
     def uniform(flops_per_second: float) -> "Rates":
@@ -86,7 +95,16 @@ def rates_of(model: Denoiser, count: NetworkCount, device: str, draws: Mapping[s
         **rates,
         products=2 * side**3 / seconds_of(lambda: square @ square),
         decomposition=9 * size**3 / seconds_of(lambda: torch.linalg.eigh(symmetric + square[:size, :size].double())),
+        reading=_reading(device),
     )
+
+
+def _reading(device: str) -> float:
+    """Bytes a second of a tensor's way from a file, which the system has at hand, to the device."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, content = Path(folder) / "read.safetensors", {"read": torch.zeros(READ_BYTES, dtype=torch.uint8)}
+        write_tensors(path, content)
+        return READ_BYTES / seconds_of(lambda: read_tensors(path)["read"].to(device).sum())
 
 
 class _Calibration:

@@ -316,15 +316,15 @@ class _Job:
         with stage(folder, record, name="scores") as needed:
             if needed:
                 assert curvature is not None
-                stores = Stores(gradients / "train" if sizes.keep else None, folder / "parts", gradients / "queries",
+                stores = Stores(gradients / "train" if sizes.keep else None, folder / "pieces", gradients / "queries",
                                 sizes.query_format, sizes.sketch)  # fmt: skip
                 found = score_training_images(
                     self.model, curvature, self.train.images, queries.images, self.options, stores,
-                    batch_size=sizes.batch, progress=self.progress,
+                    batch_size=sizes.batch, progress=self.progress, identity=record,
                 )  # fmt: skip
                 found |= vars(compare(found.pop("vectors"), self.train.images.images))
                 write_tensors(folder / "scores.safetensors", found)
-                shutil.rmtree(folder / "parts", ignore_errors=True)
+                shutil.rmtree(folder / "pieces", ignore_errors=True)
         found = read_tensors(folder / "scores.safetensors")
         scores, itself, alike = found.pop("scores"), found.pop("self_influence"), Likeness(**found)
         return Report(

@@ -141,34 +141,33 @@ class JobPlan:
         preset = replace(
             get_preset("digits"), name="report", curvature=options.curvature, gradient_draws=options.draws,
             measurement=options.measurement, further_measurements=(), store_format=STORE, query_format=sizes.query_format,
+            store_budget=1e30 if sizes.keep else 0.0,
             sampling=SamplingConfig(max(1, options.generate), steps=SAMPLER_STEPS),
         )  # fmt: skip
         estimator = Estimator(
-            preset, self.count, rates or Rates.uniform(1.0), self.train, self.queries - options.generate, self.workspace,
-            options.generate, (sizes.fit_batch, sizes.batch),
+            preset, self.count, rates or Rates.uniform(1.0), self.train, self.queries - options.generate,
+            self.device == "cpu", options.generate, (sizes.fit_batch, sizes.batch),
         )  # fmt: skip
-        train = estimator.gradients("train gradients", self.train, options.draws, STORE)
         stages = [
             estimator.curvature(),
-            estimator.gradients(
-                "query gradients", self.queries, options.measurement.draws, sizes.query_format or StoreFormat()
-            ),
-            train if sizes.keep else replace(train, disk_bytes=0.0),
-            self._compared(estimator.scores(), sizes, estimator.rates.products),
+            estimator.query_gradients(),
+            estimator.train_gradients(),
+            self._compared(estimator, sizes),
         ]
         return [*([estimator.sampling()] if options.generate else []), *stages]
 
-    def _compared(self, scores: StageEstimate, sizes: Sizes, rate: float) -> StageEstimate:
+    def _compared(self, estimator: Estimator, sizes: Sizes) -> StageEstimate:
         """Scoring, and the comparison of all training images with one another."""
-        dimension = sizes.sketch or self.count.entries
-        flops = scores.flops + 2.0 * self.train**2 * dimension
-        flops += 2.0 * self.train * self.count.entries * (sizes.sketch or 0)
+        scores, dimension = estimator.scores(), sizes.sketch or self.count.entries
+        flops = 2.0 * self.train**2 * dimension + 2.0 * self.train * self.count.entries * (sizes.sketch or 0)
         held = FLOAT * self.train * dimension
         disk = scores.disk_bytes * len(self.options.dampings) + CSV_ROW * self.train * self.queries
         disk += 0.0 if sizes.keep else held
+        peak = scores.peak_bytes + 2 * held + 2 * estimator.together * estimator.each
         return replace(
-            scores, flops=flops, seconds=flops / rate, disk_bytes=disk, peak_bytes=scores.peak_bytes + 2 * held
-        )
+            scores, flops=scores.flops + flops, seconds=scores.seconds + flops / estimator.rates.products, disk_bytes=disk,
+            peak_bytes=peak,
+        )  # fmt: skip
 
 
 def in_words(plan: Plan) -> str:

@@ -1,29 +1,23 @@
 """Scores of a report: one pass over the training gradients for all that is read from them."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from diffinf_lib.artifacts import read_tensors, write_tensors
 from diffinf_lib.attribution.scoring import KeptQueries
 from diffinf_lib.compression import Tensors, projected
-from diffinf_lib.configuration import TRAIN_PURPOSE, Expectation, StoreFormat
+from diffinf_lib.configuration import Expectation, StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.curvature.damping import Inverses
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
-from diffinf_lib.errors import ArtifactError
-from diffinf_lib.gradients import GradientSet, LayerGradients, gradients_of
+from diffinf_lib.gradients import LayerGradients, gradients_of, pieces
 from diffinf_lib.report.options import STORE, ReportOptions
-
-SHARD = 25
-"""Training images of one part, where gradients are not kept."""
 
 
 @dataclass(frozen=True)
@@ -31,36 +25,40 @@ class Stores:
     """Where gradients are kept, and in which form.
 
     Attributes:
-        train: folder of training gradients; None computes them once and keeps what was read from them, in `parts`.
+        train: folder of training gradients; None computes them once and keeps what was read from them, in `pieces`.
         queries: folder of query gradients.
         query_format: of the kept queries, on disk and in memory; None in full.
         sketch: dimension in which training images are compared; None for whole gradients.
     """
 
     train: Path | None
-    parts: Path
+    pieces: Path
     queries: Path
     query_format: StoreFormat | None = None
     sketch: int | None = None
 
 
-def whitened(
-    gradients: LayerGradients, curvature: Curvature, damping: float, sketch: int | None = None
-) -> Float[Tensor, "n d"]:
-    """(F + λI)^(−1/2) g of each gradient as one row, or a random projection of it that keeps inner products in expectation."""
+def whitened(gradients: LayerGradients, curvature: Curvature, damping: float) -> LayerGradients:
+    """(F + λI)^(−1/2) g of each gradient, by block."""
     inverses = Inverses([damping])
-    rows = {name: g * next(inverses.factors(curvature, name)).sqrt() for name, g in gradients.items()}
-    joined = (
-        torch.cat([value.flatten(1) for value in rows.values()], dim=1) if sketch is None else projected(rows, sketch)
-    )
-    return joined.cpu()
+    return {name: g * next(inverses.factors(curvature, name)).sqrt() for name, g in gradients.items()}
+
+
+def compared_by(whitened: LayerGradients, sketch: int | None) -> Float[Tensor, "n d"]:
+    """Whitened gradients as one row each, or a random projection that keeps their inner products in expectation."""
+    if sketch is not None:
+        return projected(whitened, sketch)
+    return torch.cat([value.flatten(1) for value in whitened.values()], dim=1)
 
 
 def score_training_images(
     model: Denoiser, curvature: Curvature, train: ImageSet, queries: ImageSet, options: ReportOptions, stores: Stores,
-    *, batch_size: int, progress: bool,
+    *, batch_size: int, progress: bool, identity: Any = None,
 ) -> Tensors:  # fmt: skip
-    """Everything that is read from training gradients.
+    """Everything that is read from training gradients, in one pass over them.
+
+    Args:
+        identity: all that it depends on, as plain values; a killed pass whose gradients are not kept goes on with its own.
 
     Returns:
         `scores` `[D, Q, N]`, float64; `self_influence` `[N]`, float64, at the first damping; `vectors` `[N, d]`, whitened
@@ -76,46 +74,19 @@ def score_training_images(
     count = len(train)
 
     def read(gradients: LayerGradients) -> Tensors:
-        squares = whitened(gradients, curvature, options.dampings[0])
-        vectors = (
-            squares if stores.sketch is None else whitened(gradients, curvature, options.dampings[0], stores.sketch)
-        )
+        scores, white = kept.scores(gradients) / count, whitened(gradients, curvature, options.dampings[0])
+        lengths = torch.stack([value.flatten(1).square().sum(1, dtype=torch.float64) for value in white.values()])
         return {
-            "scores": (kept.scores(gradients) / count).transpose(0, 2).contiguous(),
-            "self_influence": squares.square().sum(1, dtype=torch.float64) / count,
-            "vectors": vectors,
+            "scores": scores.transpose(0, 2).contiguous(),
+            "self_influence": lengths.sum(0) / count,
+            "vectors": compared_by(white, stores.sketch),
         }
 
-    if stores.train is None:
-        alone = partial(gradients_of, model, curvature, expectation=expectation, batch_size=batch_size)
-        parts = _read_once(train, alone, stores.parts, read, progress)
-    else:
-        parts = (read(shard) for _, shard in given.shards())
     found: dict[str, list[Tensor]] = {}
-    for part in parts:
-        for name, value in part.items():
+    for _, piece in pieces(
+        given, read, up_to=kept.meets, folder=None if stores.train else stores.pieces, identity=identity
+    ):
+        for name, value in piece.items():
             found.setdefault(name, []).append(value)
-    whole = {name: torch.cat(values) for name, values in found.items()}
+    whole = {name: torch.cat(found.pop(name)) for name in list(found)}
     return whole | {"scores": whole["scores"].transpose(0, 2).contiguous()}
-
-
-def _read_once(
-    train: ImageSet,
-    taken: Callable[[ImageSet], GradientSet],
-    folder: Path,
-    read: Callable[[LayerGradients], Tensors],
-    progress: bool,
-) -> Iterator[Tensors]:
-    """What is read from gradients that are not kept, a part at a time; parts that are there already are not made again."""
-    for start in tqdm(range(0, len(train), SHARD), desc=TRAIN_PURPOSE, unit="part", disable=not progress):
-        path = folder / f"part-{start // SHARD:05d}.safetensors"
-        if not _is_whole(path):
-            write_tensors(path, read(taken(train.subset(slice(start, start + SHARD))).whole()))
-        yield read_tensors(path)
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        return path.exists() and bool(read_tensors(path))
-    except ArtifactError:
-        return False

@@ -19,6 +19,7 @@ from diffinf_lib.runs.attribution import (
     influence_scores,
     lds_of_run,
     query_gradients,
+    scores_of_sets,
     train_gradients,
 )
 from diffinf_lib.runs.ground_truth import (
@@ -70,6 +71,7 @@ __all__ = [
     "query_sets",
     "retrained_measurements",
     "retrained_model",
+    "scores_of_sets",
     "shard_of",
     "subset_mask",
     "subset_masks",

@@ -23,7 +23,7 @@ from diffinf_lib.data import Dataset, ImageSet, load_dataset
 from diffinf_lib.devices import usable_device
 from diffinf_lib.errors import require
 from diffinf_lib.models import build_model
-from diffinf_lib.presets import Preset
+from diffinf_lib.presets import STORE_BUDGET, Preset
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.training import Training, TrainingResult, train
 
@@ -117,13 +117,15 @@ class Run:
         self._held.clear()
 
 
-def configuration_of(preset: Preset) -> Preset:
-    """A preset as it is compared: how many subsets and seeds a ground truth has is left out, so that it can be continued with
-    more; a folder of images is the same however its path is written."""
+def configuration_of(preset: Preset) -> dict[str, Any]:
+    """A preset as it is compared, as plain values: how many subsets and seeds a ground truth has is left out, so that it can be
+    continued with more; a folder of images is the same however its path is written. `store_budget` is named where it is not
+    the default, which folders of before it do not know."""
     name, subsets = preset.dataset.name, replace(preset.subsets, count=1, seeds=1)
     if name.startswith("folder:"):
         name = f"folder:{resolved(name.removeprefix('folder:'))}"
-    return replace(preset, subsets=subsets, dataset=replace(preset.dataset, name=name))
+    found = plain(replace(preset, subsets=subsets, dataset=replace(preset.dataset, name=name)))
+    return {key: value for key, value in found.items() if key != "store_budget" or value != STORE_BUDGET}
 
 
 def open_run(

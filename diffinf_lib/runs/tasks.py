@@ -9,7 +9,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.loading import load_model
-from diffinf_lib.runs.attribution import fitted
+from diffinf_lib.runs.attribution import fitted, keeps_training_gradients
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.run import Run
 from diffinf_lib.training import TrainingResult, learning_rate_factor
@@ -132,5 +132,5 @@ def task_of_run(
         preset.gradient_draws, run.seed,
         along=lambda parts: checkpoints_along(run, parts),
         ensemble=lambda: ensemble_of_run(run), folder=run.path("gradients"), store_format=preset.store_format,
-        query_format=preset.query_format, clip_source=clip_source,
+        keep_train=keeps_training_gradients(run), query_format=preset.query_format, clip_source=clip_source,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 import torch
 
-from diffinf_lib.artifacts import plain, write_bundle
+from diffinf_lib.artifacts import write_bundle
 from diffinf_lib.data import ImageSet
 from diffinf_lib.errors import ArtifactError, DataError, require
 from diffinf_lib.evaluation import GroundTruth, ceiling
@@ -161,7 +161,7 @@ class Study(Generic[Cell]):
 
     @cached_property
     def _preset(self) -> dict[str, Any]:
-        return dict(plain(configuration_of(self.run.preset)))
+        return configuration_of(self.run.preset)
 
     @cached_property
     def _truth_digests(self) -> dict[str, str]:

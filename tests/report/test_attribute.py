@@ -172,9 +172,10 @@ def test_without_a_store_and_with_sketches(sources, report, tmp_path, monkeypatc
     monkeypatch.setattr(plan, "STORE_SHARE", 0.0)
     monkeypatch.setattr(plan, "HELD_BYTES", 0)
     monkeypatch.setattr(plan, "SKETCH", 256)
-    monkeypatch.setattr("diffinf_lib.report.scores.SHARD", 4)
+    monkeypatch.setattr("diffinf_lib.gradients.sets.SHARD_IMAGES", 4)
+    monkeypatch.setattr("diffinf_lib.gradients.sets.SHARD_BYTES", 4)
     large = attributed(sources, tmp_path)
-    assert not (tmp_path / "gradients" / "train").exists() and not (tmp_path / "scores" / "parts").exists()
+    assert not (tmp_path / "gradients" / "train").exists() and not (tmp_path / "scores" / "pieces").exists()
     torch.testing.assert_close(large.scores, report.scores, rtol=0.05, atol=0.02 * float(report.scores.abs().max()))
     torch.testing.assert_close(large.self_influence, report.self_influence, rtol=0.05, atol=0.0)
     assert large.findings.copies == report.findings.copies
