@@ -22,6 +22,7 @@ from diffinf_lib.artifacts.files import (
     write_json,
 )
 from diffinf_lib.artifacts.manifest import environment
+from diffinf_lib.artifacts.noted import note
 from diffinf_lib.artifacts.paths import benchmarks_root, results_root
 from diffinf_lib.errors import ArtifactError, require
 
@@ -80,6 +81,7 @@ def write_bundle(
         "files": {file: file_digest(folder / file) for file in _CONTENTS},
     }
     write_json(folder / "manifest.json", manifest)
+    note(folder / "manifest.json")
     return folder
 
 
