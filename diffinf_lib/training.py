@@ -18,9 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffinf_lib.artifacts.comparison import check_same, plain
-from diffinf_lib.artifacts.files import (
-    ensure_writable,
+from diffinf_lib.artifacts.arrays import (
     read_arrays,
     read_tensor_metadata,
     read_tensors,
@@ -28,6 +26,8 @@ from diffinf_lib.artifacts.files import (
     write_arrays,
     write_tensors,
 )
+from diffinf_lib.artifacts.comparison import check_same, plain
+from diffinf_lib.artifacts.files import ensure_writable
 from diffinf_lib.artifacts.manifest import stage
 from diffinf_lib.configuration import Precision, TrainingConfig
 from diffinf_lib.data import ImageSet

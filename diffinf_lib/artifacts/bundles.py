@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from diffinf_lib.artifacts.arrays import read_arrays, write_arrays
 from diffinf_lib.artifacts.comparison import plain
 from diffinf_lib.artifacts.files import (
     ensure_writable,
     file_digest,
     json_digest,
-    read_arrays,
     read_json,
-    write_arrays,
     write_json,
 )
 from diffinf_lib.artifacts.manifest import environment

@@ -36,13 +36,18 @@ def contents(run: Path) -> dict[str, str]:
     found = {}
     for path in sorted(p for p in run.rglob("*") if p.is_file() and not p.name.startswith(".")):
         name = path.relative_to(run)
-        if name.parts[0] == "logs":
+        if "logs" in name.parts:
             continue
         if path.suffix == ".json":
             found[name.as_posix()] = json.dumps(_without_course(read_json(path)), sort_keys=True)
         else:
             found[name.as_posix()] = file_digest(path)
     return found
+
+
+def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    """Names of files that are not the same in both."""
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
 def _without_course(value):
@@ -197,8 +202,7 @@ def chaos(folder: Path, kills: int, *, seed: int = 0, words: tuple[str, ...] = S
         broken.finish()
         rounds += 1
         found = contents(broken.folder)
-        differing = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-        assert not differing, f"{broken.folder}: {differing}"
+        assert not (differing := differences(expected, found)), f"{broken.folder}: {differing}"
         resumed += sum(
             bool(read_json(path).get("measured", {}).get("resumed")) for path in (broken.folder / "run").rglob("manifest.json")
         )
@@ -215,8 +219,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="default: a temporary one")
+    parser.add_argument("--study", action="store_true", help="with a study behind the ground truth")
+    parser.add_argument("--compare", type=Path, nargs=2, help="only say whether two folders hold the same bits")
     options = parser.parse_args()
-    words = ("smoke", "--studies", "e09_timesteps", "-p", "bins=2")
+    if options.compare:
+        one, other = map(contents, options.compare)
+        assert one and not (differing := differences(one, other)), differing
+        print(f"{len(one)} files, the same bits")
+        return
+    words = (*SMALL, "--studies", "e09_timesteps", "-p", "bins=2") if options.study else SMALL
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(chaos(options.folder or Path(folder), options.kills, seed=options.seed, words=words), indent=2))
 
