@@ -128,9 +128,9 @@ def _multiple(template: str) -> float | None:
         return None
     if took is None:
         return None
-    plan = estimate(get_preset("digits"), flops_per_second=1.0)  # seconds are FLOPs then
-    worth = took * sum(plan[name].flops for name in TRUTH) / truth_took
-    return float(worth / sum(plan[name].flops for name in ATTRIBUTION))
+    plan = estimate(get_preset("digits"), flops_per_second=1.0)  # of any machine: only proportions count
+    worth = took * sum(plan[name].seconds for name in TRUTH) / truth_took
+    return float(worth / sum(plan[name].seconds for name in ATTRIBUTION))
 
 
 def _seconds(metrics: Mapping[str, Any]) -> float | None:

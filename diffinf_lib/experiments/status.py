@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from diffinf_lib.errors import ArtifactError, require
 from diffinf_lib.experiments.costs import COSTS
 from diffinf_lib.experiments.engine import ENGINE_LOCK, read_engine
-from diffinf_lib.experiments.graph import GROUND_TRUTH, LOGS, Experiment, Job
+from diffinf_lib.experiments.graph import EXPERIMENT, GROUND_TRUTH, LOGS, Experiment, Job
 from diffinf_lib.experiments.plans import makespan
 from diffinf_lib.experiments.records import holds
 
@@ -162,13 +162,9 @@ def _job_states(logs: Path, experiment: Experiment | None) -> Iterator[JobState]
             yield _from_log(name, log)
 
 
-def _notebook(log: Path) -> dict[str, Any]:
-    return _read(log)
-
-
 def _from_log(name: str, log: Path) -> JobState:
     """A job without a record that is not at work: its executed notebook says how it ended."""
-    notebook = _notebook(log)
+    notebook = _read(log)
     outputs = [output for cell in notebook.get("cells", []) for output in cell.get("outputs", [])]
     errors = [output for output in outputs if output.get("output_type") == "error"]
     if errors:
@@ -180,7 +176,7 @@ def _from_log(name: str, log: Path) -> JobState:
 
 def _progress(log: Path) -> str:
     """The last line that a job at work has said, as its log was last saved."""
-    cells = _notebook(log).get("cells", [])
+    cells = _read(log).get("cells", [])
     texts = ["".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", [])]
     lines = [line.strip() for text in texts for line in text.splitlines() if re.match(r" *\d+ s  ", line)]
     return lines[-1] if lines else ""
@@ -206,22 +202,24 @@ def _seconds_left(
     experiment: Experiment, asked: Mapping[str, Any], stages: Mapping[str, list[Unit]], jobs: tuple[JobState, ...],
     models: tuple[int, int] | None,
 ) -> float:  # fmt: skip
-    """What is left by what finished models took; other jobs by their plans, in the same proportion to them."""
+    """What is left at the pace of the models finished since the engine was started, other jobs by their plans at that pace."""
     found = _read(experiment.logs / COSTS).get("costs", {})
     planned = {name: float(found.get(name, {}).get("seconds", 0.0)) for name in experiment.jobs}
     done, total = models or (0, 0)
-    unit = sum(_mean(stages.get(name, [])) for name in ("retrained", "measurements"))
     shards = [name for name, job in experiment.jobs.items() if job.template == GROUND_TRUTH]
-    planned_unit = sum(planned[name] for name in shards) / total if total else 0.0
-    ratio = unit / planned_unit if unit and planned_unit else 1.0
-    missing = (unit or planned_unit) * (total - done)
     open_shards = [job.name for job in jobs if job.name in shards and job.state != "done"]
-    left = {name: ratio * seconds for name, seconds in planned.items()}
-    left |= {name: missing / len(open_shards) for name in open_shards}
+    at_once = int(asked.get("at_once") or len(shards))
+    unit = sum(planned[name] for name in shards) / total if total else 0.0
+    pace = _seconds_a_model(stages.get("measurements", []), (experiment.logs / EXPERIMENT).stat().st_mtime)
+    each = pace * min(at_once, len(shards)) if pace else unit
+    left = {name: each / (unit or 1.0) * seconds for name, seconds in planned.items()}
+    left |= {name: each * (total - done) / len(open_shards) for name in open_shards}
     todo = [experiment.jobs[job.name] for job in jobs if job.state != "done"]
-    return makespan(todo, left, int(asked.get("at_once") or len(shards)))
+    return makespan(todo, left, at_once)
 
 
-def _mean(units: list[Unit]) -> float:
-    took = [_took(manifest) for _, manifest in units if manifest.get("finished")]
-    return sum(took) / len(took) if took else 0.0
+def _seconds_a_model(units: list[Unit], since: float) -> float | None:
+    """Seconds from one finished model to the next, all shards together; None while fewer than two were finished since then."""
+    ends = sorted((place / MANIFEST).stat().st_mtime for place, manifest in units if manifest.get("finished"))
+    ends = [end for end in ends if end > since]
+    return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else None

@@ -2,8 +2,8 @@
 
     python tests/chaos/kills.py --kills 200        # or `make chaos`
 
-Rounds of one small experiment, each in a folder of its own, are disturbed until the kills are used up. Every round ends with the
-very same command, and must leave the bits of a round that nothing disturbed.
+Rounds of one small experiment, each in a folder of its own, are disturbed until the kills are used up. Every round ends with
+the very same command, and must leave the bits of a round that nothing disturbed.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def contents(run: Path) -> dict[str, str]:
     found = {}
     for path in sorted(p for p in run.rglob("*") if p.is_file() and not p.name.startswith(".")):
         name = path.relative_to(run)
-        if "logs" in name.parts:
+        if "logs" in name.parts or path.suffix == ".log":
             continue
         if path.suffix == ".json":
             found[name.as_posix()] = json.dumps(_without_course(read_json(path)), sort_keys=True)
@@ -70,19 +70,22 @@ class Round:
 
     Attributes:
         words: of `diffinf experiment`, without its folders.
+        nice: how far its processes stand back behind those that kill them.
     """
 
     folder: Path
     words: tuple[str, ...] = SMALL
+    nice: int = 0
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     engine: subprocess.Popen | None = None
 
     @property
     def command(self) -> list[str]:
         """The one command that begins, goes on and ends."""
-        places = ["--run", str(self.folder / "run"), "-p", f"results={self.folder / 'results'}"]
-        return [sys.executable, "-m", "diffinf_lib", "experiment", *self.words, *places, "--shards", "2", "--jobs", "2",
-                "--flops", "1e10", "--retries", "1000"]  # fmt: skip
+        where = ["--run", str(self.folder / "run"), "-p", f"results={self.folder / 'results'}"]
+        how = ["--shards", "2", "--jobs", "2", "--flops", "1e10", "--retries", "1000"]
+        behind = ["nice", "-n", str(self.nice)]
+        return [*behind, sys.executable, "-m", "diffinf_lib", "experiment", *self.words, *where, *how]
 
     def start(self) -> None:
         """Give the command."""
@@ -121,7 +124,9 @@ def _kind(words: str) -> str:
         return "kernel"
     if "snakemake\0" in words and "--snakefile" in words:
         return "engine"
-    return "launcher" if "diffinf_lib\0launch" in words else "other"
+    if "diffinf_lib\0launch" in words:
+        return "launcher"
+    return "door" if "diffinf_lib\0experiment" in words else "shell"
 
 
 def moment(round_: Round, choice: random.Random) -> tuple[str, Callable[[], list[int]]]:
@@ -163,6 +168,7 @@ def disturb(round_: Round, choice: random.Random) -> str | None:
         if round_.ended():
             return None
         time.sleep(0.002)
+    assert round_.engine is not None
     living = round_.processes()
     target = choice.choice(("worker", "worker", "engine", "all"))
     if kind == "write" and found != [0]:
@@ -170,30 +176,31 @@ def disturb(round_: Round, choice: random.Random) -> str | None:
     elif target == "all":
         pids = list(living)
     else:
-        wanted = [pid for pid, name in living.items() if (name == "engine") == (target == "engine")]
+        wanted = [pid for pid, name in living.items() if (pid == round_.engine.pid) == (target == "engine")]
         pids = [choice.choice(wanted)] if wanted else []
     killed = [living.get(pid, "gone") for pid in pids if kill(pid)]
-    if round_.ended() or "engine" in killed:
-        assert round_.engine is not None
+    if round_.engine.pid in pids:
         round_.engine.wait()
         round_.start()  # while its workers of before may still be at work
     return f"{target}: {'+'.join(sorted(killed))} at {kind}" if killed else ""
 
 
-def chaos(folder: Path, kills: int, *, seed: int = 0, words: tuple[str, ...] = SMALL, quiet: bool = False) -> dict[str, object]:
+def chaos(
+    folder: Path, kills: int, *, seed: int = 0, words: tuple[str, ...] = SMALL, nice: int = 0, quiet: bool = False
+) -> dict[str, object]:
     """Disturb rounds with so many kills; compare each with an undisturbed one.
 
     Raises:
         AssertionError: a round did not end, or ended otherwise.
     """
     choice, started = random.Random(seed), time.monotonic()
-    whole = Round(folder / "whole", words)
+    whole = Round(folder / "whole", words, nice)
     whole.finish()
     undisturbed = time.monotonic() - started
     expected = contents(whole.folder)
     done, rounds, resumed = Counter[str](), 0, 0
     while sum(done.values()) < kills:
-        broken = Round(folder / f"broken-{rounds}", words)
+        broken = Round(folder / f"broken-{rounds}", words, nice)
         broken.start()
         while sum(done.values()) < kills and (told := disturb(broken, choice)) is not None:
             done.update([told] if told else [])
@@ -204,7 +211,8 @@ def chaos(folder: Path, kills: int, *, seed: int = 0, words: tuple[str, ...] = S
         found = contents(broken.folder)
         assert not (differing := differences(expected, found)), f"{broken.folder}: {differing}"
         resumed += sum(
-            bool(read_json(path).get("measured", {}).get("resumed")) for path in (broken.folder / "run").rglob("manifest.json")
+            bool(read_json(path).get("measured", {}).get("resumed"))
+            for path in (broken.folder / "run").rglob("manifest.json")
         )
         if not quiet:
             print(f"round {rounds - 1}: {len(found)} files, the same bits", flush=True)
@@ -219,6 +227,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="default: a temporary one")
+    parser.add_argument("--nice", type=int, default=0, help="of the processes that are killed")
     parser.add_argument("--study", action="store_true", help="with a study behind the ground truth")
     parser.add_argument("--compare", type=Path, nargs=2, help="only say whether two folders hold the same bits")
     options = parser.parse_args()
@@ -229,7 +238,12 @@ def main() -> None:
         return
     words = (*SMALL, "--studies", "e09_timesteps", "-p", "bins=2") if options.study else SMALL
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(chaos(options.folder or Path(folder), options.kills, seed=options.seed, words=words), indent=2))
+        print(
+            json.dumps(
+                chaos(options.folder or Path(folder), options.kills, seed=options.seed, words=words, nice=options.nice),
+                indent=2,
+            )
+        )
 
 
 if __name__ == "__main__":
