@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.py)
 TEMPLATES := $(wildcard notebooks/experiments/e*.py)
 
-.PHONY: help book offline test test-cluster chaos lint reproduce studies experiment bench lab sync clean
+.PHONY: help book offline test beside test-cluster chaos lint reproduce studies experiment bench lab sync clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -38,12 +38,18 @@ lint: $(STAMP) ## ruff, mypy, and the words
 	$(BIN)/codespell
 
 # The notebooks run once here, while the book is built; nbval then runs them as tests with a fresh kernel each, on the
-# stages that the build left in runs/, so no model is trained twice.
+# stages that the build left in runs/, so no model is trained twice. The build keeps one core busy, so some of the tests run
+# beside it.
+BESIDE := tests/studies tests/attribution tests/evaluation
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --durations=20 --dist loadfile
 test: lint ## lint, every test, the notebooks through nbval, the built pages
 	rm -rf _build/html
-	$(MAKE) book
-	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval-lax notebooks/*.ipynb -n $(WORKERS) --dist loadfile
-	DIFFINF_REQUIRE_BOOK=1 OMP_NUM_THREADS=1 $(BIN)/pytest tests -n $(WORKERS) --dist loadfile
+	$(MAKE) --jobs=2 --output-sync=target book beside
+	$(PYTEST) --nbval-lax notebooks/*.ipynb -n $(WORKERS)
+	DIFFINF_REQUIRE_BOOK=1 $(PYTEST) tests $(BESIDE:%=--ignore=%) -n $(WORKERS)
+
+beside: $(STAMP)
+	$(PYTEST) $(BESIDE) -n 1
 
 test-cluster: $(STAMP) ## an experiment through a Slurm of one node, where Debian's slurm-wlm and munge are installed
 	PYTHON=$(BIN)/python bash tests/cluster/slurm.sh

@@ -35,6 +35,7 @@ STUDIES = {
 }
 WITHOUT_TRUTHS = (di.studies.RemovalStudy, di.studies.TimestepStudy, di.studies.SolvesStudy)
 SCORES_ALONE = (di.studies.OffersStudy,)  # no ground truth has a part in their arrays
+JUDGED = [kind for kind in STUDIES if kind not in (*WITHOUT_TRUTHS, *SCORES_ALONE)]
 STEPS = {
     "samples": lambda run: di.runs.generated_queries(run).images,
     "scores": lambda run: di.influence_scores(run, run.data.queries),
@@ -79,6 +80,8 @@ def study_results(kind, run, truths):
     """Every kept cell of a study, and what its bundle holds."""
     if kind in (di.studies.MethodsStudy, di.studies.RectifyStudy):
         truths = {f"{name}/loss": truth for name, truth in truths.items()}
+    if kind is di.studies.LadderStudy:  # it does the same to each set of queries, at length
+        truths = {"held-out": truths["held-out"]}
     study = kind(run, **STUDIES[kind]) if kind in WITHOUT_TRUTHS else kind(run, truths, **STUDIES[kind])
     cells = [study.arrays(cell) for cell in study.shard()]
     return {"bundle": study.contents()[0], **{str(place): found for place, found in enumerate(cells)}}
@@ -86,7 +89,8 @@ def study_results(kind, run, truths):
 
 def results(run, change=None):
     truths = truths_of(run, change)
-    found = {kind.__name__: study_results(kind, run, truths) for kind in STUDIES}
+    kinds = [kind for kind in STUDIES if change != "ground truth" or kind in JUDGED]
+    found = {kind.__name__: study_results(kind, run, truths) for kind in kinds}
     return found | {name: {"kept": {name: step(run).numpy()}} for name, step in STEPS.items()}
 
 
@@ -119,9 +123,10 @@ def test_every_study_is_tried():
 @pytest.mark.parametrize("name", [*(kind.__name__ for kind in STUDIES), *STEPS])
 def test_what_was_kept_before_a_change_is_not_returned_after_it(name, before, changed):
     change, again, fresh = changed
+    if name not in fresh:
+        pytest.skip("no ground truth has a part in it")
     same(again[name], fresh[name])
-    judged = {kind.__name__ for kind in STUDIES if kind not in (*WITHOUT_TRUTHS, *SCORES_ALONE)}
-    depends = name in judged or change != "ground truth"
+    depends = name not in STEPS or change != "ground truth"
     depends = depends and (name, change) not in {("samples", "queries")}
     if depends:
         with pytest.raises(AssertionError):
