@@ -84,7 +84,7 @@ def _launch(options: argparse.Namespace) -> None:
 
 def _alone(log: Path, gpu_slots: str | None, per_gpu: int) -> ExitStack:
     """Wait for another launch with the same log, which a dead engine may have left at work, and then for a GPU."""
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     from diffinf_lib.artifacts import ensure_writable
     from diffinf_lib.experiments.gpu_slots import gpu_slot
@@ -92,7 +92,11 @@ def _alone(log: Path, gpu_slots: str | None, per_gpu: int) -> ExitStack:
 
     ensure_writable(log.parent)
     with ExitStack() as stack:
-        stack.enter_context(FileLock(job_lock(log)))
+        try:
+            stack.enter_context(FileLock(job_lock(log)).acquire(timeout=0))
+        except Timeout:
+            print(f"diffinf: {log}: another launch is at work there; waiting until it ends", file=sys.stderr)
+            stack.enter_context(FileLock(job_lock(log)))
         if gpu_slots is not None:
             stack.enter_context(gpu_slot(gpu_slots or None, per_gpu=per_gpu))
         return stack.pop_all()
