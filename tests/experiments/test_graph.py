@@ -92,7 +92,7 @@ def test_time_side_by_side():
 
 
 def test_a_dry_run_prints_jobs_hours_and_disk_and_leaves_nothing(capsys, tmp_path):
-    words = ["experiment", "cifar2", "--run", str(tmp_path / "run"), "--studies", "e06_curvatures", "--dry-run"]
+    words = ["experiment", "cifar2-small", "--run", str(tmp_path / "run"), "--studies", "e06_curvatures", "--dry-run"]
     assert main([*words, "--shards", "8", "--gpus", "4", "--per-gpu", "2", "--flops", "20e12"]) == 0
     printed = capsys.readouterr().out
     assert "GPU-hours" in printed and "11 of 11 jobs to do" in printed and "with 8 at once" in printed
