@@ -47,10 +47,13 @@ PARTS: dict[str, Part] = {
     "fit cifar2": Part(partial(gpu_speed.fits, name="cifar2"), 120.0),
     "training cifar2-small": Part(partial(gpu_speed.training, name="cifar2-small")),
     "training digits, several processes": Part(gpu_speed.side_by_side, 120.0),
+    "training digits, stacked": Part(partial(gpu_speed.stacked, name="digits"), 120.0),
+    "training cifar2-small, stacked": Part(partial(gpu_speed.stacked, name="cifar2-small"), 120.0),
     "precision": Part(gpu_checks.precision_costs, 180.0),
     "gradients digits": Part(partial(gpu_speed.gradients, name="digits")),
     "gradients cifar2": Part(partial(gpu_speed.gradients, name="cifar2")),
     "training cifar2": Part(partial(gpu_speed.training, name="cifar2"), 150.0),
+    "training cifar2, stacked": Part(partial(gpu_speed.stacked, name="cifar2"), 150.0),
 }
 
 

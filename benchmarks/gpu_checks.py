@@ -197,7 +197,7 @@ class _Killed(Exception):
 
 def _resumed(model: di.Denoiser, bench: Bench, config: di.TrainingConfig) -> di.Denoiser:
     """The model of a training that ended at its first checkpoint and was asked for again."""
-    trainer = di.training._Trainer
+    trainer = di.training.Trainer
     save = trainer.save
 
     def killed(*arguments: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import diffinf_lib as di
-from benchmarks import fit, harness, peers
+from benchmarks import fit, harness, peers, training as training_ways
 from benchmarks.gpu_checks import Bench, OutOfTime
 from diffinf_lib.configuration import Precision
 from diffinf_lib.errors import require
@@ -150,6 +150,23 @@ def training(bench: Bench, name: str) -> dict[str, Any]:
     results = tried(works, bench)
     flops = NetworkCount(preset.unet, preset.curvature).gradient
     return _with_throughput(results, steps * size, flops)
+
+
+def stacked(bench: Bench, name: str) -> dict[str, Any]:
+    """A model's step where several models are trained in one step, beside one after another and that compiled."""
+    widths = (1, 2) if bench.smoke else {"digits": (1, 8, 32, 64), "cifar2-small": (1, 4, 16)}.get(name, (1, 2, 4))
+    case = training_ways.Case("smoke" if bench.smoke else name, bench.device)
+    works: dict[str, Callable[[], Any]] = {"one after another": case.trainer().advance}
+    if not bench.smoke:
+        compiled = training_ways.Case(name, bench.device, compiled=True).trainer()
+        works["one after another, compiled"] = compiled.advance
+    works |= {f"stacked by {width}": case.stack(width).advance for width in widths}
+    models = dict(zip(works, [*[1] * (len(works) - len(widths)), *widths], strict=True))
+    results = tried({row: training_ways.repeated(work, 1 if bench.smoke else 10) for row, work in works.items()}, bench)
+    for row, found in results.items():
+        if "median" in found:
+            found["model_steps_per_second"] = models[row] * (1 if bench.smoke else 10) / found["median"]
+    return results
 
 
 def side_by_side(bench: Bench) -> dict[str, Any]:

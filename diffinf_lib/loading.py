@@ -80,16 +80,27 @@ def load_network(folder: Path | str) -> Any:
         ConfigurationError: the network wants inputs that nothing here gives.
     """
     folder = Path(folder)
-    kind = _network_class(folder)
+    return read_module(_network_class(folder), folder)
+
+
+def read_module(kind: Any, folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """A module of diffusers from its folder, every tensor of it and no other; eval mode.
+
+    Args:
+        dtype: of its weights; default float32, or float64 if they were stored so.
+
+    Raises:
+        ArtifactError: weights are damaged, missing, of another module, or stored as pickle.
+    """
     variant, stored = _weights(folder)
     names, exact = list(stored), torch.float64 in stored.values()
-    network, notes = _read(kind, folder, variant, torch.float64 if exact else torch.float32)
+    module, notes = _read(kind, folder, variant, dtype or (torch.float64 if exact else torch.float32))
     for problem, what in (("missing_keys", "misses"), ("unexpected_keys", "holds, beside what it needs,")):
         _refuse_strange(folder, what, list(notes[problem]), names)
     strange = [f"{name} is {tuple(stored)}, not {tuple(wanted)}" for name, stored, wanted in notes["mismatched_keys"]]
     require(not strange, f"{folder}: the weights are of another width than its config.json: {first_few(strange, 1)}; "
             "give the config.json that belongs to the weights", ArtifactError)  # fmt: skip
-    return network.eval()
+    return module.eval()
 
 
 def learned_variance(model: Denoiser) -> bool:
@@ -158,7 +169,7 @@ def _needed(names: Sequence[str], source: str) -> list[str]:
     shards = [name for name in inside if name.startswith(f"{WEIGHTS}.index")]  # which shard holds which tensor
     told = [PIPELINE, *(f"{part}config.json" for part in (place, *(f"{name}/" for name in AUTOENCODERS)))]
     told += [f"{part}{SCHEDULER_CONFIG}" for part in ("scheduler/", place, "")]
-    weights = [place + name for name in (*shards, *_chosen_weights(inside, source)[1])]
+    weights = [place + name for name in (*shards, *chosen_weights(inside, source)[1])]
     return [name for name in dict.fromkeys([*told, *weights]) if name in names]
 
 
@@ -219,12 +230,12 @@ def _network_class(folder: Path) -> Any:
 
 def _weights(folder: Path) -> tuple[str | None, dict[str, torch.dtype]]:
     """The variant of the stored weights (None is the plain one), and the types of all tensors, after reading them once."""
-    variant, chosen = _chosen_weights([path.name for path in folder.glob("*")], folder)
+    variant, chosen = chosen_weights([path.name for path in folder.glob("*")], folder)
     tensors = (item for file in chosen for item in read_tensors(folder / file).items())  # refuses a damaged file
     return variant, {name: tensor.dtype for name, tensor in tensors}
 
 
-def _chosen_weights(files: Sequence[str], where: Path | str) -> tuple[str | None, list[str]]:
+def chosen_weights(files: Sequence[str], where: Path | str) -> tuple[str | None, list[str]]:
     """Of the names of all files beside a network's configuration its weights, and their variant: the plain one if there is."""
     stem = WEIGHTS.removesuffix(".safetensors")
     stored = sorted(

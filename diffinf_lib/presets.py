@@ -293,8 +293,8 @@ _FASHION = replace(
 _ARTBENCH10 = replace(
     _CIFAR2,
     name="artbench10",
-    summary="50,000 paintings through latent diffusion; the paper's third experiment (the latents are to be encoded)",
-    dataset=DatasetConfig("artbench10", query_size=1_000),
+    summary="50,000 paintings through latent diffusion; the paper's third experiment, days on one A100",
+    dataset=DatasetConfig("artbench10", query_size=1_000, autoencoder="stabilityai/stable-diffusion-2-base"),
     unet=replace(
         _CIFAR_UNET,
         in_channels=4,

@@ -100,8 +100,8 @@ di.tables.table(
 #
 # $$ F = \frac2C\; \mathbb{E}\bigl[ J^\top J \bigr] $$ (eq-ggn)
 #
-# $\mathbb{E}$ is the plain mean over all $N$ training images and the $S$ draws of each. Back to the two weights. Here
-# $C = 1$, $J = (b, w) = (2, 1)$, and the output's own second derivative is 1 off the diagonal and 0 on it.
+# $\mathbb{E}$ is the mean over all $N$ training images and the $S$ draws of each. Draws count alike here; where a rule gives
+# them weights, each counts by its own. Back to the two weights. Here $C = 1$, $J = (b, w) = (2, 1)$, and the output's own second derivative is 1 off the diagonal and 0 on it.
 
 # %%
 J = torch.tensor([[2.0, 1.0]])

@@ -19,7 +19,7 @@
 # exact, first for a plain layer, then for one that is used at every pixel. Then you measure on the trained digit
 # network how wrong it is elsewhere, and what that does to scores.
 #
-# *30 minutes to read · two cores: about 30 seconds · builds on {doc}`01_quickstart`, {doc}`02_ddpm`,
+# *30 minutes to read · two cores: about 35 seconds · builds on {doc}`01_quickstart`, {doc}`02_ddpm`,
 # {doc}`04_influence` and {doc}`05_ggn`*
 # :::
 
@@ -71,7 +71,8 @@ di.tables.table([
 # %% [markdown]
 # If you thought of 160 thousand and 38 million, you counted the weights and forgot the square. Already for pictures of
 # 8×8 pixels the matrix fits in no ordinary memory. The first step down is easy to state. Forget what the weights of
-# different layers have to do with each other, and keep one **block** of $F$ for each layer. For the paper's network
+# different layers have to do with each other, and keep one **block** of $F$ for each layer. Layers are convolutions and
+# linear ones. The scales and shifts of normalisations have no block, and no part in scores. For the paper's network
 # that is not nearly enough. The last row is what **K-FAC** {cite}`martens2015kfac` keeps: two small matrices a layer.
 # This chapter is about the step from the second row to the third.
 #
@@ -197,7 +198,8 @@ def look_inside(layers, forward):
 
 # %% [markdown]
 # The axis $L$ is for layers that are used at several places; a plain layer has $L = 1$. For a convolution, an input is the
-# *patch* of pixels under its kernel. We come to that below.
+# *patch* of pixels under its kernel. We come to that below. (`inputs_at` takes padding that is alike on all sides, and no
+# dilation. A convolution with groups would be one block for each group.)
 
 
 # %% tags=["hide-input"]
@@ -358,10 +360,9 @@ di.tables.table(
 
 # %% [markdown]
 # Why does the nonlinearity do that? A unit that is off passes back only the slope's share, nothing at slope 0. So the
-# gradients of a draw depend on which units are on. Which are on depends on the inputs. So products of inputs and
-# products of gradients move together, and the covariance in {eq}`eq-error` is not zero. The last layer has no unit
-# after it. Which of the other two is further off is no law: near the linear end it is the first, near the ReLU the
-# middle one. And the error need not grow all along the dial, as the middle layer shows between slopes 0.1 and 0.
+# gradients of a draw depend on which units are on, and these depend on the inputs. The covariance in {eq}`eq-error` is
+# not zero. The last layer has no unit after it. Which of the other two is further off depends on the slope. And the error need not
+# grow all along the dial, as the middle layer shows between slopes 0.1 and 0.
 #
 # ## A layer at many positions
 #
@@ -394,7 +395,8 @@ same(outputs, convolution(image).flatten(2).transpose(1, 2))
 # \end{aligned} $$ (eq-sharing)
 #
 # Look where $1/L$ goes: into the mean over inputs, which is $A$ itself in expand and $\bar a$ in reduce. It never goes
-# into the gradients.
+# into the gradients. Where draws have weights $w_s$, as those by signal do ({doc}`02_ddpm`), *both* factors take them, for
+# each is a mean of its own: the sum of $w_s$ times the square, over the number of draws, not over the sum of the weights.
 #
 # :::{admonition} Step by step: one mean, one sum
 # :class: dropdown
@@ -474,8 +476,8 @@ assert threes[0, 2] < 1e-12 and threes[0, :2].min() > 0.4
 assert pooled[1].max() < 1e-12 and pooled[0].min() > 0.5
 
 # %% [markdown]
-# Did you expect every linear stack to be exact, as on the dial? That holds for one position only. With several, what
-# decides is how many of them each output sees.
+# Did you expect every linear stack to be exact, as on the dial? With several positions, what decides is how many of them
+# each output sees.
 #
 # - **1×1 kernels:** an output pixel sees its own position only. For each output $c$ just one $g_p$ is not zero, so the terms
 #   with $p \ne p'$ were zero anyway. And that one is the same wherever the pixel lies. Expand is exact. Reduce averages
@@ -551,7 +553,8 @@ def with_bias(a):
 # ## The digit network
 #
 # Now the digit network of {doc}`01_quickstart`. We take it in float64, on 64 draws. They are 32 images with two draws
-# each, both at the same timestep and with opposite noise. We look into five of its 35 layers at once.
+# each, both at the same timestep and with opposite noise. We look into five of its 35 layers at once, and into a sixth
+# for later.
 
 # %%
 model = copy.deepcopy(di.runs.full_model(run).model).double()
@@ -569,18 +572,22 @@ NAMES = {
     "up_blocks.1.resnets.1.conv_shortcut": "shortcut going up, 1×1",
     "conv_out": "last convolution, 3×3",
 }
-layers = [model.network.get_submodule(name) for name in NAMES]
+LATER = "up_blocks.1.resnets.1.time_emb_proj"
+taken = (*NAMES, LATER)
+layers = [model.network.get_submodule(name) for name in taken]
 seen = look_inside(layers, lambda: model(batch.state, batch.timesteps))
 pairs = {
     name: (with_bias(a), g.detach())
-    for name, (a, g) in zip(NAMES, seen, strict=True)
+    for name, (a, g) in zip(taken, seen, strict=True)
 }
+later = pairs.pop(LATER)
 blocks = {name: exact_block(*pair) for name, pair in pairs.items()}
 
 # %% [markdown]
 # :::{admonition} Checkpoint
 # The library, asked for exactly this, finds the same matrices. It runs through all outputs (`exact_labels`), takes all
-# positions, and uses the same draws. And the exact block of the last layer is that of plain automatic differentiation.
+# positions, and `fit_to_draws` gives it our draws. (`di.fit_curvature` would take the same ones.) And the exact block of the
+# last layer is that of plain automatic differentiation.
 # :::
 
 # %%
@@ -588,7 +595,8 @@ config = di.CurvatureConfig(
     "kfac", rule, factor_draws=rule, exact_labels=True, input_positions=None
 )
 covers = [f"{name}.{part}" for name in NAMES for part in ("weight", "bias")]
-fitted = di.fit_curvature(model, data, config, covers=covers)
+fit = di.curvature.fit_to_draws
+fitted = fit(model, batch, config, covers=covers)
 for name, pair in pairs.items():
     A, B = kfac(*pair)
     same(fitted.layers[name].block("kfac"), torch.kron(B, A))
@@ -598,7 +606,7 @@ same(blocks["conv_out"], dense)
 
 # %% [markdown]
 # By default the library is thriftier: one random combination of the outputs in place of all $C$, and four positions of
-# each draw for $A$. The page {doc}`../book/savings` has the numbers.
+# each draw for $A$. Below you see what that does to scores.
 #
 # **Before you run the cell:** one of these five layers is exact. Which, and with expand or with reduce? And for which layer
 # can it not matter which of the two you take?
@@ -697,10 +705,25 @@ assert sum(e - r > 1e-9 for e, r in found.values()) == 3
 # %% [markdown]
 # Expand, by far. The damping is $\lambda = 10^{-8}$, so a direction whose eigenvalue is zero, an *empty* direction, is
 # multiplied by $10^8$. With more than one position, the error of reduce is hundreds to tens of millions of times the
-# scores themselves, although in three of these layers its block is the nearer one. The distance was the wrong
-# yardstick. The relative error of a block is ruled by its few largest eigenvalues, and the inverse by its smallest.
-# Where an approximation makes an eigenvalue nearly zero and the curvature does not, its inverse is huge. How many are
-# there?
+# scores, although in three of these layers its block is the nearer one. The relative error of a block is ruled by its few largest eigenvalues, and the inverse by its smallest.
+# Where an approximation makes an eigenvalue nearly zero and the curvature does not, its inverse is huge.
+#
+# For the same reason the library's default fit is no stand-in for the exact one on so few draws. To compare code of your
+# own with it, ask for all outputs, all positions and your draws, as we did.
+
+# %%
+thrifty = fit(model, batch, di.CurvatureConfig("kfac", rule), covers=covers)
+by_default, by_expand = (
+    sum(share_of(name, of.layers[name].block("kfac")) for name in NAMES)
+    for of in (thrifty, fitted)
+)
+off = ((by_default - by_expand).norm() / by_expand.norm()).item()
+assert 0.2 < off < 2
+print(f"default fit on {len(data)} images: scores off by {off:.0%}")
+
+# %% [markdown]
+# With hundreds of images little is lost, as {doc}`../book/savings` shows in points of the LDS. Back to the empty
+# directions. How many are there?
 
 
 # %%
@@ -745,10 +768,9 @@ for name in (name for name in NAMES if name != linear):
 # together changes nothing, so in each pair the two summed gradients add to zero. Half of the eigenvalues of $B$ vanish.
 #
 # Some directions are empty whatever one takes. Half of the inputs of the shortcut going up are the 16 channels of the
-# first convolution, made from nine pixels. Seven directions of them are empty in every draw. The exact block has a few
-# more: a bias that the two channels of a pair have in common is subtracted by the same normalisation. In the layer of
-# the timestep, 64 draws have only about 30 timesteps, because the two of an image share one. That leaves most of its
-# directions empty.
+# first convolution, made from nine pixels: seven directions are empty in every draw. The exact block has a few more, a
+# bias that both channels of a pair have in common: the normalisation subtracts it. In the layer of the timestep, 64 draws have only about 30 timesteps,
+# because the two of an image share one. That leaves most of its directions empty.
 #
 # And on the whole network, judged by retraining? This is the **LDS** of {doc}`Quickstart <01_quickstart>`, the rank
 # correlation between predicted and measured change. Beside K-FAC stands the exact GGN, not cut into blocks. It was divided by
@@ -793,8 +815,8 @@ assert 0 < di.ceiling(truth) - lds["expand"]["lds"] < 0.05
 # %% [markdown]
 # So we need not stop. K-FAC with expand predicts retraining nearly as well as one more retraining does, although its
 # blocks are far from exact. Do not judge a curvature by its distance to the exact one alone. With the exact GGN there
-# is more to gain. The table does not say how much of that K-FAC loses, and how much the cut into blocks: we did not
-# measure the LDS of the exact blocks.
+# is more to gain. How much of that K-FAC loses, and how much the cut
+# into blocks, the table does not say: we did not measure the LDS of the exact blocks.
 #
 # ## Dividing by it
 #
@@ -805,8 +827,9 @@ assert 0 < di.ceiling(truth) - lds["expand"]["lds"] < 0.05
 #
 # $$ (B \otimes A + \lambda I)^{-1}:\quad G \;\mapsto\; Q_B \Bigl[ \bigl(Q_B^\top G\, Q_A\bigr) \,/\, \bigl(e_B e_A^\top + \lambda\bigr) \Bigr] Q_A^\top , $$ (eq-inverse)
 #
-# where $\lambda$ is added to every entry and the division goes element by element. The cost is that of two small
-# eigendecompositions, once, however many $\lambda$ you try.
+# where $\lambda$ is added to every entry and the division goes element by element. In code, set negative entries of $e_A$
+# and $e_B$ to zero first: they come from rounding. The cost is that of two small eigendecompositions, once, however many
+# $\lambda$ you try.
 #
 # :::{admonition} Step by step
 # :class: dropdown
@@ -818,17 +841,79 @@ assert 0 < di.ceiling(truth) - lds["expand"]["lds"] < 0.05
 # the products $e_B e_A$ as eigenvalues, and adding $\lambda I$ adds $\lambda$ to each. Rotate, divide, rotate back.
 # :::
 
+
 # %%
+def divided(G, A, B, damping, clamp=True):
+    """(B ⊗ A + λI)⁻¹ G, for matrices G [..., d_out, d_in]."""
+    (e_A, Q_A), (e_B, Q_B) = torch.linalg.eigh(A), torch.linalg.eigh(B)
+    if clamp:
+        e_A, e_B = e_A.clamp(min=0), e_B.clamp(min=0)
+    rotated = (Q_B.T @ G @ Q_A) / (torch.outer(e_B, e_A) + damping)
+    return Q_B @ rotated @ Q_A.T
+
+
 A, B = of_expand["conv_in"]
-(e_A, Q_A), (e_B, Q_B) = torch.linalg.eigh(A), torch.linalg.eigh(B)
 G, damping = torch.randn(len(B), len(A)), 1e-4
-rotated = (Q_B.T @ G @ Q_A) / (torch.outer(e_B, e_A) + damping)
 large = torch.kron(B, A) + damping * torch.eye(G.numel())
-same(
-    (Q_B @ rotated @ Q_A.T).flatten(), torch.linalg.solve(large, G.flatten())
-)
+solved = torch.linalg.solve(large, G.flatten())
+same(divided(G, A, B, damping).flatten(), solved)
 
 # %% [markdown]
+# Why the clamp? In float32 the zero eigenvalue of an empty direction comes out at about $10^{-7}$ of the largest, above *or
+# below* zero. Where it is below, {eq}`eq-inverse` may divide by next to nothing, or by something negative, and nothing
+# tells you. Take another layer that reads the timestep. We sum up its factors in float32, in ten orders of the same 64
+# draws. **Guess first:** what helps more, eigenvectors in float64, or the clamp?
+
+
+# %%
+def share_by(factors, kind, clamp):
+    """The layer's share of the scores, factors decomposed in a type."""
+    back = curvature.layers[LATER].from_eigenbasis
+    query, train = (back(of[LATER]).to(kind) for of in kept)
+    A, B = (factor.to(kind) for factor in factors)
+    solved = divided(query, A, B, 1e-8, clamp).flatten(1)
+    return solved.double() @ train.double().flatten(1).T / len(train)
+
+
+# %%
+orders = [torch.randperm(len(batch.images)) for _ in range(10)]
+rounded = [kfac(*(part[o].float() for part in later)) for o in orders]
+right = share_by(kfac(*later), torch.float64, clamp=True)
+
+
+def missed(kind, clamp):
+    """Relative error in each order."""
+    found = torch.stack([share_by(of, kind, clamp) for of in rounded])
+    return (found - right).flatten(1).norm(dim=1) / right.norm()
+
+
+def middle(x):
+    """The median, with both ends."""
+    ends = x.min().item(), x.max().item()
+    return di.tables.Number(x.median().item(), None, ends)
+
+
+# %%
+kinds = {"float32": torch.float32, "float64": torch.float64}
+errors = {clamp: {n: missed(kind, clamp) for n, kind in kinds.items()}
+          for clamp in (False, True)}  # fmt: skip
+di.tables.table([
+    {"eigenvectors in": name, "as it stands": middle(errors[False][name]),
+     "clamped": middle(errors[True][name])}
+    for name in kinds
+], caption="Relative error (as a ratio) of one layer's share of the scores, "
+   "at λ = 1e-08: median of ten orders, lowest and highest.")  # fmt: skip
+
+# %%
+for name in kinds:
+    assert errors[False][name].max() > 2 * errors[True][name].max()
+    assert errors[True][name].max() < 0.3
+
+# %% [markdown]
+# The clamp. Without it, the order of the same draws decides whether a score is right. With it, an empty direction is divided
+# by $\lambda$, as it should be. What the sums have lost, float64 does not bring back. The library adds up batches and
+# decomposes factors (of up to 1,024 rows) in float64, and clamps.
+#
 # Many implementations do something else. They damp each factor, $(B + \sqrt\lambda\, I) \otimes (A + \sqrt\lambda\,
 # I)$, which keeps the product and needs no eigenvectors. It is called **factored damping**, and it is another matrix.
 # Multiply out an eigenvalue:
@@ -925,8 +1010,8 @@ di.tables.table(
 # %% [markdown]
 # At the default $\lambda = 10^{-8}$ the two kinds
 # of damping hardly differ. At $10^{-6}$ factored damping costs points that damping the product does not, and balancing
-# does not win them back. The last column suggests why: $\sqrt\lambda$ is added to eigenvalues of $B$, and nearly half of
-# these are smaller. What is meant as a little damping outweighs them. At $10^{-4}$ even damping the product is too much
+# does not win them back. The last column suggests why: nearly half of $B$'s eigenvalues are below the $\sqrt\lambda$
+# that is added to them. At $10^{-4}$ even damping the product is too much
 # and costs more than five points. So a $\lambda$ from a code with factored damping cannot be carried over.
 #
 # ## Pitfalls
@@ -1037,6 +1122,7 @@ di.checks.kfac(my_reduce, sharing="reduce", bias=True)
 # %%
 def my_score(query_gradient, train_gradients, A, B, damping):
     (e_A, Q_A), (e_B, Q_B) = torch.linalg.eigh(A), torch.linalg.eigh(B)
+    e_A, e_B = e_A.clamp(min=0), e_B.clamp(min=0)  # below 0: rounding
     eigenvalues = torch.outer(e_B, e_A) + damping
     query = (Q_B.T @ query_gradient @ Q_A) / eigenvalues
     train = Q_B.T @ train_gradients @ Q_A
@@ -1082,5 +1168,120 @@ di.tables.table([percents(reduce)], caption="Error of reduce.")
 # Only the last. Its output is averaged at once, so every position counts alike, border or not. In the two layers before
 # it, a position at the border is read by fewer positions of the next layer than one inside. So the $g_p$ no longer agree.
 #
+# :::{solution-end}
+# :::
+#
+# :::{exercise} The whole of it · 40 minutes · ★★★
+# :label: ex-kfac-influence
+# Write `my_influence(network, factor_draws, train_draws, query_draws, damping)`, which returns the scores `[Q, N]` of a whole
+# network. Each of the draws is a tuple `(x_t, t, target, w)` with two axes in front, images and their draws: `x_t` and
+# `target` are `[N, S, 1, H, W]`, `t` and the weights `w` are `[N, S]`. The steps:
+#
+# 1. *Layers.* Take every `Conv2d` and `Linear` of `network.modules()`, and nothing else.
+# 2. *Factors.* From `factor_draws`, by `look_inside` and `kfac`. Where does `w` go, and which layers get a 1?
+# 3. *Gradients.* Of each image and each query: of the mean over its draws of `w` times the squared error, itself a mean over
+#    pixels. As one matrix a layer, the bias last.
+# 4. *Scores.* Add up your `my_score` over the layers.
+#
+# `di.checks.kfac_influence(my_influence)` tries a denoiser with all of this in it. Then take three images and hold your scores
+# against `di.influence`, with the very draws that the library takes.
+# :::
+#
+# :::{solution-start} ex-kfac-influence
+# :label: sol-kfac-influence
+# :class: dropdown
+# :::
+#
+# A factor is a mean of $w_s$ times a square, so $\sqrt{w_s}$ may stand before $a$ and before $g$.
+
+
+# %%
+def my_factors(network, layers, draws):
+    x_t, t, _, w = (part.flatten(0, 1) for part in draws)
+    seen = look_inside(layers, lambda: network(x_t, t))
+    root, factors = w.sqrt(), []
+    for layer, (a, g) in zip(layers, seen, strict=True):
+        a = a if layer.bias is None else with_bias(a)
+        a = root[:, None, None] * a
+        factors.append(kfac(a, root[:, None, None, None] * g))
+    return factors
+
+
+# %%
+def my_gradients(network, layers, draws):
+    """Of each layer [N, d_out, d_in]."""
+    rows = []
+    for x_t, t, target, w in zip(*draws, strict=True):
+        error = network(x_t, t) - target
+        network.zero_grad()
+        (w * error.square().flatten(1).mean(1)).mean().backward()
+        rows.append([joined(layer) for layer in layers])
+    return [torch.stack(of) for of in zip(*rows, strict=True)]
+
+
+def joined(layer):
+    """The gradient as one matrix; a bias is a column [d_out, 1]."""
+    parts = [p.grad.reshape(len(p), -1) for p in layer.parameters()]
+    return torch.cat(parts, dim=1)
+
+
+# %%
+def my_influence(
+    network,
+    factor_draws,
+    train_draws,
+    query_draws,
+    damping,
+):
+    kinds = nn.Conv2d, nn.Linear
+    layers = [m for m in network.modules() if isinstance(m, kinds)]
+    factors = my_factors(network, layers, factor_draws)
+    train = my_gradients(network, layers, train_draws)
+    queries = my_gradients(network, layers, query_draws)
+    scores = 0
+    for (A, B), G_q, G_n in zip(factors, queries, train, strict=True):
+        shares = [my_score(q, G_n, A, B, damping) for q in G_q]
+        scores = scores + torch.stack(shares)
+    return scores
+
+
+di.checks.kfac_influence(my_influence)
+
+# %% [markdown]
+# The library has a *purpose* for each kind of draws, a name that goes into their key ({ref}`here are all
+# <conv-draws>`). Training draws are by signal, so they have weights.
+
+
+# %%
+def given(images, rule, purpose):
+    expectation = di.Expectation(rule, purpose, 0)
+    found = next(expectation.batches(model, images, 1_000))
+    parts = found.state, found.timesteps, found.target
+    axes = len(images), rule.count
+    parts = (*parts, found.draw_weights)
+    return tuple(part.unflatten(0, axes) for part in parts)
+
+
+# %%
+some = data.subset(slice(0, 3))
+asked = truth.queries.subset(slice(0, 2))
+signal = di.DrawConfig(4, timestep_rule="signal", shared=True)
+mine = my_influence(
+    model,
+    given(some, rule, "factors"),
+    given(some, signal, "train-gradients"),
+    given(asked, rule, "measurement"),
+    damping=1e-6,
+)
+
+# %%
+theirs = di.influence(
+    model, di.fit_curvature(model, some, config), some, asked,
+    draws=signal, measurement=di.MeasurementConfig(draws=rule),
+    damping=1e-6, approximation="kfac",
+)  # fmt: skip
+same(mine, theirs, rtol=1e-6, atol=0)
+
+# %% [markdown]
 # :::{solution-end}
 # :::

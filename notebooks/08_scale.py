@@ -333,6 +333,8 @@ plain, common = (
     np.array([against_careful(scores) for scores in tried[name]]).T
     for name in ways
 )  # each [correlation or slope, sets]
+assert preset.gradient_draws.shared
+assert not di.get_preset("cifar2").gradient_draws.shared
 assert min(common[0]) > max(plain[0])
 assert np.abs(common[1] - 1).mean() > 5 * np.abs(plain[1] - 1).mean()
 against = "Scores from eight draws against the careful ones. "
@@ -346,8 +348,11 @@ di.tables.table([
 # of it makes all scores of a query larger or smaller by one factor, and a factor moves no rank. But all images share
 # their luck too. With the better draws of the next section, sets of draws differ little.
 #
-# Sharing costs nothing, so it is the library's default for training gradients, under a **purpose** of its own. A purpose is
-# a name such as `train-gradients` that goes into the key of the draws, so queries and images never share by accident.
+# Sharing costs nothing, so `di.attribute` and the book's own presets share draws by signal among training images.
+# `di.influence` and the paper's presets keep to the paper, draws of each image's own, unless you give
+# `draws=di.DrawConfig(64, timestep_rule="signal", shared=True)`. Queries never share with images by accident. Training
+# gradients have a **purpose** of their own, a name that goes into the key of the draws: `train-gradients`
+# ({ref}`all names <conv-draws>`).
 #
 # One more thing follows from the product. If both sides are noisy, with independent draws, the variance of a score is
 #

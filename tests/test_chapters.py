@@ -85,6 +85,18 @@ def test_symbols_stand_in_the_notation(path):
     assert not symbols(own) - symbols(prose(path)), "the notation lists what the chapter does not use"
 
 
+def test_purposes_of_draws_stand_in_the_conventions():
+    """Whoever computes scores of his own needs the names to have the same draws; those of single studies aside."""
+    folders = [path for path in (ROOT / "diffinf_lib").iterdir() if path.name not in ("studies", "planner")]
+    files = [file for path in folders for file in ([path] if path.is_file() else path.rglob("*.py"))]
+    code = "\n".join(file.read_text() for file in files if file.suffix == ".py")
+    calls = r'_PURPOSE = "([\w-]+)"|Expectation\(\w+, (?:purpose=)?"([\w-]+)"|self\.means\(\s*"([\w-]+)"'
+    purposes = {name for names in re.findall(calls, code) for name in names if name}
+    page = (ROOT / "book/conventions.md").read_text()
+    assert {"train-gradients", "measurement", "factors", "corrections"} < purposes
+    assert not {name for name in purposes if f"`{name}`" not in page}
+
+
 def test_a_symbol_has_one_row():
     general, _ = (ROOT / "book/notation.md").read_text().split("## In one chapter only")
     listed = [symbol for row in rows(general) for symbol in re.findall(r"\$[^$]+\$|`[^`]+`", row[0])]

@@ -369,7 +369,7 @@ def _trained(model, s, config):
         replace(s.train, labels=torch.tensor([2, 0, 1])),
         s.folder / type(model.network).__name__ / str(model.classes),
     )
-    save = di.training._Trainer.save
+    save = di.training.Trainer.save
 
     class Killed(Exception):
         pass
@@ -380,7 +380,7 @@ def _trained(model, s, config):
 
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(di.training._Trainer, "save", killed)
+        patch.setattr(di.training.Trainer, "save", killed)
         with pytest.raises(Killed):
             di.train(model, data, config, out=folder, device=s.device, progress=False)
     assert model.device == torch.device(s.device)

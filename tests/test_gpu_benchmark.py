@@ -11,7 +11,7 @@ from diffinf_lib.errors import ConfigurationError
 
 EACH_KIND = [
     *(name for name, part in gpu.PARTS.items() if part.checks), "fit digits", "gradients digits", "training cifar2-small",
-    "training digits, several processes", "precision",
+    "training digits, several processes", "training digits, stacked", "precision",
 ]  # fmt: skip
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from annotations import unchecked
@@ -8,7 +10,7 @@ from diffinf_lib.data import load_dataset
 from diffinf_lib.diffusion import example_draws, per_draw_loss
 from diffinf_lib.diffusion.reverse import posterior_variance, reverse_mean
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.measurements import measure, measure_all
+from diffinf_lib.measurements import measure, measure_all, measure_many
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
 from diffinf_lib.sampling import sample, sample_trajectories
@@ -153,3 +155,14 @@ def test_what_is_none_of_its_kind_is_refused_in_one_line():
             measure(model, given, **options)
     with unchecked(), pytest.raises(ConfigurationError, match="measurement=7"):
         measure_all(model, QUERIES, [CONFIG, 7])
+
+
+def test_several_models_measure_as_each_does_alone():
+    """Exactly where they take turns, to rounding where they are stacked, dropout off in both."""
+    models = [build_model(replace(PRESET.unet, dropout=0.2), seed=seed).double() for seed in (0, 1)]
+    configs = [CONFIG, MeasurementConfig("elbo", draws=DrawConfig(4), levels=17), PRESET.further_measurements[-1]]
+    alone = torch.stack([measure_all(model, QUERIES, configs) for model in models])
+    assert torch.equal(measure_many(models, QUERIES, configs, stacked=False), alone)
+    torch.testing.assert_close(measure_many(models, QUERIES, configs, stacked=True), alone, rtol=1e-9, atol=0)
+    with pytest.raises(ConfigurationError, match="models that are computed together are of one network"):
+        measure_many([models[0], build_model(PRESET.unet)], QUERIES, configs)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -105,7 +105,15 @@ def is_finished(folder: Path | str, configuration: Any) -> bool:
 
 
 @contextmanager
-def stage(folder: Path | str, configuration: Any, *, name: str, force: bool = False) -> Iterator[bool]:
+def stage(
+    folder: Path | str,
+    configuration: Any,
+    *,
+    name: str,
+    force: bool = False,
+    how: Mapping[str, Any] | None = None,
+    wait: bool = True,
+) -> Iterator[bool]:
     """Run a stage once: `with stage(...) as needed: if needed: ...`.
 
     Yields False when the stage is already finished with this very configuration. Otherwise yields True, and when the
@@ -116,20 +124,23 @@ def stage(folder: Path | str, configuration: Any, *, name: str, force: bool = Fa
     Args:
         configuration: everything the files depend on (dataclasses and plain values).
         force: delete what another configuration left, and redo.
+        how: what the files depend on by their rounding alone, such as a route that was taken; recorded, not compared.
+        wait: for another process that makes this stage.
 
     Raises:
         ArtifactError: the folder holds a stage of another configuration.
         ConfigurationError: the folder cannot be written.
+        filelock.Timeout: another process makes this stage, and `wait` is False.
     """
     folder = ensure_writable(folder)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with FileLock(folder.with_name(f".{folder.name}.lock")).acquire(blocking=wait):
         if force:
             shutil.rmtree(folder)
             folder.mkdir()
         if is_finished(folder, configuration):
             yield False
         else:
-            yield from _recorded(folder, configuration, name)
+            yield from _recorded(folder, configuration, name, dict(how or {}))
     note(folder / MANIFEST)
 
 
@@ -140,11 +151,13 @@ def _remove_half_written(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _recorded(folder: Path, configuration: Any, name: str) -> Iterator[bool]:
+def _recorded(folder: Path, configuration: Any, name: str, how: dict[str, Any]) -> Iterator[bool]:
     """Yield True once, with a manifest written before and another after."""
     resumed = (folder / MANIFEST).exists()
+    before = read_json(folder / MANIFEST).get("how", how) if resumed else how
     record = {"stage": name, "configuration": plain(configuration), "finished": False}
     record["configuration_digest"] = json_digest(record["configuration"])
+    record |= {"how": how | ({} if before == how else {"begun": before})} if how else {}
     write_json(folder / MANIFEST, record)
     started = time.monotonic()
     yield True

@@ -120,7 +120,7 @@ def influence(
         train: the images the model was trained on, `[N, C, H, W]`.
         queries: `[Q, C, H, W]`; `Trajectories` for the measurement `trajectory_log_prob`.
         measurement: what of the queries is attributed; default the loss.
-        draws: of each training gradient; default 250.
+        draws: of each training gradient, under the purpose `train-gradients`; default 250 of each image's own.
         query_draws: of each query gradient; default the measurement's own. Fewer cost less, and some of the LDS.
         damping: λ ≥ 0, or a list of them, all from one pass over the gradients.
         damping_kind: `absolute`, or `relative` to the mean eigenvalue of each block.

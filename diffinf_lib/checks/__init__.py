@@ -4,6 +4,7 @@ What the function is called with and returns is in the docstring of each check: 
 one line that says what was tried; a wrong one raises `CheckFailed` with one line that names the mistake, if it is a known one.
 """
 
+from diffinf_lib.checks.assembled import kfac_influence
 from diffinf_lib.checks.claims import holm
 from diffinf_lib.checks.curvature import ggn, sampled_fisher
 from diffinf_lib.checks.diffusion import antithetic_pairs, noisy, posterior_mean
@@ -39,6 +40,7 @@ __all__ = [
     "irreducible_loss",
     "keeps_lds",
     "kfac",
+    "kfac_influence",
     "kfac_score",
     "lds",
     "leave_one_out",

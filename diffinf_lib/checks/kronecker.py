@@ -184,12 +184,26 @@ def _kfac_scores(
     return kfac_score
 
 
-def _of_product(a: Tensor, b: Tensor, damping: float) -> Tensor:
+def inverse_of_product(a: Tensor, b: Tensor, damping: float) -> Tensor:
+    """(B ⊗ A + λI)⁻¹, dense."""
     return torch.linalg.inv(with_damping(torch.kron(b, a), damping))
 
 
-def _of_factors(a: Tensor, b: Tensor, damping: float) -> Tensor:
+def inverse_of_factors(a: Tensor, b: Tensor, damping: float) -> Tensor:
+    """((B + √λI) ⊗ (A + √λI))⁻¹, dense."""
     return torch.linalg.inv(torch.kron(with_damping(b, damping**0.5), with_damping(a, damping**0.5)))
+
+
+def _by_eigenvectors(eigenvalues: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """The damped inverse of the product, with a function of the factors' eigenvalues in their place."""
+
+    def inverse(a: Tensor, b: Tensor, damping: float) -> Tensor:
+        (in_values, q_a), (out_values, q_b) = torch.linalg.eigh(a), torch.linalg.eigh(b)
+        damped = torch.outer(eigenvalues(out_values), eigenvalues(in_values)).flatten() + damping
+        basis = torch.kron(q_b, q_a)
+        return basis @ (basis.T / damped.unsqueeze(1))
+
+    return inverse
 
 
 def _on_wrong_sides(
@@ -205,26 +219,29 @@ def _on_wrong_sides(
 
 
 def _kfac_score_mistakes(damped: DampedPart = "product") -> Mistakes:
-    right, other = (_of_product, _of_factors) if damped == "product" else (_of_factors, _of_product)
+    right, other = (
+        (inverse_of_product, inverse_of_factors) if damped == "product" else (inverse_of_factors, inverse_of_product)
+    )
     aside = {
         "product": "the factors are damped by √λ each; (A + √λ I) ⊗ (B + √λ I) is not A ⊗ B + λ I",
         "factors": "the product is damped, B ⊗ A + λ I; here each factor is, by √λ",
     }[damped]
     scores = _kfac_scores(right)
-    return {
+    below = "an eigenvalue below 0 is divided by; it comes from rounding and counts as 0"
+    return ({below: _kfac_scores(_by_eigenvectors(lambda values: values))} if damped == "product" else {}) | {
         "the sign is the other way round": lambda *given: -scores(*given),
         "1/N is missing": lambda query, train, *given: scores(query, train, *given) * len(train),
         aside: _kfac_scores(other),
         "each factor is damped by λ; their product is then damped by far more": _kfac_scores(
-            lambda a, b, damping: _of_factors(a, b, damping**2)
+            lambda a, b, damping: inverse_of_factors(a, b, damping**2)
         ),
-        "the damping is missing": _kfac_scores(lambda a, b, damping: _of_product(a, b, 0.0)),
+        "the damping is missing": _kfac_scores(lambda a, b, damping: inverse_of_product(a, b, 0.0)),
         "this is A ⊗ B; gradients flattened row by row go with B ⊗ A": _kfac_scores(
             lambda a, b, damping: right(b, a, damping)
         ),
         "A and B stand on each other's side of G: it is B⁻¹ G A⁻¹": _on_wrong_sides(right),
         "λ is added to the inverse; it belongs under it": _kfac_scores(
-            lambda a, b, damping: with_damping(_of_product(a, b, 0.0), damping)
+            lambda a, b, damping: with_damping(inverse_of_product(a, b, 0.0), damping)
         ),
         "the inverse is missing": _kfac_scores(lambda a, b, damping: torch.linalg.inv(right(a, b, damping))),
         "the curvature is missing: these are dot products": _kfac_scores(
@@ -238,17 +255,29 @@ def kfac_score(damped: DampedPart = "product") -> Iterator[Case]:
     """`kfac_score(query_gradient, train_gradients, A, B, damping)` → scores `[N]` of one layer, the 1/N included.
 
     query_gradient `[d_out, d_in]`; train_gradients `[N, d_out, d_in]`; the factors A `[d_in, d_in]` of the inputs and B
-    `[d_out, d_out]` of the output gradients; damping λ, a number.
+    `[d_out, d_out]` of the output gradients; damping λ, a number. A factor has no eigenvalue below 0 but by rounding: such
+    a one counts as 0.
 
     Args:
         damped: `product`, where λ is added to every eigenvalue of B ⊗ A, as in this library and the paper; or `factors`,
             where √λ is added to those of A and of B (Martens & Grosse 2015, section 6.3, with π = 1).
     """
     checked("damped", damped, DampedPart)
-    inverse = {"product": _of_product, "factors": _of_factors}[damped]
+    inverse = {"product": inverse_of_product, "factors": inverse_of_factors}[damped]
     for outputs, inputs, count, damping in ((3, 3, 4, 0.5), (2, 4, 3, 0.04)):
         query, train = normal("query", outputs, inputs), normal("train", count, outputs, inputs)
         a, b = positive_definite("input-factor", inputs), positive_definite("output-factor", outputs)
         expected = torch.stack([one.flatten() @ inverse(a, b, damping) @ query.flatten() / count for one in train])
         name = f"a layer of {inputs} inputs and {outputs} outputs, {count} images, against the dense inverse"
         yield Case(name, expected, (query, train, a, b, damping))
+    if damped == "product":
+        yield _rounded()
+
+
+def _rounded() -> Case:
+    """A factor of fewer draws than inputs, rounded to float32: what should be 0 comes out below, and below −λ."""
+    query, train, rows = normal("query", 2, 4), normal("train", 3, 2, 4), normal("rounded", 3, 4)
+    a, b, damping = (rows.T @ rows / 3).float().double(), positive_definite("output-factor", 2), 1e-8
+    scores = _kfac_scores(_by_eigenvectors(lambda values: values.clamp(min=0)))
+    given = (query, train, a, b, damping)
+    return Case("an empty direction, in float32 an eigenvalue below 0", scores(*given), given, last=True)

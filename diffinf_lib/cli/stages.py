@@ -16,7 +16,7 @@ from diffinf_lib.cli.parser import (
     set_threads,
 )
 from diffinf_lib.configuration import REPORT_DAMPING, QuerySet
-from diffinf_lib.options import PositiveFloat, PositiveInt, check_shard
+from diffinf_lib.options import PositiveFloat, PositiveInt, WholeNumber, check_shard
 
 
 def add_attribute(commands: Commands) -> None:
@@ -69,6 +69,9 @@ def add_stage_commands(commands: Commands) -> None:
         if name == "ground-truth":
             added.add_value("--shard", int, default=0, help="this shard (from 0)")
             added.add_value("--shards", PositiveInt, default=1, help="of so many shards")
+            added.add_value(
+                "--together", WholeNumber, default=1, help="models retrained at a time; 0: what is fastest here"
+            )
         if name == "bundle":
             added.add_argument("--name", help="the bundle's name; default: PRESET-ground-truth")
             added.add_argument("--results", type=Path, help="folder of bundles; default: book/results")
@@ -157,7 +160,7 @@ def _ground_truth(options: argparse.Namespace) -> None:
         run.discard("retrained")
         run.discard("measurements")
     di.runs.full_model(run)
-    counts = {"subsets": options.subsets, "seeds": options.seeds}
+    counts = {"subsets": options.subsets, "seeds": options.seeds, "together": options.together or None}
     for subset, seed in di.runs.ground_truth_shard(run, **counts, shard=options.shard, shards=options.shards):
         if not options.quiet:
             print(f"subset {subset}, seed {seed}", flush=True)

@@ -26,6 +26,8 @@ class DatasetConfig(Options):
         stratified: take the same number of images from each class, or draw them from all alike. Queries come from the
             classes as evenly as they have them.
         seed: of the choice of images, where there are more than asked for.
+        autoencoder: folder or hub id of an `AutoencoderKL`, or of a pipeline with one, whose latents of the images are to be
+            modelled; None: their pixels. For images in files only.
     """
 
     name: str
@@ -35,6 +37,7 @@ class DatasetConfig(Options):
     query_size: PositiveInt | None = None
     stratified: bool = True
     seed: int = 0
+    autoencoder: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,6 +48,8 @@ class DatasetConfig(Options):
         kind, colon, path = self.name.partition(":")
         of_folder, names = kind == "folder" and bool(colon), ", ".join(DATASETS)
         require(of_folder or self.name in DATASETS, f"dataset={self.name!r}: no such dataset; give one of {names}")
+        require(not self.autoencoder or of_folder or self.name == "artbench10", f"autoencoder={self.autoencoder}: only images "
+                f"in files are encoded, those of {self.name} are not; give folder:PATH")  # fmt: skip
         if of_folder:
             require(
                 bool(path.strip()),

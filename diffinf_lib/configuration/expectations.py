@@ -30,7 +30,9 @@ class Expectation(Options):
 
     Attributes:
         draws: the draws of each image.
-        purpose: what the draws are for; they are keyed by it, so different purposes have independent draws.
+        purpose: what the draws are for; they are keyed by it, so different purposes have independent draws. The library's own:
+            `train-gradients`, `measurement` (query gradients too), `query-gradients` (where queries are given other draws),
+            `factors` and `corrections` (the passes of a curvature).
         seed: of the draws.
         timestep_range: take only the draws with low ≤ t < high, still dividing by all: the expectations of a partition of 0..T
             add up to the whole. None takes all.

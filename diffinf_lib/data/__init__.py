@@ -9,6 +9,7 @@ from diffinf_lib.data.digits import digits_dataset
 from diffinf_lib.data.fashion import fashion_dataset
 from diffinf_lib.data.folder import FolderImages, image_folder, read_image_folder
 from diffinf_lib.data.images import Dataset, ImageSet, to_unit_range
+from diffinf_lib.data.latents import Latents
 from diffinf_lib.data.trajectories import Trajectories
 from diffinf_lib.errors import first_few, require
 from diffinf_lib.settings import own_settings
@@ -57,6 +58,7 @@ __all__ = [
     "Dataset",
     "FolderImages",
     "ImageSet",
+    "Latents",
     "Trajectories",
     "load_dataset",
     "read_image_folder",

@@ -11,21 +11,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffinf_lib.artifacts.files import file_digest
-from diffinf_lib.artifacts.paths import spelt_out
+from diffinf_lib.artifacts.files import file_digest, json_digest
+from diffinf_lib.artifacts.paths import data_root, spelt_out
 from diffinf_lib.configuration import DatasetConfig
 from diffinf_lib.data.files import ARCHIVES, NO_CLASS, FolderFiles, ImageFile, list_images, unicode_name
 from diffinf_lib.data.images import Dataset, ImageSet
-from diffinf_lib.data.reading import read_images
+from diffinf_lib.data.latents import Latents
+from diffinf_lib.data.mapped import kept_rows
+from diffinf_lib.data.reading import ReadableImages, look_at_images
 from diffinf_lib.data.selection import even_shares, order_by_id, random_order, select, take
 from diffinf_lib.errors import DataError, first_few, require
 from diffinf_lib.randomness import keyed_seed
-from diffinf_lib.shapes import Ids
+from diffinf_lib.shapes import Ids, Images
 
 QUERY_SHARE = 0.16
 FIRST_ID, LAST_ID = 10**14, 10**15 - 1
@@ -129,9 +132,10 @@ def dataset_from_folder(folder: Path, config: DatasetConfig, *, by_content: bool
     order = order_by_id if by_content else random_order
     train = files.chosen(~is_query, config.train_size, "train_size", config, order)
     queries = files.chosen(is_query, config.query_size, "query_size", config, order)
-    both, remarks = files.read(torch.cat([train, queries]), config.image_size)
+    both, remarks = files.read(torch.cat([train, queries]), config.image_size, autoencoder=config.autoencoder)
     sets = both.subset(slice(0, len(train))), both.subset(slice(len(train), None))
-    return Dataset(config.name, *sets, class_names, split=split, notes=(*listed.notes, *notes, *remarks))
+    notes = (*listed.notes, *notes, *remarks)
+    return Dataset(config.name, *sets, class_names, split=split, notes=notes, autoencoder=config.autoencoder)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,12 +166,50 @@ class _LabelledFiles:
         return among.nonzero().flatten()[positions]
 
     def read(
-        self, positions: Int[Tensor, "n"], image_size: int | None, channels: int | None = None
+        self,
+        positions: Int[Tensor, "n"],
+        image_size: int | None,
+        channels: int | None = None,
+        autoencoder: str | None = None,
     ) -> tuple[ImageSet, tuple[str, ...]]:
+        """The images at these positions, or their latents where an autoencoder is named, and notes."""
         files = [self.files[i] for i in positions.tolist()]
-        names = tuple(file.name for file in files)
-        pixels, notes = read_images([file.path for file in files], names, image_size=image_size, channels=channels)
-        return ImageSet(pixels, self.labels[positions], self.ids[positions], names=names), notes
+        paths, names = [file.path for file in files], tuple(file.name for file in files)
+        readable = look_at_images(paths, names, image_size=image_size, channels=channels)
+        told = self.labels[positions], self.ids[positions]
+        if autoencoder:
+            means, *others = _encoded(readable, image_size, autoencoder).unbind()
+            return Latents(means, *told, *others, names=names), readable.notes
+        pixels = _decoded(readable, image_size) if readable.is_large else readable.rows()
+        return ImageSet(pixels, *told, names=names), readable.notes
+
+
+def _decoded(readable: ReadableImages, image_size: int | None) -> Images:
+    """Images that are too many for memory, decoded once into a file below the data folder."""
+    identity = _files_identity(readable, image_size)
+    folder = data_root() / "decoded" / json_digest(identity)[:12]
+    return kept_rows(folder, identity, (1, *readable.shape), lambda *rows: readable.rows(*rows)[None], name="decoded")[
+        0
+    ]
+
+
+def _encoded(readable: ReadableImages, image_size: int | None, source: str) -> Float[Tensor, "4 N C H W"]:
+    """What an autoencoder makes of images, encoded once into a file below the data folder."""
+    from diffinf_lib.autoencoder import load_autoencoder  # it stands above data, and not every folder needs one
+
+    autoencoder = load_autoencoder(source)
+    shape = autoencoder.latent_shape(readable.shape[1:])
+    identity = _files_identity(readable, image_size) | {"autoencoder": autoencoder.digest}
+    return kept_rows(
+        data_root() / "latents" / json_digest(identity)[:12], identity, (4, readable.shape[0], *shape),
+        lambda *rows: autoencoder.moments(readable.rows(*rows)), name="latents",
+    )  # fmt: skip
+
+
+def _files_identity(readable: ReadableImages, image_size: int | None) -> dict[str, Any]:
+    """What the pixels of some files depend on."""
+    contents = json_digest([file_digest(path) for path in readable.paths])
+    return {"files": contents, "shape": list(readable.shape), "image_size": image_size}
 
 
 def content_ids(files: Sequence[ImageFile]) -> Ids:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Real, Shaped
 from torch import Tensor
 
 from diffinf_lib.artifacts.arrays import tensor_digest
+from diffinf_lib.data.mapped import rows_at
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.shapes import Ids, Images, ImageShape
 
@@ -19,6 +20,9 @@ Selection = Int[Tensor, "n"] | Bool[Tensor, "N"] | slice | list[int]
 
 BRIGHTEST = 64.0
 """Images without a negative pixel that go beyond this are 0…255, not yet scaled; latents reach far out, but to both sides."""
+
+DECODED_AT_ONCE = 16
+"""Latents a pass of the decoder."""
 
 SEVERAL_IMAGES, SEVERAL_PIXELS = 4, 100
 """From so many on, a set without a pixel darker than grey is hardly one of [−1, 1]; a single bright image may be."""
@@ -109,7 +113,16 @@ class ImageSet:
 
     def subset(self, index: Selection) -> "ImageSet":
         """The images at these positions, or where a mask is True."""
-        return ImageSet(self.images[index], self.labels[index], self.ids[index], names=self.names_at(index))
+        return ImageSet(rows_at(self.images, index), self.labels[index], self.ids[index], names=self.names_at(index))
+
+    def for_training(self, index: Tensor, mirror: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Some images as a step of training takes them, those mirrored where `mirror` is True, `[B, C, H, W]`.
+
+        Args:
+            generator: of whatever a set draws besides.
+        """
+        batch = self.images[index]
+        return batch if mirror is None else torch.where(mirror.view(-1, 1, 1, 1), batch.flip(-1), batch)
 
     def identifiers(self, prefix: str) -> dict[str, Shaped[np.ndarray, "N"]]:
         """Ids, and names where there are any, as arrays to be kept beside results: `<prefix>ids`, `<prefix>names`."""
@@ -124,6 +137,7 @@ class Dataset:
     Attributes:
         split: how queries were told from training images, for people.
         notes: what was decided about the images on the way, in plain sentences.
+        autoencoder: folder or hub id of what made latents of the images; None where they are pixels.
     """
 
     name: str
@@ -132,6 +146,7 @@ class Dataset:
     class_names: tuple[str, ...]
     split: str = field(default="", kw_only=True)
     notes: tuple[str, ...] = field(default=(), kw_only=True)
+    autoencoder: str | None = field(default=None, kw_only=True)
 
     def __repr__(self) -> str:
         lines = [f"{self.name}: images of {_times(self.train.shape)}"]
@@ -149,6 +164,15 @@ class Dataset:
         """SHA-256 over images, labels and ids of both sets."""
         parts = (self.train, self.queries)
         return tensor_digest(*(tensor for part in parts for tensor in (part.images, part.labels, part.ids)))
+
+    def pixels(self, images: ImageSet) -> Images:
+        """The pictures that images of this dataset stand for, or samples of a model of it: themselves, or decoded latents."""
+        if self.autoencoder is None:
+            return images.images
+        from diffinf_lib.autoencoder import load_autoencoder  # it stands above data, and few datasets need one
+
+        decode = load_autoencoder(self.autoencoder).decode
+        return torch.cat([decode(part) for part in images.images.split(DECODED_AT_ONCE)])
 
     def repeated_queries(self) -> list[int]:
         """Positions of queries that are pixel for pixel one of the training images."""

@@ -1,4 +1,4 @@
-"""Reading: image files as one tensor in [−1, 1], and in plain sentences what was decided about them.
+"""Reading: image files as images in [−1, 1], and in plain sentences what was decided about them.
 
 Images are RGB, or grey where all of them are, unless the number of channels is given. Black is −1 and white 1, whatever the
 depth. Where a format states no range (integers of 32 bits, floats), the files together must show which is meant: their largest
@@ -7,7 +7,7 @@ value lies in the upper half of 0…1, 0…255 or 0…65535. Anything else is re
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,9 @@ from jaxtyping import Float, Real
 from PIL import Image
 from torch import Tensor
 
-from diffinf_lib.data.decoding import Picture, Remark, decode
+from diffinf_lib.data.decoding import Remark, decode
 from diffinf_lib.data.images import to_unit_range
+from diffinf_lib.data.mapped import LARGEST_IN_MEMORY
 from diffinf_lib.errors import DataError, first_few, require
 from diffinf_lib.options import PositiveInt, checked
 from diffinf_lib.shapes import Images
@@ -29,18 +30,60 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class _Read:
-    """One image as it waits for the others: `[H, W, C]`, and the extremes it had before it was scaled to another size."""
+    """What was found in one file.
+
+    Attributes:
+        pixels: `[H, W, C]`; None where they are to be decoded again.
+        low, high: the extremes that it had before it was scaled to another size.
+    """
 
     name: str
-    picture: Picture
+    shape: tuple[int, int, int]
+    white: float | None
+    remarks: frozenset[Remark]
     low: float
     high: float
+    pixels: Real[np.ndarray, "H W C"] | None
 
 
-def read_images(
+@dataclass(frozen=True)
+class ReadableImages:
+    """Images of files that were all looked at once.
+
+    Attributes:
+        shape: [N, C, H, W].
+        notes: what was decided about them, in plain sentences.
+    """
+
+    paths: Sequence[Path]
+    shape: tuple[int, int, int, int]
+    notes: tuple[str, ...]
+    _found: Sequence[_Read]
+    _unstated: float
+    _asked: tuple[int | None, int | None]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether they are too many to be held in memory."""
+        return 4 * math.prod(self.shape) > LARGEST_IN_MEMORY
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Images:
+        """Images from one position up to another, in [−1, 1]."""
+        chosen = range(*slice(start, stop).indices(len(self.paths)))
+        images = torch.empty(len(chosen), *self.shape[1:])
+        for place, n in enumerate(chosen):
+            read = self._found[n]
+            pixels = _read(self.paths[n], read.name, *self._asked).pixels if read.pixels is None else read.pixels
+            assert pixels is not None
+            tensor = torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))
+            images[place] = _with_channels(to_unit_range(tensor, read.white or self._unstated), self.shape[1])
+        return images
+
+
+def look_at_images(
     paths: Sequence[Path], names: Sequence[str], *, image_size: int | None = None, channels: int | None = None
-) -> tuple[Images, tuple[str, ...]]:
-    """Images `[N, C, H, W]` in [−1, 1], and notes.
+) -> ReadableImages:
+    """Decode every file once; pixels are kept as long as all of them fit into memory.
 
     Args:
         names: what messages call the files.
@@ -52,16 +95,16 @@ def read_images(
     """
     checked("image_size", image_size, PositiveInt | None)
     require(channels in (None, 1, 3), f"channels={channels}: give 1 for grey, or 3 for RGB")
-    found = [_read(path, name, image_size, channels) for path, name in zip(paths, names, strict=True)]
+    found: list[_Read] = []
+    kept = 0
+    for path, name in zip(paths, names, strict=True):
+        read = _read(path, name, image_size, channels)
+        kept += read.pixels.nbytes if read.pixels is not None else 0
+        found.append(read if kept <= LARGEST_IN_MEMORY // 4 else replace(read, pixels=None))
     _check_sizes(found)
     unstated, notes = _unstated_white(found)
-    count = channels or max(read.picture.pixels.shape[2] for read in found)
-    height, width = found[0].picture.pixels.shape[:2]
-    images = torch.empty(len(found), count, height, width)
-    for place, read in enumerate(found):
-        pixels = torch.from_numpy(np.array(read.picture.pixels.transpose(2, 0, 1)))
-        images[place] = _with_channels(to_unit_range(pixels, read.picture.white or unstated), count)
-    return images, (*_remarks(found), *notes)
+    shape = (len(found), channels or max(read.shape[2] for read in found), *found[0].shape[:2])
+    return ReadableImages(paths, shape, (*_remarks(found), *notes), found, unstated, (image_size, channels))
 
 
 def _read(path: Path, name: str, image_size: int | None, channels: int | None) -> _Read:
@@ -74,10 +117,10 @@ def _read(path: Path, name: str, image_size: int | None, channels: int | None) -
         Remark.CUT: image_size is not None and height != width,
         Remark.ENLARGED: image_size is not None and min(height, width) < image_size,
     }
-    picture = picture._replace(remarks=picture.remarks | {remark for remark, holds in remarks.items() if holds})
-    if image_size is not None:
-        picture = picture._replace(pixels=_square(picture.pixels, image_size))
-    return _Read(name, picture, low, high)
+    pixels = picture.pixels if image_size is None else _square(picture.pixels, image_size)
+    every = picture.remarks | {remark for remark, holds in remarks.items() if holds}
+    height, width, own = pixels.shape
+    return _Read(name, (height, width, own), picture.white, every, low, high, pixels)
 
 
 def _square(pixels: Real[np.ndarray, "H W C"], side: int) -> Real[np.ndarray, "{side} {side} C"]:
@@ -98,16 +141,16 @@ def _square(pixels: Real[np.ndarray, "H W C"], side: int) -> Real[np.ndarray, "{
 
 
 def _check_sizes(found: Sequence[_Read]) -> None:
-    first, first_size = found[0].name, found[0].picture.pixels.shape[:2]
+    first, first_size = found[0].name, found[0].shape[:2]
     for read in found:
-        height, width = read.picture.pixels.shape[:2]
+        height, width = read.shape[:2]
         require((height, width) == first_size, f"{read.name} is {width}×{height}, {first} is {first_size[1]}×{first_size[0]}: "
                 "give image_size to bring them to one", DataError)  # fmt: skip
 
 
 def _unstated_white(found: Sequence[_Read]) -> tuple[float, list[str]]:
     """The value of white of the images whose format states none, and a note that says so."""
-    unstated = [read for read in found if read.picture.white is None]
+    unstated = [read for read in found if read.white is None]
     if not unstated:
         return 1.0, []
     for read in unstated:
@@ -142,7 +185,7 @@ def _with_channels(image: Float[Tensor, "channels H W"], count: int) -> Float[Te
 
 
 def _remarks(found: Sequence[_Read]) -> list[str]:
-    affected = {remark: [read for read in found if remark in read.picture.remarks] for remark in Remark}
+    affected = {remark: [read for read in found if remark in read.remarks] for remark in Remark}
     return [
         f"{len(reads)} of {len(found)} images {remark.value} ({_named(reads)})"
         for remark, reads in affected.items()

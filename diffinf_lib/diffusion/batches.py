@@ -24,8 +24,8 @@ def expectation_batches(
     check_trajectories(images, objective, process)
     key: dict[str, Any] = {"seed": expectation.seed, "purpose": expectation.purpose}
     batches = iterate_draws(
-        images.images.to(model.device, model.dtype), images.ids, expectation.draws, **key, process=process,
-        batch_size=batch_size, conditions=model.conditions_of(images), no_class=model.no_class,
+        images.images, images.ids, expectation.draws, **key, process=process, batch_size=batch_size,
+        conditions=model.conditions_of(images), no_class=model.no_class, device=model.device, dtype=model.dtype,
     )  # fmt: skip
     for batch in batches:
         if objective.on_trajectories:

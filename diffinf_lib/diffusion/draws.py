@@ -197,14 +197,17 @@ def iterate_draws(
     batch_size: int = 512,
     conditions: Mapping[str, Shaped[Tensor, "N ..."]] = MappingProxyType({}),
     no_class: int | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[DrawBatch]:
     """All draws of all examples, in the order of the examples, cut into batches of `batch_size` draws.
 
-    Only the noise of the examples of one batch is in memory at a time.
+    Only the images and the noise of one batch are on the device, and in its type, at a time.
 
     Args:
         conditions: what the network is told of each image, `[N, ...]` by name.
         no_class: the class it is told in draws that drop their condition.
+        device, dtype: of the batches; default those of the images.
 
     Raises:
         ConfigurationError: conditions are to be dropped, and there is no label that stands for none.
@@ -228,11 +231,13 @@ def iterate_draws(
             parts.append(Draws(*(value[low:high] for value in made[1])))
         rows = torch.arange(start, min(start + batch_size, total))
         drawn = Draws(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-        yield _batch(images, drawn, rows // config.count, rows % config.count, process, conditions, no_class)
+        places, like = rows // config.count, images.new_empty(0, device=device, dtype=dtype)
+        pixels = images[places.to(images.device)].to(like)
+        yield _batch(pixels, drawn, places, rows % config.count, process, conditions, no_class)
 
 
 def _batch(
-    images: Images,
+    pixels: ImageBatch,
     drawn: Draws,
     example: Int[Tensor, "B"],
     draw: Int[Tensor, "B"],
@@ -241,14 +246,10 @@ def _batch(
     no_class: int | None,
 ) -> DrawBatch:
     """Draws with their images, states and targets, on the images' device and in their type."""
-    pixels, timesteps, noise = (
-        images[example.to(images.device)],
-        drawn.timesteps.to(images.device),
-        drawn.noise.to(images),
-    )
-    told = {name: values[example.to(values.device)].to(images.device) for name, values in conditions.items()}
+    timesteps, noise = drawn.timesteps.to(pixels.device), drawn.noise.to(pixels)
+    told = {name: values[example.to(values.device)].to(pixels.device) for name, values in conditions.items()}
     told = drop_conditions(told, drawn.dropped, no_class)
     return DrawBatch(
-        pixels, timesteps, noise, example, draw, drawn.draw_weights.to(images), process.noisy(pixels, timesteps, noise),
+        pixels, timesteps, noise, example, draw, drawn.draw_weights.to(pixels), process.noisy(pixels, timesteps, noise),
         process.target_of(pixels, timesteps, noise), told,
     )  # fmt: skip

@@ -21,13 +21,19 @@ _NOT_OF_THE_OUTPUT = {"gradient_checkpointing", "device", "device_ids", "output_
 
 
 def network_identity(network: nn.Module) -> dict[str, Any]:
-    """Configuration, settings, structure and weights.
+    """What the network is without its weights, and their digest."""
+    tensors = network.state_dict()
+    tensors |= {name: buffer for name, buffer in network.named_buffers() if name not in tensors}
+    return network_plan(network) | {"weights": tensor_digest(*tensors.values())}
+
+
+def network_plan(network: nn.Module) -> dict[str, Any]:
+    """Configuration, settings and structure, but no weights.
 
     Of a network of diffusers only those settings are named that its configuration does not give it, such as the strength
     of adapters: a plain one is told by its configuration alone, whatever attributes a version of diffusers adds.
     """
-    config, tensors = config_of(network), network.state_dict()
-    tensors |= {name: buffer for name, buffer in network.named_buffers() if name not in tensors}
+    config = config_of(network)
     kind = next((k for k in type(network).__mro__ if k.__module__.startswith("diffusers.models.")), None)
     settings = _settings(network)
     if kind is not None:
@@ -37,7 +43,6 @@ def network_identity(network: nn.Module) -> dict[str, Any]:
         "network": type(network).__name__,
         "structure": str(network),
         "config": json.loads(json.dumps({k: v for k, v in config.items() if not k.startswith("_")}, default=str)),
-        "weights": tensor_digest(*tensors.values()),
     }
 
 

@@ -1,5 +1,6 @@
 """Evaluation: how well scores predict what retraining does."""
 
+from diffinf_lib.evaluation.claims import Claim, Difference, Judged, counted, judged
 from diffinf_lib.evaluation.ground_truth import GroundTruth, load_ground_truth
 from diffinf_lib.evaluation.lds import (
     LDSResult,
@@ -48,10 +49,13 @@ from diffinf_lib.evaluation.tuning import TunedLDS, tuned_difference, tuned_lds
 
 __all__ = [
     "Change",
+    "Claim",
     "Constancy",
+    "Difference",
     "EffectSpread",
     "Estimate",
     "GroundTruth",
+    "Judged",
     "LDSResult",
     "Power",
     "RemovalOutcome",
@@ -62,11 +66,13 @@ __all__ = [
     "TunedLDS",
     "ceiling",
     "constancy",
+    "counted",
     "effect_spread",
     "effects_by_score",
     "holm",
     "image_effects",
     "interval_p_value",
+    "judged",
     "lds",
     "load_ground_truth",
     "mean_measurements",

@@ -103,6 +103,7 @@ class SignStudy:
     Attributes:
         predicted: share of predicted changes above 0, mean over queries.
         real: share of real changes above 0.
+        excess: real less predicted, on the same resamples.
         agreement: share of changes of which the sign was predicted.
         predicted_per_query, real_per_query: `[Q]`.
         predicted_changes, real_changes: `[Q, X]`, for a scatter plot; X subsets or removals.
@@ -110,6 +111,7 @@ class SignStudy:
 
     predicted: Estimate
     real: Estimate
+    excess: Estimate
     agreement: Estimate
     predicted_per_query: Float[np.ndarray, "Q"]
     real_per_query: Float[np.ndarray, "Q"]
@@ -183,6 +185,7 @@ def signs(
     return SignStudy(
         predicted=_share(rises, confidence),
         real=_share(really, confidence),
+        excess=(really - rises).estimate(confidence),
         agreement=_share(agree, confidence),
         predicted_per_query=rises.per_query,
         real_per_query=really.per_query,

@@ -1,6 +1,6 @@
 """Images: figures of images, of what the model was trained on and of what is behind a query."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,13 +89,22 @@ def ranked(scores: PerExample, count: int) -> dict[str, Int[Tensor, "n"]]:
     }
 
 
-def top_influence(train: ImageSet, queries: ImageSet, scores: Scores, *, query: int, count: int = 8) -> BookFigure:
+def top_influence(
+    train: ImageSet,
+    queries: ImageSet,
+    scores: Scores,
+    *,
+    query: int,
+    count: int = 8,
+    pixels: Callable[[ImageSet], Images] | None = None,
+) -> BookFigure:
     """A query and its most positive, most negative and most indifferent training images (the paper's Fig. 1).
 
     Args:
         scores: `[Q, N]`; a positive score: leaving the image out makes the query less likely.
         query: which of the queries, from 0.
         count: images a row.
+        pixels: what latents stand for, `Dataset.pixels`; default the images as they are.
     """
     require(0 <= query < len(queries), f"query={query}: give 0 to {len(queries) - 1}")
     rows = ranked(scores[query], min(count, len(train)))
@@ -106,13 +115,15 @@ def top_influence(train: ImageSet, queries: ImageSet, scores: Scores, *, query: 
         f"{name.capitalize()}: {', '.join(f'{scores[query, place]:+.1e}' for place in places)}."
         for name, places in rows.items()
     )
-    _show(axes[1][0], queries.images[query], "query")
+    shown = pixels or (lambda images: images.images)
+    _show(axes[1][0], shown(queries.subset([query]))[0], "query")
     for axis in (axes[0][0], axes[2][0]):
         axis.set_axis_off()
     for row, ((name, places), colour) in enumerate(zip(rows.items(), (BLUE, VERMILION, GREY), strict=True)):
+        pictures = shown(train.subset(places))
         for column in range(count):
             inside = column < len(places)
-            image = train.images[places[column]] if inside else None
+            image = pictures[column] if inside else None
             title = f"{scores[query, places[column]]:+.1e}" if inside else ""
             _show(axes[row][column + 1], image, title, colour)
         first = axes[row][1]

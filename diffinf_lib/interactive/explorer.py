@@ -1,6 +1,7 @@
 """Explorer: a query and the training images behind it, ranked by score."""
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,8 @@ from diffinf_lib.pictures import from_bytes
 
 QUERIES = 12
 """Queries that are shown unless others are asked for."""
+MORE_DIGITS = 4
+"""Of a score, at most, to tell it from another; the script has the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +81,13 @@ class Removal:
             f"Trained again without {self.name} ({len(self.removed[query])} images, crossed out): {text(before, form)} → "
             f"{text(after, form)}, a change of {text(after - before, '+' + form)}{beside}."
         )
+
+
+def score_form(values: Float[np.ndarray, "rows images"]) -> str:
+    """How the scores of a state are written: one digit after the point, or as many as tell the highest from the lowest."""
+    largest, apart = np.abs(values).max(), values[0, 0] - values[1, 0]
+    more = math.floor(math.log10(largest / apart)) if apart > 0 else 0
+    return f"+.{1 + min(max(more, 0), MORE_DIGITS)}e"
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +222,8 @@ class Explorer(Figure):
         places, values = (part.at(state) for part in self.ends)
         if np.isnan(values).all():
             return f"{capital(self.query.options[state[self.query.name]])}: {self.missing}"
-        highest, lowest = (f"{text(values[row, 0], '+.1e')} ({self.label(places[row, 0])})" for row in (0, 1))
+        form = score_form(values)
+        highest, lowest = (f"{text(values[row, 0], form)} ({self.label(places[row, 0])})" for row in (0, 1))
         said = f"{capital(self.query.options[state[self.query.name]])}: highest score {highest}, lowest {lowest}."
         return " ".join(filter(None, [said, self._outcome(state)]))
 
@@ -266,12 +277,12 @@ class Explorer(Figure):
         rows = [pictures(strip(self.queries.images[[query]], 72), self.query.options[state[self.query.name]], 72)]
         if np.isnan(values).all():
             return rows[0]
-        titles = self.row_titles(values)
+        titles, form = self.row_titles(values), score_form(values)
         for title, images, scores in zip(titles, places, values, strict=False):
             alternative = "; ".join(
-                f"{self.label(n)}: {text(score, '+.1e')}" for n, score in zip(images, scores, strict=True)
+                f"{self.label(n)}: {text(score, form)}" for n, score in zip(images, scores, strict=True)
             )
-            written = " · ".join(text(score, "+.1e") for score in scores)
+            written = " · ".join(text(score, form) for score in scores)
             row = pictures(strip(self.train.images[images], 40), f"{title}: {alternative}", 40)
             rows.append(f"<p><strong>{html.escape(title)}</strong><br>{row}<br><small>{written}</small></p>")
         return "".join(rows)

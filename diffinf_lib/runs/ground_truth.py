@@ -1,34 +1,51 @@
 """Stages of the ground truth: models retrained on random subsets, and what they measure of every query."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.artifacts import read_json, write_bundle
+from diffinf_lib.artifacts import (
+    ensure_writable,
+    environment,
+    read_arrays,
+    read_json,
+    write_bundle,
+    write_json,
+)
 from diffinf_lib.configuration import MeasurementConfig
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import ArtifactError, require
-from diffinf_lib.measurements import measure_all
-from diffinf_lib.runs.kept import Kept
+from diffinf_lib.measurements import measure_many
+from diffinf_lib.options import check_counts
+from diffinf_lib.runs.kept import Kept, make_together
 from diffinf_lib.runs.known import KnownMeasurements
 from diffinf_lib.runs.model import measured_queries
 from diffinf_lib.runs.run import Run
 from diffinf_lib.runs.subsets import model_name, shard_of, subset_mask, subset_masks
-from diffinf_lib.training import TrainingResult
+from diffinf_lib.training import Training, fastest, step_seconds, train_many
+
+Pair = tuple[int, int]
+"""A subset and a seed."""
+Measured = dict[str, Float[np.ndarray, "_Q"]]
+Value = TypeVar("Value")
 
 
 def retrained_model(run: Run, subset: int, seed: int) -> Denoiser:
     """The model retrained on one subset with one seed."""
-    return _retraining(run, subset, seed)[1]().model
+    _, training = _retraining(run, subset, seed)
+    return training.alone(run.preset.retraining(), device=run.device, progress=False).model
 
 
-def _retraining(run: Run, subset: int, seed: int) -> tuple[Kept, Callable[[], TrainingResult]]:
+def _retraining(run: Run, subset: int, seed: int) -> tuple[Kept, Training]:
     mask = subset_mask(len(run.data.train), run.preset.subsets.fraction, subset, seed=run.seed)
     images = run.data.train.subset(mask)
     return run.training("retrained", model_name(subset, seed), images, run.preset.retraining(), seed)
@@ -41,10 +58,10 @@ def retrained_measurements(
     if known and known.holds(subset, seed):
         return known.of(subset, seed)
     queries = known.queries if known else measured_queries(run)
-    found = _measured(run, subset, seed, queries).arrays(
-        lambda: measured_by(run, retrained_model(run, subset, seed), queries)
-    )
-    return {name: torch.from_numpy(values) for name, values in found.items()}
+    kept = _measured(run, subset, seed, queries)
+    if not kept.intact:
+        list(_made(run, {(subset, seed): kept}, queries, together=1))
+    return {name: torch.from_numpy(values) for name, values in read_arrays(kept.file("npz")).items()}
 
 
 def _measured(run: Run, subset: int, seed: int, queries: Mapping[str, ImageSet]) -> Kept:
@@ -57,13 +74,19 @@ def _measured(run: Run, subset: int, seed: int, queries: Mapping[str, ImageSet])
     )  # fmt: skip
 
 
-def measured_by(run: Run, model: Denoiser, queries: Mapping[str, ImageSet]) -> dict[str, Float[np.ndarray, "_Q"]]:
+def measured_by(run: Run, model: Denoiser, queries: Mapping[str, ImageSet]) -> Measured:
     """Everything that the preset measures of some queries, by one model; see `retrained_measurements`."""
-    found: dict[str, np.ndarray] = {}
+    return _measured_by_each(run, [model], queries)[0]
+
+
+def _measured_by_each(run: Run, models: Sequence[Denoiser], queries: Mapping[str, ImageSet]) -> list[Measured]:
+    """The same by each of several models."""
+    found: list[Measured] = [{} for _ in models]
     for name, images in queries.items():
         configs = [config for config in run.preset.measurements if _applies(config, images)]
-        values = measure_all(model, images, configs, seed=run.seed)
-        found |= {f"{name}/{config.label}": row.numpy() for config, row in zip(configs, values, strict=True)}
+        labels = [f"{name}/{config.label}" for config in configs]
+        for own, values in zip(found, measure_many(models, images, configs, seed=run.seed), strict=True):
+            own |= {label: row.numpy() for label, row in zip(labels, values, strict=True)}
     return found
 
 
@@ -79,15 +102,66 @@ def ground_truth_shard(
     shard: int = 0,
     shards: int = 1,
     known: KnownMeasurements | None = None,
+    together: int | None = 1,
 ) -> Iterator[tuple[int, int]]:
-    """Retrain and measure every model of one shard, yielding each (subset, seed) when it is done; not those that are known."""
+    """Retrain and measure every model of one shard, yielding each (subset, seed) when it is done; not those that are known.
+
+    Args:
+        together: models that are retrained and measured at a time, see `train_many`; None: as many as are fastest, see
+            `fastest_together`. Models that are done come first.
+    """
+    check_counts(**({} if together is None else {"together": together}))
     config = run.preset.subsets
     pairs = shard_of(
         config.count if subsets is None else subsets, config.seeds if seeds is None else seeds, shard, shards
     )
-    for subset, seed in pairs:
-        retrained_measurements(run, subset, seed, known)
-        yield subset, seed
+    missing = {pair: kept for pair, kept in _own(run, pairs, known).items() if not kept.intact}
+    yield from (pair for pair in pairs if pair not in missing)
+    if missing:
+        together = fastest_together(run) if together is None else together
+        yield from _made(run, missing, known.queries if known else measured_queries(run), together)
+
+
+def fastest_together(run: Run) -> int:
+    """How many retrainings at a time are fastest on the run's device, timed once and kept in the run folder.
+
+    It is kept so that every shard and every later call takes the same route, and ends with the same numbers.
+    """
+    file = run.path("retrained", f"together-{torch.device(run.device).type}.json")
+    with FileLock(ensure_writable(file.parent) / f".{file.name}.lock"):
+        if not file.exists():
+            model, images = _retraining(run, 0, 0)[1].start()
+            seconds = step_seconds(model.to(run.device), images, run.preset.retraining())
+            write_json(file, {"together": fastest(seconds), "seconds_a_step": seconds, "environment": environment()})
+        return int(read_json(file)["together"])
+
+
+def _made(run: Run, places: Mapping[Pair, Kept], queries: Mapping[str, ImageSet], together: int) -> Iterator[Pair]:
+    """Retrain and measure some models, each as it is done; what another process measures comes last."""
+    pairs, elsewhere = list(places), []
+    trainings = (_retraining(run, *pair)[1] for pair in pairs)
+    trained = train_many(trainings, run.preset.retraining(), together=together, device=run.device, progress=False)
+    for group in in_groups(trained, together):
+        models = {pairs[number]: result.model for number, result in group}
+
+        def compute(needed: list[Pair], models: Mapping[Pair, Denoiser] = models) -> dict[Pair, Measured]:
+            found = _measured_by_each(run, [models[pair] for pair in needed], queries)
+            return dict(zip(needed, found, strict=True))
+
+        left = make_together({pair: places[pair] for pair in models}, compute)
+        elsewhere += left
+        yield from (pair for pair in models if pair not in left)
+    for pair in elsewhere:
+        model = retrained_model(run, *pair)
+        places[pair].arrays(partial(measured_by, run, model, queries))
+        yield pair
+
+
+def in_groups(values: Iterable[Value], size: int) -> Iterator[list[Value]]:
+    """Consecutive groups of so many, the last one smaller."""
+    left = iter(values)
+    while group := list(islice(left, size)):
+        yield group
 
 
 def collected_measurements(

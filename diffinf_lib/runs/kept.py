@@ -1,11 +1,13 @@
 """Kept results: a folder each, filed under all that they depend on, computed once and then read."""
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from filelock import Timeout
 from torch import Tensor
 
 from diffinf_lib.artifacts import (
@@ -18,9 +20,10 @@ from diffinf_lib.artifacts import (
     write_arrays,
     write_tensors,
 )
-from diffinf_lib.artifacts.manifest import MANIFEST
+from diffinf_lib.artifacts.manifest import MANIFEST, is_finished
 
 Arrays = Mapping[str, np.ndarray]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -54,26 +57,55 @@ class Kept:
 
     @property
     def seconds(self) -> float:
-        """What it took."""
-        return float(self.manifest["measured"]["wall_seconds"])
+        """What it took; of what was made together with others, its share."""
+        together = self.manifest.get("how", {}).get("together", 1)
+        return float(self.manifest["measured"]["wall_seconds"]) / int(together)
 
     @property
     def finished(self) -> bool:
         """Whether the result is there."""
         return (self.folder / MANIFEST).exists() and bool(self.manifest["finished"])
 
+    @property
+    def intact(self) -> bool:
+        """Whether the result is there and its files are those it was finished with; see `is_finished`."""
+        return is_finished(self.folder, self.identity)
+
     def arrays(self, compute: Callable[[], Arrays]) -> dict[str, np.ndarray]:
         """What `compute` gives, by the first call; kept as `<stage>.npz`."""
-        file = self.folder / f"{self.stage}.npz"
         with stage(self.folder, self.identity, name=self.stage) as needed:
             if needed:
-                write_arrays(file, **compute())
-        return read_arrays(file)
+                write_arrays(self.file("npz"), **compute())
+        return read_arrays(self.file("npz"))
 
     def tensors(self, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The same for large tensors, kept as `<stage>.safetensors`."""
-        file = self.folder / f"{self.stage}.safetensors"
         with stage(self.folder, self.identity, name=self.stage) as needed:
             if needed:
-                write_tensors(file, compute())
-        return read_tensors(file)
+                write_tensors(self.file("safetensors"), compute())
+        return read_tensors(self.file("safetensors"))
+
+    def file(self, ending: str) -> Path:
+        """Where arrays (`npz`) or tensors (`safetensors`) lie."""
+        return self.folder / f"{self.stage}.{ending}"
+
+
+def make_together(places: Mapping[Key, Kept], compute: Callable[[list[Key]], Mapping[Key, Arrays]]) -> list[Key]:
+    """Arrays of several results at once, by `compute` where they are not there yet, each kept as by `Kept.arrays`.
+
+    Returns:
+        Those that another process is making, which are left to it: to wait for it with other results held open could be to
+        wait for ever.
+    """
+    needed: list[Key] = []
+    elsewhere: list[Key] = []
+    with ExitStack() as stages:
+        for key, one in places.items():
+            opened = stage(one.folder, one.identity, name=one.stage, how={"together": len(places)}, wait=False)
+            try:
+                needed += [key] if stages.enter_context(opened) else []
+            except Timeout:
+                elsewhere.append(key)
+        for key, arrays in (compute(needed) if needed else {}).items():
+            write_arrays(places[key].file("npz"), **arrays)
+    return elsewhere

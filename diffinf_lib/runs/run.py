@@ -25,7 +25,7 @@ from diffinf_lib.errors import require
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import Preset
 from diffinf_lib.runs.kept import Kept
-from diffinf_lib.training import TrainingResult, train
+from diffinf_lib.training import Training, TrainingResult, train
 
 CONFIG, LOGS = "config.json", "logs"
 Held = TypeVar("Held")
@@ -72,9 +72,9 @@ class Run:
         return self.held("model identity", lambda: self.model.model.identity)
 
     def training(
-        self, stage: str, label: str, images: ImageSet, config: TrainingConfig, seed: int, *, progress: bool = False
-    ) -> tuple[Kept, Callable[[], TrainingResult]]:
-        """Another training of the preset's network: where it is kept, and the training itself, done by the first call.
+        self, stage: str, label: str, images: ImageSet, config: TrainingConfig, seed: int
+    ) -> tuple[Kept, Training]:
+        """Another training of the preset's network: where it is kept, and the training itself, for `trained` or `train_many`.
 
         One of other images or with other options lies elsewhere.
         """
@@ -87,10 +87,7 @@ class Run:
             "seed": seed,
         }
         kept = Kept(self.folder, stage, plain(identity), label)
-        return kept, lambda: train(
-            build_model(preset.unet, preset.process, seed=seed), images, config, seed=seed, out=kept.folder,
-            device=self.device, progress=progress,
-        )  # fmt: skip
+        return kept, Training(lambda: (build_model(preset.unet, preset.process, seed=seed), images), seed, kept.folder)
 
     def kept(self, stage: str, label: str = "", /, **depends: Any) -> Kept:
         """A place for a result of the full model.

@@ -1,6 +1,5 @@
 """Tasks of a run: its model, checkpoints and seeds as methods take them, each with its curvature."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from diffinf_lib.attribution.checkpoints import split_draws
@@ -82,16 +81,17 @@ def checkpoint_at(
     if model_seed in (None, run.seed):
         _ = run.model
     else:
-        place, training = other_seed(run, int(model_seed or 0))
-        training()
+        place, _ = other_seed(run, int(model_seed or 0))
         folder, name = place.folder, f"seed-{model_seed}-{name}"
     model = load_model(folder / "ema" / f"step-{step:06d}", device=run.device)
     return checkpoint(run, model, name, replace(config, draws=split_draws(config.draws, parts)), step=step)
 
 
-def other_seed(run: Run, seed: int) -> tuple[Kept, Callable[[], TrainingResult]]:
-    """The training on all images with a seed of its own."""
-    return run.training("trainings", f"r{seed}", run.data.train, run.preset.training, seed, progress=run.progress)
+def other_seed(run: Run, seed: int) -> tuple[Kept, TrainingResult]:
+    """A training on all images with a seed of its own."""
+    config = run.preset.training
+    kept, training = run.training("trainings", f"r{seed}", run.data.train, config, seed)
+    return kept, training.alone(config, device=run.device, progress=run.progress)
 
 
 def checkpoints_along(run: Run, parts: int) -> list[Checkpoint]:
@@ -106,8 +106,8 @@ def ensemble_of_run(run: Run, count: int = ENSEMBLE) -> list[Checkpoint]:
     """
     found, passes = [checkpoint(run)], run.preset.training.steps * run.preset.training.batch_size
     for seed in range(run.seed + 1, run.seed + count):
-        kept, training = other_seed(run, seed)
-        at = checkpoint(run, training().model, f"seed-{seed}")
+        kept, trained = other_seed(run, seed)
+        at = checkpoint(run, trained.model, f"seed-{seed}")
         found.append(replace(at, training_draws=passes, training_seconds=kept.seconds))
     return found
 

@@ -1,4 +1,4 @@
-"""Ladder: from the paper's recipe to the best scores one training run gives, a change at a time.
+"""Ladder: from the paper's recipe to the best scores, a change at a time where it can be.
 
 Each rung says which draws gradients are averaged over, from which checkpoints they are taken, how the curvature is inverted,
 and whether low scores are flattened. What a rung needs at one checkpoint is a cell; rungs that average checkpoints read

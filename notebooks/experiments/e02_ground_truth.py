@@ -25,6 +25,7 @@ seeds = 0  # trainings of each subset, K; 0: the preset's
 known = ""  # a bundle of this ground truth whose models are not retrained; empty: all are
 shard = 0  # this shard …
 shards = 1  # … of so many
+together = 1  # models retrained at a time, stacked in one step; 0: as many as are fastest here
 results = ""  # the folder of bundles; empty: book/results
 threads = 1  # CPU threads
 
@@ -45,6 +46,7 @@ for subset, training_seed in di.runs.ground_truth_shard(
     seeds=seeds or None,
     shard=shard,
     shards=shards,
+    together=together or None,
     known=templates.known(opened, known, results),
 ):
     print(f"{time.monotonic() - started:7.0f} s  subset {subset}, seed {training_seed}", flush=True)

@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # Experiment 10: from the paper's recipe to the best scores of one run
+# # Experiment 10: from the paper's recipe to the best scores
 # A change at a time: draws, checkpoints, inverse. Each rung is compared in pairs with the one it changes, for models of two
 # training seeds. `rungs="budget"` makes the best scores for few passes instead. What a rung needs at one checkpoint is kept in `ladder/`; at the end all rungs become one bundle.
 

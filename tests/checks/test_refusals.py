@@ -93,6 +93,41 @@ def test_arguments_that_a_function_changes_do_not_reach_the_next_case():
         di.checks.ggn(lambda j: right(j) * len(j) + 0 * j.zero_().sum())
 
 
+def test_a_network_is_given_anew_to_each_call_and_random_numbers_are_left_alone():
+    """Gradients that a function leaves in the network, or weights that it spoils, do not reach the next case."""
+    seen = []
+
+    def careless(network, factor_draws, train_draws, query_draws, damping):
+        seen.append((network, sum(parameter.sum().item() for parameter in network.parameters())))
+        with torch.no_grad():
+            network.last.bias += 1
+        network(*(part.flatten(0, 1) for part in train_draws[:2])).sum().backward()
+        return torch.zeros(2, 3)
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        assert "the scores" in refused(careless, di.checks.kfac_influence)
+    assert torch.equal(before, torch.get_rng_state())
+    assert [size for _, size in seen[:3]] == [size for _, size in seen[3:]] and seen[1][1] == seen[2][1]
+
+
+def test_a_last_case_is_heard_only_where_all_others_are_right():
+    """Eigenvalues below 0 are no reason to be silent about another mistake."""
+
+    def scores(query, train, a, b, damping, clamp=False, times=1.0):
+        (e_a, q_a), (e_b, q_b) = torch.linalg.eigh(a), torch.linalg.eigh(b)
+        e_a = e_a.clamp(min=0) if clamp else e_a
+        solved = q_b @ (q_b.T @ query @ q_a / (torch.outer(e_b, e_a) + damping)) @ q_a.T
+        return times * (train * solved).sum((1, 2)) / len(train)
+
+    check = di.checks.kfac_score
+    below = "kfac_score: an eigenvalue below 0 is divided by; it comes from rounding and counts as 0"
+    assert refused(scores, check) == below
+    assert refused(lambda *given: scores(*given, times=-1), check) == "kfac_score: the sign is the other way round"
+    assert "float32" in repr(check(lambda *given: scores(*given, clamp=True)))
+
+
 @exercise(gives="the mean", mistakes={})
 def mean_of_rows():
     """`mean_of_rows(rows)`: the mean of N rows, as columns."""

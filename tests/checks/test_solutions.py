@@ -18,6 +18,7 @@ from diffinf_lib.diffusion import DrawBatch
 from diffinf_lib.diffusion.elbo import kl_weights
 from diffinf_lib.diffusion.reverse import posterior_mean
 from diffinf_lib.evaluation import GroundTruth, holm as library_holm, spearman, spearman_brown
+from diffinf_lib.gradients.compute import gradients_in_eigenbasis
 
 # --- plain solutions
 
@@ -124,13 +125,59 @@ def kfac_scores(damped):
     def scores(query_gradient, train_gradients, a, b, damping):
         (in_values, q_a), (out_values, q_b) = torch.linalg.eigh(a), torch.linalg.eigh(b)
         if damped == "product":
-            divisor = torch.outer(out_values, in_values) + damping
+            divisor = torch.outer(out_values, in_values).clamp(min=0) + damping
         else:
             divisor = torch.outer(out_values + damping**0.5, in_values + damping**0.5)
         solved = q_b @ (q_b.T @ query_gradient @ q_a / divisor) @ q_a.T
         return (train_gradients * solved).sum((1, 2)) / len(train_gradients)
 
     return scores
+
+
+def layer_inputs(layer, given):
+    if isinstance(layer, torch.nn.Linear):
+        return given.unsqueeze(1)
+    padding, stride = layer.padding, layer.stride
+    return torch.nn.functional.unfold(given, layer.kernel_size, padding=padding, stride=stride).transpose(1, 2)
+
+
+def whole_kfac(network, factor_draws, train_draws, query_draws, damping):
+    """A draw and an output at a time, and no eigenvectors."""
+    layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+    seen, factors = {}, {layer: [0, 0] for layer in layers}
+    hooks = [layer.register_forward_hook(lambda m, given, out: seen.update({m: (given[0], out)})) for layer in layers]
+    for state, timestep, _, weight in zip(*(part.flatten(0, 1) for part in factor_draws), strict=True):
+        outputs = network(state.unsqueeze(0), timestep.unsqueeze(0)).flatten()
+        for layer in layers:
+            given, output = seen[layer]
+            a = layer_inputs(layer, given)[0].detach()
+            a = a if layer.bias is None else torch.cat([a, torch.ones(len(a), 1)], 1)
+            factors[layer][0] += weight * a.T @ a / len(a) / factor_draws[3].numel()
+            for one in outputs:
+                g = torch.autograd.grad(one, output, retain_graph=True)[0].reshape(output.shape[1], -1)
+                factors[layer][1] += weight * 2 * g @ g.T / len(outputs) / factor_draws[3].numel()
+    for hook in hooks:
+        hook.remove()
+
+    def gradients(draws):
+        for states, timesteps, targets, weights in zip(*draws, strict=True):
+            network.zero_grad()
+            loss = (weights.view(-1, 1, 1, 1) * (network(states, timesteps) - targets).square()).mean()
+            loss.backward()
+            bias = [None if layer.bias is None else layer.bias.grad.unsqueeze(1) for layer in layers]
+            yield [
+                torch.cat([layer.weight.grad.flatten(1), *([] if b is None else [b])], 1).clone()
+                for layer, b in zip(layers, bias, strict=True)
+            ]
+
+    train, rows = list(gradients(train_draws)), []
+    for query in gradients(query_draws):
+        solved = [
+            torch.linalg.solve(torch.kron(b, a) + damping * torch.eye(one.numel()), one.flatten())
+            for one, (a, b) in zip(query, factors.values(), strict=True)
+        ]
+        rows.append([sum(x @ g.flatten() for x, g in zip(solved, image, strict=True)) for image in train])
+    return torch.tensor(rows) / len(train)
 
 
 def eigenvalues(gradients, output_eigenvectors, input_eigenvectors):
@@ -222,6 +269,7 @@ PLAIN = [
         for bias in (False, True)
     ],
     *[("kfac_score", {"damped": damped}, kfac_scores(damped)) for damped in ("product", "factors")],
+    ("kfac_influence", {}, whole_kfac),
     ("corrected_eigenvalues", {}, eigenvalues),
     ("batched_correction", {}, from_batches),
     ("int8_rows", {}, in_8_bits),
@@ -326,6 +374,34 @@ def library_kfac_score(query_gradient, train_gradients, a, b, damping):
     return di.scores_from_gradients(query, train, curvature, damping=damping, approximation="kfac")[0, 0]
 
 
+def as_batch(draws):
+    states, timesteps, targets, weights = (part.flatten(0, 1) for part in draws)
+    images, count = draws[3].shape
+    place = torch.arange(images * count)
+    return DrawBatch(states, timesteps, targets, place // count, place % count, weights, states, targets)
+
+
+def library_kfac_influence(network, factor_draws, train_draws, query_draws, damping):
+    def rule(draws):
+        return di.DrawConfig(draws[3].shape[1], noise_rule="independent")
+
+    class Given(di.Expectation):
+        def batches(self, model, images, batch_size=512):
+            yield as_batch({"train": train_draws, "query": query_draws}[self.purpose])
+
+    model, of_factors = di.Denoiser(network, di.Process()), rule(factor_draws)
+    config = di.CurvatureConfig("kfac", of_factors, factor_draws=of_factors, exact_labels=True, input_positions=None)
+    curvature = di.curvature.fit_to_draws(model, as_batch(factor_draws), config)
+
+    def gradients(draws, purpose):
+        count = torch.arange(len(draws[0]))
+        images = di.ImageSet(draws[0][:, 0], count, count)
+        return di.GradientSet.of(gradients_in_eigenbasis(model, curvature, images, Given(rule(draws), purpose)))
+
+    sets = gradients(query_draws, "query"), gradients(train_draws, "train")
+    return di.scores_from_gradients(*sets, curvature, damping=damping, approximation="kfac")[0]
+
+
 def library_corrected(gradients, output_eigenvectors, input_eigenvectors):
     return correction_sum(LayerCurvature(input_eigenvectors, output_eigenvectors), gradients) / len(gradients)
 
@@ -362,6 +438,7 @@ LIBRARY = [
     ("kfac", {"bias": False}, library_kfac(False)),
     ("kfac", {"bias": True}, library_kfac(True)),
     ("kfac_score", {}, library_kfac_score),
+    ("kfac_influence", {}, library_kfac_influence),
     ("corrected_eigenvalues", {}, library_corrected),
     ("batched_correction", {}, library_batched),
     ("int8_rows", {}, lambda matrix: tuple(part[0] for part in int8_rows(matrix.unsqueeze(0)).values())),

@@ -86,6 +86,7 @@ def test_signs_are_counted_as_written_out():
     assert found.predicted.value == pytest.approx((predicted > 0).mean())
     assert found.real.value == pytest.approx((real > 0).mean())
     assert found.agreement.value == pytest.approx(((predicted > 0) == (real > 0)).mean())
+    assert found.excess.value == pytest.approx((real > 0).mean() - (predicted > 0).mean())
     np.testing.assert_allclose(found.real_per_query, (real > 0).mean(1))
     np.testing.assert_allclose(found.real_changes, real)
     low, high = found.real.interval
@@ -108,6 +109,16 @@ def test_shares_cover_at_least_their_nominal_rate():
         low, high = signs(-real, real, bootstrap=100).real.interval
         hits += low <= 0.6136 <= high  # Φ(0.5 / √3)
     assert hits >= 181
+
+
+def test_the_excess_is_paired():
+    """Real changes that have the predicted signs in all cases but one leave next to nothing to be unsure of."""
+    predicted = np.random.default_rng(1).normal(size=(12, 20))
+    real = np.where(predicted == predicted.min(), 1.0, predicted)
+    found = signs(predicted, real)
+    low, high = found.excess.interval
+    assert found.excess.value == pytest.approx(1 / predicted.size) and low <= found.excess.value <= high
+    assert high - low < 0.2 * (found.real.interval[1] - found.real.interval[0])
 
 
 def test_signs_of_removals_take_any_columns():

@@ -412,6 +412,21 @@ def test_the_explorer_names_its_rows_and_hints_by_the_state(shown):
         assert tab.locator(".diffinf-asked .diffinf-detail").text_content() == hint.values[place]
 
 
+def test_scores_that_are_nearly_alike_are_told_apart(shown):
+    """One digit after the point, and more only where the highest and the lowest would read the same."""
+    figure = made("explorer")
+    usual = figure.scores.values
+    alike = 0.0155 * (1 + 0.01 * usual / np.abs(usual).max())
+    for scores, digits in ((alike, (2, 3)), (usual, (1,)), (np.full_like(alike, 0.5), (1,))):
+        now = replace(figure, scores=by(scores, *figure.scores.controls))
+        tab = shown(now)
+        firsts = [tab.locator(".diffinf-cards").nth(row).locator("button").first for row in (0, 1)]
+        written = [re.search(r"score ([^ ,]+)", first.get_attribute("aria-label"))[1] for first in firsts]
+        assert all(len(re.search(r"\.(\d+)", one)[1]) in digits for one in written)
+        assert (written[0] == written[1]) == (np.ptp(scores) == 0)
+        assert status(tab) == now.told()
+
+
 def centres(tab, selector):
     """Places of drawn marks in pixels, `[n, 2]`."""
     written = tab.locator(selector).evaluate_all("all => all.map(e => e.getAttribute('transform'))")

@@ -13,12 +13,14 @@ from diffinf_lib.errors import ArtifactError, ConfigurationError
 from diffinf_lib.options import with_options
 from diffinf_lib.runs import (
     QUERY_SETS,
+    ground_truth,
     known as known_module,
     retrained_measurements,
     shard_of,
     subset_mask,
     subset_masks,
 )
+from diffinf_lib.training.stacked import StackedTrainer
 
 PRESET = di.get_preset("smoke")
 
@@ -65,7 +67,7 @@ def test_measuring_something_else_retrains_nothing(tmp_path, monkeypatch):
     run = di.open_run(PRESET, tmp_path / "run", progress=False)
     before = retrained_measurements(run, 0, 0)
     other = replace(PRESET, further_measurements=(di.MeasurementConfig("square_norm", draws=di.DrawConfig(8)),))
-    monkeypatch.setattr(training._Trainer, "advance", lambda *_: pytest.fail("retrained"))
+    monkeypatch.setattr(training.Trainer, "advance", lambda *_: pytest.fail("retrained"))
     after = retrained_measurements(replace(run, preset=other), 0, 0)
     assert after.keys() == {f"{name}/{label}" for name in QUERY_SETS for label in ("loss", "square_norm")}
     assert_equal_but_for_rounding(after["held-out/loss"], before["held-out/loss"])
@@ -81,6 +83,51 @@ def test_a_retrained_model_saw_its_subset_only(share, tmp_path):
     config = replace(PRESET.training, steps=PRESET.subsets.steps)
     model = di.train(di.build_model(PRESET.unet, seed=1), kept, config, seed=1, progress=False).model
     assert_equal_but_for_rounding(di.measure(model, run.data.queries, PRESET.measurement), measured)
+
+
+def test_models_retrained_together_measure_what_they_do_alone(tmp_path, monkeypatch):
+    """Killed in the middle and asked for again; models that are done are not made again, and their time is their share."""
+    run, alone = (di.open_run(PRESET, tmp_path / name, progress=False) for name in ("together", "alone"))
+    advance = StackedTrainer.advance
+
+    def killed(stack):
+        if any(place and place.step == 6 for place in stack.taken):
+            raise KeyboardInterrupt
+        advance(stack)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StackedTrainer, "advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            list(di.runs.ground_truth_shard(run, subsets=3, seeds=1, together=2))
+    assert list(di.runs.ground_truth_shard(run, subsets=3, seeds=1, together=2)) == shard_of(3, 1, 0, 1)
+    monkeypatch.setattr(StackedTrainer, "advance", lambda *_: pytest.fail("retrained"))
+    assert list(di.runs.ground_truth_shard(run, subsets=3, seeds=1, together=2)) == shard_of(3, 1, 0, 1)
+    found = retrained_measurements(run, 1, 0)
+    for name, expected in retrained_measurements(alone, 1, 0).items():
+        assert_equal_but_for_rounding(found[name], expected, within=1e-4)
+    folder = next(run.path("retrained").glob("k001-r0-*"))
+    assert read_json(folder / "manifest.json")["how"] == {"together": 2}
+    bundle = di.load_bundle(
+        di.runs.ground_truth_bundle(run, "g", subsets=3, seeds=1, root=tmp_path).name, root=tmp_path
+    )
+    walls = [read_json(path)["measured"]["wall_seconds"] for path in run.path("retrained").glob("*/manifest.json")]
+    assert bundle.metrics["training_seconds"] == pytest.approx(sum(walls) / 2, abs=0.1)
+
+
+def test_how_many_models_at_a_time_is_chosen_once(tmp_path, monkeypatch):
+    run = di.open_run(PRESET, tmp_path, progress=False)
+    monkeypatch.setattr(ground_truth, "step_seconds", lambda *_: {1: 1.0, 4: 0.95, 8: 0.5})
+    assert ground_truth.fastest_together(run) == 8
+    monkeypatch.setattr(ground_truth, "step_seconds", lambda *_: pytest.fail("timed again"))
+    assert ground_truth.fastest_together(run) == 8
+    assert training.fastest({1: 1.0, 4: 0.95}) == training.fastest({1: 1.0}) == 1
+    model, images = di.build_model(PRESET.unet), run.data.train
+    before = [parameter.clone() for parameter in model.parameters()]
+    found = training.step_seconds(model, images, PRESET.retraining(), steps=1, widths=(1, 2))
+    assert found.keys() == {1, 2} and min(found.values()) > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    with pytest.raises(ConfigurationError, match="together=0"):
+        next(di.runs.ground_truth_shard(run, together=0))
 
 
 def test_a_run_folder_belongs_to_its_preset_from_its_first_stage_on(tmp_path):
@@ -144,8 +191,8 @@ def test_a_ground_truth_goes_on_from_its_bundle(bundles, tmp_path, monkeypatch):
     with torch.no_grad():
         next(run.model.model.network.parameters()).mul_(1.01)
     known = di.runs.known_measurements(run, "begun-ground-truth", bundles)
-    trained, advance = [], training._Trainer.advance
-    monkeypatch.setattr(training._Trainer, "advance", lambda self: (trained.append(self.step), advance(self))[1])
+    trained, advance = [], training.Trainer.advance
+    monkeypatch.setattr(training.Trainer, "advance", lambda self: (trained.append(self.step), advance(self))[1])
     with pytest.raises(ArtifactError, match="5 of 8 retrained models are missing"):
         di.runs.ground_truth_bundle(run, "whole", root=tmp_path, known=known)
     assert not trained

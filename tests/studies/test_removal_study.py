@@ -210,7 +210,7 @@ def test_seeds_are_outermost(finished):
 
 def test_a_killed_study_goes_on_and_ends_with_the_same_arrays(finished, tmp_path, monkeypatch):
     config = replace(SMALL, seeds=1, full_seeds=1)
-    study, steps, advance = study_in(tmp_path / "run", config), [], training._Trainer.advance
+    study, steps, advance = study_in(tmp_path / "run", config), [], training.Trainer.advance
     total = len(study.cells())
 
     def counted(trainer, killed_at=None):
@@ -220,7 +220,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_arrays(finished, tmp_path
         advance(trainer)
 
     with monkeypatch.context() as patched:  # in the third model, two steps after its checkpoint at step 4
-        patched.setattr(training._Trainer, "advance", lambda trainer: counted(trainer, killed_at=2 * STEPS + 6))
+        patched.setattr(training.Trainer, "advance", lambda trainer: counted(trainer, killed_at=2 * STEPS + 6))
         with pytest.raises(KeyboardInterrupt):
             list(study.shard())
     assert len(study.missing()) == total - 2
@@ -231,13 +231,13 @@ def test_a_killed_study_goes_on_and_ends_with_the_same_arrays(finished, tmp_path
     again = study_in(tmp_path / "run", config)
     with monkeypatch.context() as patched:  # trained and measured, but nothing drawn
         patched.setattr(removal_pictures, "sample", interrupted)
-        patched.setattr(training._Trainer, "advance", counted)
+        patched.setattr(training.Trainer, "advance", counted)
         with pytest.raises(KeyboardInterrupt):
             list(again.shard())
     assert steps[2 * STEPS + 6 :] == list(range(4, STEPS)), "the third model began anew"
 
     with monkeypatch.context() as patched:
-        patched.setattr(training._Trainer, "advance", counted)
+        patched.setattr(training.Trainer, "advance", counted)
         for shard in (1, 0):
             list(again.shard(shard, 2))
     assert len(steps) == 3 * STEPS + 2 + (total - 3) * STEPS, "a finished model was trained again"

@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
     study = study_in(root / "run", subsets=SUBSETS)
     list(di.runs.ground_truth_shard(study.run, subsets=SUBSETS))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training._Trainer, "advance", lambda *_: pytest.fail("a model was trained again"))
+        patched.setattr(training.Trainer, "advance", lambda *_: pytest.fail("a model was trained again"))
         done = [list(study.shard(shard, 2)) for shard in range(2)]
     assert sorted(done[0] + done[1]) == sorted(study.cells())
     return study, di.load_bundle(study.bundle(root=root).name, root=root)

@@ -562,7 +562,8 @@
     });
     return function (state) {
       const q = state[data.query], picked = at(places, state), values = at(scores, state), size = data.count;
-      const largest = Math.max(...Array.from(values, Math.abs)), gone = data.outcomes ? state[data.outcomes.control] : 0;
+      const largest = Math.max(...Array.from(values, Math.abs)), apart = values[0] - values[size], gone = data.outcomes ? state[data.outcomes.control] : 0;
+      const more = apart > 0 ? Math.floor(Math.log10(largest / apart)) : 0, form = `+.${1 + Math.min(Math.max(more, 0), 4)}e`;
       query.show(q, data.names[q]);
       name.textContent = data.names[q];
       rows.hidden = Number.isNaN(values[0]);
@@ -575,7 +576,7 @@
       shown[1].called(both && Math.max(...lows) < 0 ? data.rows[1] : "lowest");
       shown[2].section.hidden = !both;
       shown.forEach((row, r) => row.made.forEach((card, column) => {
-        const place = picked[r * size + column], value = values[r * size + column], written = text(value, "+.1e");
+        const place = picked[r * size + column], value = values[r * size + column], written = text(value, form);
         const cut = crossed.has(place), rank = r === 2 ? "" : `, ${ordinal(r === 0 ? column + 1 : data.total - column)} of ${data.total.toLocaleString("en")}`;
         card.drawn.show(place);
         card.score.textContent = written;
@@ -594,7 +595,7 @@
       }
       const first = picked[0], last = picked[size];
       detail.textContent = listed(data.hint, state);
-      return `${capital(data.names[q])}: highest score ${text(values[0], "+.1e")} (${data.labels[first]}), lowest ${text(values[size], "+.1e")} (${data.labels[last]}).` + (removal ? " " + removal : "");
+      return `${capital(data.names[q])}: highest score ${text(values[0], form)} (${data.labels[first]}), lowest ${text(values[size], form)} (${data.labels[last]}).` + (removal ? " " + removal : "");
     };
   };
 

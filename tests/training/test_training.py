@@ -12,7 +12,7 @@ from diffinf_lib.errors import ArtifactError, ConfigurationError
 from diffinf_lib.loading import load_model
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
-from diffinf_lib.training import _Trainer, batch_indices, learning_rate_factor, train
+from diffinf_lib.training import Trainer, batch_indices, learning_rate_factor, train
 
 PRESET = get_preset("smoke")
 IMAGES = load_dataset(PRESET.dataset).train
@@ -46,7 +46,7 @@ def test_learning_rate_rises_then_falls_to_zero():
 def test_the_average_follows_the_warm_up_formula():
     """shadow ← d·shadow + (1 − d)·weights with d = min(max, 1 − (1 + s)^−power), s counted from 0 (diffusers)."""
     config = replace(PRESET.training, ema_max_decay=0.8, ema_power=0.75)
-    trainer = _Trainer(fresh().train(), IMAGES, config, 0)
+    trainer = Trainer(fresh().train(), IMAGES, config, 0)
     shadow = trainer.parameters[0].detach().clone()
     decays = []
     for step in range(12):
@@ -61,14 +61,14 @@ def test_the_average_follows_the_warm_up_formula():
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_checkpoint_goes_on_bit_for_bit(tmp_path, dropout):
     config = replace(PRESET.training, horizontal_flip=True)
-    whole = _Trainer(fresh(dropout=dropout).train(), IMAGES, config, 3)
+    whole = Trainer(fresh(dropout=dropout).train(), IMAGES, config, 3)
     for _ in range(9):
         whole.advance()
-    half = _Trainer(fresh(dropout=dropout).train(), IMAGES, config, 3)
+    half = Trainer(fresh(dropout=dropout).train(), IMAGES, config, 3)
     for _ in range(4):
         half.advance()
     half.save(tmp_path / "c.safetensors", {"a": 1})
-    resumed = _Trainer(fresh(seed=7, dropout=dropout).train(), IMAGES, config, 3)
+    resumed = Trainer(fresh(seed=7, dropout=dropout).train(), IMAGES, config, 3)
     torch.randn(50)
     resumed.load(tmp_path / "c.safetensors", {"a": 1})
     while resumed.step < 9:
@@ -79,7 +79,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(tmp_path, dropout):
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
-    trainer = _Trainer(fresh().train(), IMAGES, PRESET.training, 0)
+    trainer = Trainer(fresh().train(), IMAGES, PRESET.training, 0)
     trainer.advance()
     trainer.save(tmp_path / "c.safetensors", {"seed": 0})
     with pytest.raises(ArtifactError, match="seed is 0 there, 1 asked"):
@@ -116,7 +116,7 @@ def test_training_with_and_without_a_folder_agree(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_killed_training_ends_as_one_that_was_left_alone_in_its_own_type(tmp_path, monkeypatch, dtype):
     config = replace(PRESET.training, steps=9, checkpoint_every=3)
-    advance = _Trainer.advance
+    advance = Trainer.advance
 
     def killed(trainer):
         if trainer.step == 5:
@@ -127,7 +127,7 @@ def test_a_killed_training_ends_as_one_that_was_left_alone_in_its_own_type(tmp_p
         return train(fresh().to(dtype), IMAGES, config, out=folder, progress=False)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Trainer, "advance", killed)
+        patched.setattr(Trainer, "advance", killed)
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path / "killed")
     resumed, whole, without = trained(tmp_path / "killed"), trained(tmp_path / "whole"), trained(None)

@@ -1,0 +1,112 @@
+"""Autoencoder: images to latents and back, by an `AutoencoderKL` of diffusers (Rombach et al. 2022)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffinf_lib.artifacts import json_digest, plain, read_json, tensor_digest
+from diffinf_lib.devices import usable_device
+from diffinf_lib.errors import ArtifactError, require
+from diffinf_lib.hub import repository
+from diffinf_lib.loading import AUTOENCODERS, WEIGHTS, chosen_weights, read_module
+from diffinf_lib.model_sources import local_folder
+from diffinf_lib.shapes import ImageBatch, ImageShape
+
+PLACES = ("", *(f"{name}/" for name in AUTOENCODERS))
+"""Where its configuration may lie: the folder itself, or a part of a pipeline."""
+STEM = WEIGHTS.removesuffix(".safetensors")
+
+
+@dataclass(frozen=True, eq=False)
+class Autoencoder:
+    """An autoencoder in eval mode. Latents are in the units that a network denoises: shifted and scaled as its configuration
+    says."""
+
+    network: Any
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of configuration and weights."""
+        weights = self.network.state_dict()
+        return json_digest([plain(dict(self.network.config)), sorted(weights), tensor_digest(*weights.values())])
+
+    @torch.no_grad()
+    def moments(self, images: ImageBatch) -> Float[Tensor, "4 B _C _H _W"]:
+        """Means and log-variances of the images' latents, then those of the mirrored images', on the CPU."""
+        found = []
+        for pixels in (images, images.flip(-1)):
+            said = self.network.encode(pixels.to(self.network.device)).latent_dist
+            found += [(said.mean - self._shift) * self._scale, said.logvar + 2 * math.log(self._scale)]
+        return torch.stack(found).cpu()
+
+    @torch.no_grad()
+    def decode(self, latents: ImageBatch) -> Float[Tensor, "B _C _H _W"]:
+        """The images that latents stand for, within [−1, 1], on the CPU."""
+        plain_latents = latents.to(self.network.device, torch.float32) / self._scale + self._shift
+        pictures: Tensor = self.network.decode(plain_latents).sample
+        return pictures.clamp(-1, 1).cpu()
+
+    def latent_shape(self, image: ImageShape) -> ImageShape:
+        """(C, H, W) of the latent of an image of this shape.
+
+        Raises:
+            ArtifactError: the encoder takes other images.
+        """
+        channels, height, width = image
+        config, smaller = self.network.config, 2 ** (len(self.network.config.block_out_channels) - 1)
+        require(channels == config.in_channels, f"autoencoder: it encodes images of {config.in_channels} channels, these have "
+                f"{channels}; give another", ArtifactError)  # fmt: skip
+        require(height % smaller == width % smaller == 0, f"autoencoder: it takes sides that are multiples of {smaller}, the "
+                f"images have {height}×{width}; give dataset.image_size", ArtifactError)  # fmt: skip
+        return config.latent_channels, height // smaller, width // smaller
+
+    @property
+    def _scale(self) -> float:
+        return float(self.network.config.scaling_factor)
+
+    @property
+    def _shift(self) -> float:
+        return float(self.network.config.get("shift_factor") or 0.0)
+
+
+@lru_cache(maxsize=1)
+def load_autoencoder(source: Path | str, device: str | None = None) -> Autoencoder:
+    """Read an autoencoder from its folder, a pipeline's, or a hub id of either; float32. The last one read is kept.
+
+    Args:
+        device: default a GPU if there is one.
+
+    Raises:
+        ArtifactError: there is none, it is of another kind, its weights are damaged or stored as pickle.
+    """
+    import diffusers
+
+    folder = local_folder(source)
+    if folder is None:
+        folder = repository(str(source), _needed, [f"{place}config.json" for place in PLACES])
+    found = [folder / place for place in PLACES if _is_autoencoder(folder / place)]
+    require(bool(found), f"autoencoder={source}: no config.json of an AutoencoderKL there or in {' or '.join(AUTOENCODERS)}/; "
+            "give the folder that its save_pretrained wrote, or that of a pipeline with one", ArtifactError)  # fmt: skip
+    network = read_module(diffusers.AutoencoderKL, found[0], torch.float32)
+    return Autoencoder(network.requires_grad_(False).to(usable_device(device)))
+
+
+def _is_autoencoder(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.exists() and read_json(config).get("_class_name") == "AutoencoderKL"
+
+
+def _needed(names: Sequence[str]) -> list[str]:
+    """Of all files of a repository those of its autoencoder."""
+    places = [place for place in (*PLACES[1:], "") if f"{place}config.json" in names]
+    inside = {place: [name.removeprefix(place) for name in names if name.startswith(place)] for place in places}
+    weighted = {place: found for place, found in inside.items() if any(name.startswith(STEM) for name in found)}
+    weights = [place + name for place, found in weighted.items() for name in chosen_weights(found, place or ".")[1]]
+    return [*(f"{place}config.json" for place in places), *weights]
