@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from diffinf_lib.artifacts.comparison import check_same, plain
 from diffinf_lib.artifacts.files import ensure_writable, file_digest, json_digest, read_json, write_json
+from diffinf_lib.artifacts.noted import note
 from diffinf_lib.artifacts.paths import project_root
 from diffinf_lib.errors import first_few
 
@@ -138,8 +139,9 @@ def stage(
             folder.mkdir()
         if is_finished(folder, configuration):
             yield False
-            return
-        yield from _recorded(folder, configuration, name, dict(how or {}))
+        else:
+            yield from _recorded(folder, configuration, name, dict(how or {}))
+    note(folder / MANIFEST)
 
 
 def _remove_half_written(folder: Path) -> None:

@@ -78,7 +78,8 @@ class Queries:
         self._at_hand, self.count = gradients.at_hand(), gradients.count
         part: float = streamed_bytes(gradients.device.type == "cpu")
         small = gradients.fits_device
-        self.meets, self._block = (gradient_sets.SHARD_BYTES,) * 2 if small else (part, part / 4)
+        self.meets: float = gradient_sets.SHARD_BYTES if small else part
+        self._block: float = gradient_sets.SHARD_BYTES if small else part / 4
 
     def blocks(self) -> Iterator[QueryGradients]:
         """The queries in order, some at a time, unpacked."""

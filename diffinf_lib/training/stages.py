@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
+from diffinf_lib.artifacts.arrays import read_arrays, tensor_digest, write_arrays
 from diffinf_lib.artifacts.comparison import plain
-from diffinf_lib.artifacts.files import ensure_writable, read_arrays, tensor_digest, write_arrays
+from diffinf_lib.artifacts.files import ensure_writable
 from diffinf_lib.artifacts.manifest import stage
 from diffinf_lib.configuration import Precision, TrainingConfig
 from diffinf_lib.data import ImageSet, Latents

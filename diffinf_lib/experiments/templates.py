@@ -99,7 +99,7 @@ def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progres
         log: where the executed notebook goes.
 
     Raises:
-        DiffinfError: a parameter is unknown, or the template refused its input.
+        DiffinfError: a parameter is unknown, the template refused its input, or its kernel was killed.
     """
     check_parameters(name, parameters)
     import papermill
@@ -119,6 +119,13 @@ def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progres
         if isinstance(kind, type) and issubclass(kind, DiffinfError):
             raise kind(error.evalue) from None
         raise
+    except (
+        RuntimeError
+    ) as error:  # of the client and of the kernel's manager: each has words of its own for a dead kernel
+        if "Kernel died" not in str(error):
+            raise
+        raise DiffinfError(f"{name}: its kernel died (killed, or out of memory), log {log}; the same command goes on from "
+                           "here") from None  # fmt: skip
     return log
 
 
