@@ -45,7 +45,7 @@ _Label = Annotated[str, _LABEL]
 
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("preset", "run", "known", "ground_truth", "bundle", "results", "clip_source"), str),
-    **dict.fromkeys(("seed", "shard"), int), **dict.fromkeys(("subsets", "seeds"), WholeNumber), "options": dict,
+    **dict.fromkeys(("seed", "shard"), int), **dict.fromkeys(("subsets", "seeds", "together"), WholeNumber), "options": dict,
     **dict.fromkeys(("shards", "threads", "seeds_above_128", "queries", "full_seeds", "random_sets", "bins"), PositiveInt),
     "asked": tuple[tuple[str, int], ...], "solves": tuple[tuple[PositiveInt, PositiveFloat, PositiveInt], ...],
     "counts": tuple[PositiveInt, ...], "shares": tuple[Share, ...], "model_seeds": tuple[int, ...],
