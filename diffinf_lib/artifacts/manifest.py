@@ -101,7 +101,9 @@ def is_finished(folder: Path | str, configuration: Any) -> bool:
         warnings.warn(f"{folder}: {first_few(damaged)} missing or damaged; the stage is redone", stacklevel=2)
         for name in damaged:
             (folder / name).unlink(missing_ok=True)
-    return not damaged
+        return False
+    note(folder / MANIFEST)
+    return True
 
 
 @contextmanager
@@ -141,7 +143,6 @@ def stage(
             yield False
         else:
             yield from _recorded(folder, configuration, name, dict(how or {}))
-    note(folder / MANIFEST)
 
 
 def _remove_half_written(folder: Path) -> None:
@@ -166,6 +167,7 @@ def _recorded(folder: Path, configuration: Any, name: str, how: dict[str, Any]) 
     record |= {"finished": True, "files": _file_digests(folder), "environment": environment()}
     record["measured"] = measured | {"resumed": resumed, "processors": os.cpu_count()}
     write_json(folder / MANIFEST, record)
+    note(folder / MANIFEST)
 
 
 def show_versions() -> None:

@@ -57,7 +57,7 @@ def costs_of(experiment: Experiment, *, flops: float | None = None) -> dict[str,
         found = json.loads(file.read_text())
         if found["asked"] == json.loads(json.dumps(asked)):
             return {name: Cost(**cost) for name, cost in found["costs"].items()}
-    except (OSError, KeyError, TypeError, json.JSONDecodeError):
+    except (OSError, KeyError, TypeError, ValueError):
         pass  # none yet, or of another experiment
     costs = _worked_out(experiment, flops)
     _keep(file, {"asked": asked, "costs": {name: asdict(cost) for name, cost in costs.items()}})
@@ -124,7 +124,7 @@ def _multiple(template: str) -> float | None:
         study, truth = metrics(template.partition("_")[2]), metrics("ground-truth")
         took = _seconds(study)
         truth_took = truth["training_seconds"] + truth["measurement_seconds"]
-    except (OSError, KeyError, json.JSONDecodeError):
+    except (OSError, KeyError, ValueError):
         return None
     if took is None:
         return None

@@ -59,7 +59,7 @@ def holds(record: Path, job: Job) -> bool:
         if found["parameters"] != json.loads(json.dumps(dict(job.parameters))):
             return False
         return all(_digest(record.parent / place) == digest for place, digest in found["manifests"].items())
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError):
+    except (OSError, KeyError, TypeError, AttributeError, ValueError):
         return False  # none, or not whole: the job is simply run again
 
 

@@ -144,7 +144,10 @@ def _stage_state(name: str, units: list[Unit]) -> StageState:
 
 
 def _took(manifest: Mapping[str, Any]) -> float:
-    return float(manifest.get("measured", {}).get("wall_seconds", 0.0))
+    """Seconds of a finished unit; of one that was made together with others, its share."""
+    return float(manifest.get("measured", {}).get("wall_seconds", 0.0)) / int(
+        manifest.get("how", {}).get("together", 1)
+    )
 
 
 def _job_states(logs: Path, experiment: Experiment | None) -> Iterator[JobState]:
