@@ -12,15 +12,15 @@ export OMP_WAIT_POLICY ?= PASSIVE
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.py)
 TEMPLATES := $(wildcard notebooks/experiments/e*.py)
 
-.PHONY: help book offline test beside lint reproduce studies bench lab sync clean
+.PHONY: help book offline test beside test-cluster chaos lint reproduce studies experiment bench lab sync clean
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11: install 3.11 or newer, or call make PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[book,dev,bench,likelihood,clip]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[book,dev,bench,likelihood,clip,runs]'
 	touch $@
 
 book: $(STAMP) ## run the digits reproduction and build the book to _build/html/index.html
@@ -51,6 +51,18 @@ test: lint ## lint, every test, the notebooks through nbval, the built pages
 beside: $(STAMP)
 	$(PYTEST) $(BESIDE) -n 1
 
+test-cluster: $(STAMP) ## an experiment through a Slurm of one node, where Debian's slurm-wlm and munge are installed
+	PYTHON=$(BIN)/python bash tests/cluster/slurm.sh
+
+KILLS ?= 200
+chaos: $(STAMP) ## an experiment killed at random (KILLS=200) always ends with the same bits: an hour or two
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(BIN)/python tests/chaos/kills.py --kills $(KILLS)
+
+experiment: $(STAMP) ## PRESET=… [SHARDS=… STUDIES=… PROFILE=… DRY=1]: its ground truth and studies through Snakemake
+	$(BIN)/diffinf experiment $(or $(PRESET),$(error give PRESET=NAME, such as PRESET=digits)) \
+	  $(if $(SHARDS),--shards $(SHARDS)) $(if $(STUDIES),--studies $(STUDIES)) $(if $(PROFILE),--profile $(PROFILE)) \
+	  $(if $(DRY),--dry-run) $(EXPERIMENT)
+
 reproduce: $(STAMP) ## retrain the digits ground truth and write its bundle; can be killed and called again
 	$(BIN)/diffinf reproduce digits
 
@@ -62,7 +74,7 @@ studies: reproduce ## after the ground truth: every study of the book, a bundle 
 
 bench: $(STAMP) ## measure the engine beside curvlinops and kronfluence: about an hour, on a machine that does nothing else
 	for name in "fit --case digits" "fit --case cifar-small" gradients "gradients --grouping" covariance end_to_end growth memory \
-	  quality projection planner; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.$$name || exit 1; done
+	  quality projection planner training; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.$$name || exit 1; done
 
 lab: $(STAMP) ## JupyterLab on the notebooks; it asks nothing of the network
 	JUPYTER_CONFIG_PATH="$(CURDIR)/notebooks/.jupyter" $(BIN)/jupyter lab $(FOLDER) $(LAB)

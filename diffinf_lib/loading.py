@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from diffinf_lib.artifacts.files import ensure_writable, read_json, read_tensors
+from diffinf_lib.artifacts.arrays import read_tensors
+from diffinf_lib.artifacts.files import ensure_writable, read_json
 from diffinf_lib.configuration import Process
 from diffinf_lib.configuration.process import SCHEDULER_CONFIG
 from diffinf_lib.devices import usable_device

@@ -616,7 +616,7 @@ table(
 )  # fmt: skip
 
 # %% [markdown]
-# And the differences themselves, by the numbers of their claims in {ref}`tab-paper`, with 95 % intervals before correction.
+# And the differences themselves, by the numbers of their claims in {numref}`tab-paper`, with 95 % intervals before correction.
 # Points are hundredths of an LDS. The last column is the corrected p-value.
 
 
@@ -640,7 +640,7 @@ table([line(place, claim, one) for place, claim in enumerate(claims, 1)
 # ## Where D-TRAK's own numbers stand
 #
 # For TRAK and D-TRAK on CIFAR-2 {cite:t}`zheng2024dtrak` report higher LDS than the paper, whose values we know second-hand only: 5.3
-# and 10.3 %. Their protocol differs from ours of {ref}`tab-differences` in two ways that we can follow. Gradients are taken
+# and 10.3 %. Their protocol differs from ours of {numref}`tab-differences` in two ways that we can follow. Gradients are taken
 # at 10 or 100 evenly spaced timesteps, one noise each, for images and queries alike. And the damping $\lambda$ is chosen on the very
 # retrained models that are reported. A third, their random projection, we left out. Here it is on our 3s and 8s, beside their
 # values for CIFAR-2. **Guess first:** what do ten times as many timesteps bring? And does influence stay ahead?
@@ -707,7 +707,7 @@ protocol_table("held-out")
 protocol_table("generated")
 
 # %% [markdown]
-# *Our draws* are those of {ref}`tab-differences`. The last row is influence with 128 draws that are stratified in $t$, each with a
+# *Our draws* are those of {numref}`tab-differences`. The last row is influence with 128 draws that are stratified in $t$, each with a
 # noise of its own, which is closest to 100 even timesteps (its queries keep the draws of their measurement).
 
 # %% tags=["hide-input"]
@@ -750,7 +750,7 @@ assert round(100 * before["ekfac", "held-out"]["lds"] - even) == 32
 #
 # **Influence stays ahead.** No TRAK or D-TRAK comes within 17 points of it, with either kind of draws and a chosen $\lambda$. But
 # at its default $\lambda$ our draws suit D-TRAK badly: on held-out digits it has 24 % with them, and 41 % with 100 even
-# timesteps. With these, influence would lead by 32 points, not by the 49 of {ref}`tab-differences`. A chosen $\lambda$ makes up for it.
+# timesteps. With these, influence would lead by 32 points, not by the 49 of {numref}`tab-differences`. A chosen $\lambda$ makes up for it.
 #
 # With $\lambda$ chosen, D-TRAK's estimates are above TRAK's on generated images (by 5 and 7 points) and below on held-out ones
 # (by 5 and 1). At the default $\lambda$ and 100 timesteps they are level. None of the differences of this section is tested.

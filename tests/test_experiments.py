@@ -1,11 +1,8 @@
 """Papermill templates run as a user runs them: whole, in shards, interrupted, with bad parameters."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import nbformat
 import pytest
@@ -59,20 +56,10 @@ def test_a_refusal_inside_a_template_comes_out_as_one_line_and_paths_are_those_o
     assert (tmp_path / "mine" / "log.ipynb").exists() and (tmp_path / "mine" / "config.json").exists()
 
 
-@pytest.mark.chaos
-def test_reproduce_survives_a_kill_and_leaves_logs_and_a_bundle(tmp_path):
+def test_reproduce_leaves_logs_and_a_bundle(tmp_path):
     run, results = tmp_path / "run", tmp_path / "results"
     words = ["reproduce", "smoke", "--workers", "2", "-p", f"run={run}", "-p", f"results={results}"]
-    command = [sys.executable, "-m", "diffinf_lib", *words]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    started = subprocess.Popen(command, start_new_session=True, env=os.environ, **quiet)
-    while started.poll() is None and not list(run.glob("measurements/*/measurements.npz")):
-        time.sleep(0.02)
-    assert started.poll() is None, "it ended before it could be killed"
-    os.killpg(started.pid, signal.SIGKILL)
-    started.wait()
-    assert not (results / "smoke-ground-truth").exists()
-    subprocess.run(command, check=True, timeout=300, env=os.environ, **quiet)
+    subprocess.run([sys.executable, "-m", "diffinf_lib", *words], check=True, timeout=300, capture_output=True)
     bundle = di.load_bundle("smoke-ground-truth", root=results)
     assert bundle.arrays["held-out/measured/loss"].shape == (4, 2, 6)
     logs = {path.stem: nbformat.read(path, as_version=4) for path in (run / "logs").glob("*.ipynb")}

@@ -61,7 +61,7 @@ def test_the_api_page_names_everything_public():
 def test_environment_and_constraints_agree():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert pip == ["-c constraints.txt", "-e .[book,dev,bench,likelihood,clip]"]
+    assert pip == ["-c constraints.txt", "-e .[book,dev,bench,likelihood,clip,runs]"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     wanted = [
@@ -71,6 +71,7 @@ def test_environment_and_constraints_agree():
         *project["optional-dependencies"]["bench"],
         *project["optional-dependencies"]["likelihood"],
         *project["optional-dependencies"]["clip"],
+        *project["optional-dependencies"]["runs"],
     ]
     for requirement in wanted:
         name, exact = re.fullmatch(r"([\w.-]+)(?:==([\w.]+))?.*", requirement).groups()

@@ -1,5 +1,13 @@
 """What the package holds, and in which module; each is loaded when it is first asked for."""
 
+from .arrays import (
+    read_arrays as read_arrays,
+    read_tensor_metadata as read_tensor_metadata,
+    read_tensors as read_tensors,
+    tensor_digest as tensor_digest,
+    write_arrays as write_arrays,
+    write_tensors as write_tensors,
+)
 from .bundles import (
     Bundle as Bundle,
     load_benchmark as load_benchmark,
@@ -12,14 +20,8 @@ from .files import (
     ensure_writable as ensure_writable,
     file_digest as file_digest,
     json_digest as json_digest,
-    read_arrays as read_arrays,
     read_json as read_json,
-    read_tensor_metadata as read_tensor_metadata,
-    read_tensors as read_tensors,
-    tensor_digest as tensor_digest,
-    write_arrays as write_arrays,
     write_json as write_json,
-    write_tensors as write_tensors,
 )
 from .manifest import (
     environment as environment,

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from diffinf_lib.artifacts.arrays import read_arrays, write_arrays
 from diffinf_lib.artifacts.comparison import plain
 from diffinf_lib.artifacts.files import (
     ensure_writable,
     file_digest,
     json_digest,
-    read_arrays,
     read_json,
-    write_arrays,
     write_json,
 )
 from diffinf_lib.artifacts.manifest import environment
+from diffinf_lib.artifacts.noted import note
 from diffinf_lib.artifacts.paths import benchmarks_root, results_root
 from diffinf_lib.errors import ArtifactError, require
 
@@ -80,6 +80,7 @@ def write_bundle(
         "files": {file: file_digest(folder / file) for file in _CONTENTS},
     }
     write_json(folder / "manifest.json", manifest)
+    note(folder / "manifest.json")
     return folder
 
 

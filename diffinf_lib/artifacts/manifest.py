@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from diffinf_lib.artifacts.comparison import check_same, plain
 from diffinf_lib.artifacts.files import ensure_writable, file_digest, json_digest, read_json, write_json
+from diffinf_lib.artifacts.noted import note
 from diffinf_lib.artifacts.paths import project_root
 from diffinf_lib.errors import first_few
 
@@ -100,7 +101,9 @@ def is_finished(folder: Path | str, configuration: Any) -> bool:
         warnings.warn(f"{folder}: {first_few(damaged)} missing or damaged; the stage is redone", stacklevel=2)
         for name in damaged:
             (folder / name).unlink(missing_ok=True)
-    return not damaged
+        return False
+    note(folder / MANIFEST)
+    return True
 
 
 @contextmanager
@@ -138,8 +141,8 @@ def stage(
             folder.mkdir()
         if is_finished(folder, configuration):
             yield False
-            return
-        yield from _recorded(folder, configuration, name, dict(how or {}))
+        else:
+            yield from _recorded(folder, configuration, name, dict(how or {}))
 
 
 def _remove_half_written(folder: Path) -> None:
@@ -164,6 +167,7 @@ def _recorded(folder: Path, configuration: Any, name: str, how: dict[str, Any]) 
     record |= {"finished": True, "files": _file_digests(folder), "environment": environment()}
     record["measured"] = measured | {"resumed": resumed, "processors": os.cpu_count()}
     write_json(folder / MANIFEST, record)
+    note(folder / MANIFEST)
 
 
 def show_versions() -> None:

@@ -76,9 +76,10 @@ class Queries:
 
     def __init__(self, gradients: GradientSet):
         self._at_hand, self.count = gradients.at_hand(), gradients.count
-        part, small = streamed_bytes(gradients.device.type == "cpu"), gradients.fits_device
+        part: float = streamed_bytes(gradients.device.type == "cpu")
+        small = gradients.fits_device
         self.meets: float = gradient_sets.SHARD_BYTES if small else part
-        self._block = gradient_sets.SHARD_BYTES if small else part / 4
+        self._block: float = gradient_sets.SHARD_BYTES if small else part / 4
 
     def each(self, score: Callable[[QueryGradients], Tensor]) -> list[Tensor]:
         """What is taken of the queries, in order: of some at a time, unpacked, and dropped before the next are read."""

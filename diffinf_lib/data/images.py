@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Real, Shaped
 from torch import Tensor
 
-from diffinf_lib.artifacts.files import tensor_digest
+from diffinf_lib.artifacts.arrays import tensor_digest
 from diffinf_lib.data.mapped import rows_at
 from diffinf_lib.errors import DataError, require
 from diffinf_lib.shapes import Ids, Images, ImageShape

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffinf_lib.artifacts.files import tensor_digest
+from diffinf_lib.artifacts.arrays import tensor_digest
 
 Settings = dict[str, str]
 

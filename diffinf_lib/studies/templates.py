@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,18 +29,21 @@ def known(run: Run, bundle: str, results: str) -> KnownMeasurements | None:
     return known_measurements(run, bundle, results or None) if bundle else None
 
 
-def ground_truths(run: Run, bundle: str, labels: Sequence[str] = ()) -> dict[str, GroundTruth]:
+def ground_truths(run: Run, bundle: str, labels: Sequence[str] = (), *, results: str = "") -> dict[str, GroundTruth]:
     """The ground truths of both sets of queries: of the loss by set, or of each label by `<set>/<label>`.
 
     Args:
         bundle: its name; empty: `<preset>-ground-truth`.
+        results: the folder of bundles; one that is not there is read from the book's.
     """
     bundle = bundle or f"{run.preset.name}-ground-truth"
+    root = results if results and (Path(results) / bundle / "manifest.json").exists() else None
     if not labels:
-        return {queries: load_ground_truth(bundle, queries) for queries in QUERY_SETS}
+        return {queries: load_ground_truth(bundle, queries, root=root) for queries in QUERY_SETS}
     return {
-        f"{queries}/{label}": load_ground_truth(bundle, queries, label) for queries in QUERY_SETS for label in labels
-    }
+        f"{queries}/{label}": load_ground_truth(bundle, queries, label, root=root)
+        for queries in QUERY_SETS for label in labels
+    }  # fmt: skip
 
 
 def compute(study: Study[Any], shard: int = 0, shards: int = 1) -> None:

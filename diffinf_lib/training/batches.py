@@ -34,22 +34,21 @@ class TrainingBatch(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """What a step draws."""
+    """What a step draws, still on the CPU."""
 
-    chosen: Int[Tensor, "B"]
+    images: ImageBatch
     timesteps: Timesteps
     noise: ImageBatch
     dropped: Bool[Tensor, "B"]
-    flipped: Bool[Tensor, "B"]
+    chosen: Int[Tensor, "B"]
 
 
 class TrainingBatches:
     """The batches of one training, by step."""
 
     def __init__(self, model: Denoiser, images: ImageSet, config: TrainingConfig, seed: int):
-        self.model, self.config, self.seed, self.device = model, config, seed, model.device
-        self.shape = images.shape
-        self.pixels = images.images.to(self.device, model.dtype)
+        self.model, self.images, self.config, self.seed = model, images, config, seed
+        self.device = model.device
         told: dict[str, Shaped[Tensor, "N ..."]] = model.conditions_of(images)
         self.told = {name: values.to(self.device) for name, values in told.items()}
         self._order = Order(len(images), config.batch_size, seed)
@@ -58,14 +57,10 @@ class TrainingBatches:
 
     def of_step(self, step: int) -> TrainingBatch:
         """What the step sees."""
-        index, timesteps, noise, dropped, flipped = (self._moved(part) for part in self._drawn(step))
-        images = self.pixels[index]
-        if self.config.horizontal_flip:
-            images = torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
-        told = drop_conditions(
-            {name: values[index] for name, values in self.told.items()}, dropped, self.model.no_class
-        )
-        return TrainingBatch(images, timesteps, noise, told, index)
+        images, timesteps, noise, dropped, chosen = (self._moved(part) for part in self._drawn(step))
+        told = {name: values[chosen] for name, values in self.told.items()}
+        told = drop_conditions(told, dropped, self.model.no_class)
+        return TrainingBatch(images.to(self.model.dtype), timesteps, noise, told, chosen)
 
     def _moved(self, part: Tensor) -> Tensor:
         return part.to(self.device, non_blocking=self._worker is not None)
@@ -84,9 +79,10 @@ class TrainingBatches:
 
     def _draw(self, step: int) -> _Drawn:
         config, generator = self.config, keyed_generator("training", self.seed, step)
-        index = self._order.of_step(step)
+        chosen, size = self._order.of_step(step), config.batch_size
         drawn = independent_draws(
-            config.batch_size, self.shape, self.model.process, generator, drop_condition=config.drop_condition
+            size, self.images.shape, self.model.process, generator, drop_condition=config.drop_condition
         )
-        flipped = torch.rand(config.batch_size, generator=generator) < 0.5
-        return _Drawn(index, drawn.timesteps, drawn.noise, drawn.dropped, flipped)
+        mirror = torch.rand(size, generator=generator) < 0.5 if config.horizontal_flip else None
+        images = self.images.for_training(chosen, mirror, generator)
+        return _Drawn(images, drawn.timesteps, drawn.noise, drawn.dropped, chosen)

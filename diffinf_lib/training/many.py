@@ -71,7 +71,7 @@ def train_many(
 
     Args:
         together: 1 trains one after another, exactly as `train` does; more trains stacked models in one step
-            (see `training.stacked`).
+            (see `training.stacked`), which is not compiled.
         device: where to train; default: where each model is.
 
     Returns:

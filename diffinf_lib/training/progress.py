@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from diffinf_lib.artifacts.arrays import read_tensor_metadata, read_tensors, write_tensors
 from diffinf_lib.artifacts.comparison import check_same
-from diffinf_lib.artifacts.files import read_tensor_metadata, read_tensors, write_tensors
 from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser

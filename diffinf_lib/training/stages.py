@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
+from diffinf_lib.artifacts.arrays import read_arrays, tensor_digest, write_arrays
 from diffinf_lib.artifacts.comparison import plain
-from diffinf_lib.artifacts.files import ensure_writable, read_arrays, tensor_digest, write_arrays
+from diffinf_lib.artifacts.files import ensure_writable
 from diffinf_lib.artifacts.manifest import stage
 from diffinf_lib.configuration import Precision, TrainingConfig
-from diffinf_lib.data import ImageSet
+from diffinf_lib.data import ImageSet, Latents
 from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser, require_denoiser
 from diffinf_lib.errors import ConfigurationError, require
@@ -40,13 +41,14 @@ class TrainingResult:
 
 def training_identity(model: Denoiser, images: ImageSet, config: TrainingConfig, seed: int) -> dict[str, Any]:
     """Everything the trained weights depend on, as plain values."""
-    told = model.conditions_of(images)
+    seen = [images.images, images.ids, *model.conditions_of(images).values()]
+    seen += images.parts[1:] if isinstance(images, Latents) else []
     frozen = [name for name, parameter in model.network.named_parameters() if not parameter.requires_grad]
     return ({"frozen": frozen} if frozen else {}) | {
         "training": plain(config),
         "seed": seed,
         "initial_model": model.starting_identity,
-        "images": tensor_digest(images.images, images.ids, *told.values()),
+        "images": tensor_digest(*seen),
     }
 
 

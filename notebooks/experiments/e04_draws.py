@@ -34,7 +34,9 @@ from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
 seeds_of = {count: seeds if count <= 128 else seeds_above_128 for count in counts}
-study = di.studies.DrawsStudy(opened, templates.ground_truths(opened, ground_truth), counts=counts, seeds=seeds_of)
+study = di.studies.DrawsStudy(
+    opened, templates.ground_truths(opened, ground_truth, results=results), counts=counts, seeds=seeds_of
+)
 templates.compute(study)
 
 # %%

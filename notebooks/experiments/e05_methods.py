@@ -37,7 +37,7 @@ from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
 study = di.studies.MethodsStudy(
-    opened, templates.ground_truths(opened, ground_truth, measured), methods=methods or None, attributed=attributed,
+    opened, templates.ground_truths(opened, ground_truth, measured, results=results), methods=methods or None, attributed=attributed,
     further=further, clip_source=clip_source,
 )  # fmt: skip
 templates.compute(study)

@@ -30,7 +30,7 @@ import diffinf_lib as di
 from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
-study = di.studies.CurvatureStudy(opened, templates.ground_truths(opened, ground_truth))
+study = di.studies.CurvatureStudy(opened, templates.ground_truths(opened, ground_truth, results=results))
 templates.compute(study)
 
 # %%

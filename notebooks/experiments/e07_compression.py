@@ -34,7 +34,7 @@ from diffinf_lib.studies.compression import FORMATS, USES
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
 study = di.studies.CompressionStudy(
-    opened, templates.ground_truths(opened, ground_truth), formats=formats or list(FORMATS)
+    opened, templates.ground_truths(opened, ground_truth, results=results), formats=formats or list(FORMATS)
 )
 templates.compute(study)
 

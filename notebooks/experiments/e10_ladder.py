@@ -32,7 +32,7 @@ import diffinf_lib as di
 from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
-truths = templates.ground_truths(opened, ground_truth)
+truths = templates.ground_truths(opened, ground_truth, results=results)
 study = di.studies.LadderStudy(opened, truths, rungs=di.studies.LADDERS[rungs], model_seeds=model_seeds)
 templates.compute(study)
 

@@ -35,7 +35,7 @@ from diffinf_lib.studies import rectify, templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
 study = di.studies.RectifyStudy(
-    opened, templates.ground_truths(opened, ground_truth, attributed), methods=methods or rectify.READ,
+    opened, templates.ground_truths(opened, ground_truth, attributed, results=results), methods=methods or rectify.READ,
     attributed=attributed, further=further,
 )  # fmt: skip
 templates.compute(study)

@@ -31,7 +31,7 @@ import diffinf_lib as di
 from diffinf_lib.studies import templates
 
 opened = templates.begin(preset, run, options, seed, threads=threads)
-study = di.studies.ProtocolStudy(opened, templates.ground_truths(opened, ground_truth), counts=counts)
+study = di.studies.ProtocolStudy(opened, templates.ground_truths(opened, ground_truth, results=results), counts=counts)
 templates.compute(study)
 
 # %%

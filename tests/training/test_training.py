@@ -7,12 +7,12 @@ import torch
 
 from diffinf_lib.artifacts import file_digest, read_tensors
 from diffinf_lib.configuration import TrainingConfig
-from diffinf_lib.data import load_dataset
+from diffinf_lib.data import Latents, load_dataset
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 from diffinf_lib.loading import load_model
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import get_preset
-from diffinf_lib.training import Trainer, batch_indices, learning_rate_factor, train
+from diffinf_lib.training import Trainer, batch_indices, learning_rate_factor, train, training_identity
 
 PRESET = get_preset("smoke")
 IMAGES = load_dataset(PRESET.dataset).train
@@ -151,6 +151,21 @@ def test_bfloat16_trains_too():
     reference = train(fresh(), IMAGES, replace(PRESET.training, steps=3), progress=False).losses
     assert not np.array_equal(losses, reference)
     np.testing.assert_allclose(losses, reference, rtol=0.05)
+
+
+def test_latents_are_drawn_anew_in_every_step():
+    """Without variance they are their means; with it, another training, and what identifies it says so."""
+    config, means = replace(PRESET.training, steps=3, horizontal_flip=True, keep_ema_at=()), IMAGES.images
+
+    def latents(log_variance, mirrored):
+        spread = torch.full_like(means, log_variance)
+        return Latents(means, IMAGES.labels, IMAGES.ids, spread, mirrored, spread)
+
+    sets = [IMAGES, latents(-1e4, means.flip(-1)), latents(-1e4, -means), latents(-2.0, means.flip(-1))]
+    losses = [train(fresh(), images, config, progress=False).losses for images in sets]
+    assert np.array_equal(losses[0], losses[1])
+    assert all(not np.array_equal(losses[0], others) for others in losses[2:])
+    assert len({training_identity(fresh(), images, config, 0)["images"] for images in sets}) == 4
 
 
 @pytest.mark.parametrize("changes", [{}, {"keep_ema_at": (2,)}, {"checkpoint_every": 2}, {"steps": 60}])

@@ -45,7 +45,7 @@ _Label = Annotated[str, _LABEL]
 
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("preset", "run", "known", "ground_truth", "bundle", "results", "clip_source"), str),
-    **dict.fromkeys(("seed", "shard"), int), **dict.fromkeys(("subsets", "seeds"), WholeNumber), "options": dict,
+    **dict.fromkeys(("seed", "shard"), int), **dict.fromkeys(("subsets", "seeds", "together"), WholeNumber), "options": dict,
     **dict.fromkeys(("shards", "threads", "seeds_above_128", "queries", "full_seeds", "random_sets", "bins"), PositiveInt),
     "asked": tuple[tuple[str, int], ...], "solves": tuple[tuple[PositiveInt, PositiveFloat, PositiveInt], ...],
     "counts": tuple[PositiveInt, ...], "shares": tuple[Share, ...], "model_seeds": tuple[int, ...],
@@ -99,7 +99,7 @@ def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progres
         log: where the executed notebook goes.
 
     Raises:
-        DiffinfError: a parameter is unknown, or the template refused its input.
+        DiffinfError: a parameter is unknown, the template refused its input, or its kernel was killed.
     """
     check_parameters(name, parameters)
     import papermill
@@ -119,6 +119,13 @@ def launch(name: str, parameters: Mapping[str, Any], *, log: Path | str, progres
         if isinstance(kind, type) and issubclass(kind, DiffinfError):
             raise kind(error.evalue) from None
         raise
+    except (
+        RuntimeError
+    ) as error:  # of the client and of the kernel's manager: each has words of its own for a dead kernel
+        if "Kernel died" not in str(error):
+            raise
+        raise DiffinfError(f"{name}: its kernel died (killed, or out of memory), log {log}; the same command goes on from "
+                           "here") from None  # fmt: skip
     return log
 
 
