@@ -17,6 +17,7 @@ from diffinf_lib.errors import ArtifactError, require
 from diffinf_lib.hub import repository
 from diffinf_lib.loading import AUTOENCODERS, WEIGHTS, chosen_weights, read_module
 from diffinf_lib.model_sources import local_folder
+from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageBatch, ImageShape
 
 PLACES = ("", *(f"{name}/" for name in AUTOENCODERS))
@@ -37,6 +38,7 @@ class Autoencoder:
         weights = self.network.state_dict()
         return json_digest([plain(dict(self.network.config)), sorted(weights), tensor_digest(*weights.values())])
 
+    @own_settings
     @torch.no_grad()
     def moments(self, images: ImageBatch) -> Float[Tensor, "4 B _C _H _W"]:
         """Means and log-variances of the images' latents, then those of the mirrored images', on the CPU."""
@@ -46,6 +48,7 @@ class Autoencoder:
             found += [(said.mean - self._shift) * self._scale, said.logvar + 2 * math.log(self._scale)]
         return torch.stack(found).cpu()
 
+    @own_settings
     @torch.no_grad()
     def decode(self, latents: ImageBatch) -> Float[Tensor, "B _C _H _W"]:
         """The images that latents stand for, within [−1, 1], on the CPU."""
@@ -77,6 +80,7 @@ class Autoencoder:
 
 
 @lru_cache(maxsize=1)
+@own_settings
 def load_autoencoder(source: Path | str, device: str | None = None) -> Autoencoder:
     """Read an autoencoder from its folder, a pipeline's, or a hub id of either; float32. The last one read is kept.
 

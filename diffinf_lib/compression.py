@@ -33,6 +33,7 @@ from diffinf_lib.configuration import StoreFormat
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.curvature.damping import damped_inverse
 from diffinf_lib.randomness import keyed_seed
+from diffinf_lib.settings import own_settings
 
 Tensors = dict[str, Shaped[Tensor, "n ..."]]
 
@@ -130,6 +131,7 @@ def stored_bytes(
 
 
 @cache
+@own_settings
 def _stored_bytes(store_format: StoreFormat, shapes: tuple[tuple[int, int], ...], dtype: torch.dtype) -> int:
     if store_format.kind == "projection":
         return dtype.itemsize * store_format.dimension

@@ -549,7 +549,7 @@ def test_what_a_gpu_allows_is_allowed():
 
 
 FORGOTTEN = [
-    (draws, "_batch", "drawn.noise.to(images)", "drawn.noise.to(images.dtype)", "fit-ekfac"),
+    (draws, "_batch", "drawn.noise.to(pixels)", "drawn.noise.to(pixels.dtype)", "fit-ekfac"),
     (sampling, "_one_batch", ".to(model.device, model.dtype)", "", "sample-ddpm"),
     (likelihood, "_log_density", "images.to(model.device, torch.float64)", "images.double()", "log-likelihood-rk4-hutchinson"),
 ]  # fmt: skip

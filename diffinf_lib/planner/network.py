@@ -28,6 +28,7 @@ from diffinf_lib.curvature.kfac import output_gradient_factor_sum, second_moment
 from diffinf_lib.curvature.layers import LayerInput, differentiable, layer_parameters
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.models import build_model, count_parameters
+from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageBatch, ImageShape, Timesteps
 
 Pass = Callable[[int], Any]
@@ -81,6 +82,7 @@ OF_THE_NETWORK = ("forward_pass", "training_pass", "gradient_pass", "pulled_back
 
 
 @cache
+@own_settings
 def network_count(unet: UNetConfig, curvature: CurvatureConfig) -> "NetworkCount":
     """The counts of a configuration, which several presets share."""
     found = NetworkCount(unet, curvature)

@@ -105,6 +105,19 @@ def test_training_draws_from_the_distributions_and_mirrors_before_encoding(image
     assert part.digest != train.subset([2, 5]).digest
 
 
+def test_an_autoencoder_is_read_alike_whatever_the_caller_has_set(autoencoder):
+    load_autoencoder.cache_clear()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            found = load_autoencoder(str(autoencoder))
+    finally:
+        torch.set_default_dtype(before)
+    values = found.network.state_dict().values()
+    assert all(value.dtype == torch.float32 and not value.is_inference() for value in values)
+
+
 def test_what_cannot_be_encoded_is_refused(images, autoencoder, tmp_path):
     with pytest.raises(ConfigurationError, match="autoencoder=x: only images in files"):
         di.configuration.DatasetConfig("digits", autoencoder="x")
