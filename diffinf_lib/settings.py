@@ -58,14 +58,14 @@ def own_settings(function: Callable[Arguments, Result]) -> Callable[Arguments, R
     @wraps(function)
     def stepped(*args: Arguments.args, **options: Arguments.kwargs) -> Iterator[object]:
         steps = cast(Iterator[object], function(*args, **options))
+        made: list[object] = []
         while True:
             with _own_settings():
                 try:
-                    step = next(steps)
+                    made.append(next(steps))
                 except StopIteration:
                     return
-            yield step
-            del step  # it may be large, and is not to stay while the next is made
+            yield made.pop()  # handed on, not held: it may be large
 
     return (
         cast(Callable[Arguments, Result], stepped) if inspect.isgeneratorfunction(inspect.unwrap(function)) else called

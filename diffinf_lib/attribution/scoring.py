@@ -81,9 +81,13 @@ class Queries:
         self.meets: float = gradient_sets.SHARD_BYTES if small else part
         self._block: float = gradient_sets.SHARD_BYTES if small else part / 4
 
-    def blocks(self) -> Iterator[QueryGradients]:
-        """The queries in order, some at a time, unpacked."""
-        return (part for _, part in self._at_hand.shards(self._block))
+    def each(self, score: Callable[[QueryGradients], Tensor]) -> list[Tensor]:
+        """What is taken of the queries, in order: of some at a time, unpacked, and dropped before the next are read."""
+        found = []
+        for _, block in self._at_hand.shards(self._block):
+            found.append(score(block))
+            del block
+        return found
 
 
 def in_pairs(
@@ -96,8 +100,12 @@ def in_pairs(
     The training gradients stream past the queries, once.
     """
     mine, columns = Queries(queries), []
+
+    def column(shard: LayerGradients) -> Tensor:
+        return torch.cat(mine.each(lambda block: score(block, shard)), dim=-2)
+
     for _, shard in train.shards(mine.meets):
-        columns.append(torch.cat([score(block, shard) for block in mine.blocks()], dim=-2))
+        columns.append(column(shard))
         del shard
     return torch.cat(columns, dim=-1)
 
@@ -143,7 +151,7 @@ class KeptQueries:
         if PROJECTION in train:
             parts = [(dual @ train[PROJECTION].T).double().cpu() for dual in self._duals]
         else:
-            parts = [self._summed(block, train) for block in self._queries.blocks()]
+            parts = self._queries.each(lambda block: self._summed(block, train))
         return torch.cat(parts, dim=1)
 
     def _summed(self, queries: QueryGradients, train: LayerGradients) -> Float[Tensor, "D q n"]:

@@ -144,8 +144,9 @@ class AttributionTask:
             inside += time.monotonic() - started
             if shard is None:
                 break
-            yield shard
+            handed = [shard]
             del shard
+            yield handed.pop()  # not held while the next is made
         self._inside += inside
         kept = gradients.folder
         made = inside if kept is None else read_json(kept / "manifest.json")["measured"]["wall_seconds"]

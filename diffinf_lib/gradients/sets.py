@@ -168,7 +168,6 @@ class GradientSet:
         def moved(first: int) -> Iterator[tuple[slice, Tensors]]:
             for rows, tensors in from_row(parts, first):
                 yield rows, {name: value.to(self.device) for name, value in tensors.items()}
-                del tensors
 
         return replace(self, packed=moved)
 
@@ -241,13 +240,19 @@ class _Joint:
 
 
 def from_row(parts: Iterable[Packed], first: int) -> Iterator[Packed]:
-    """Shards from a row on; one that the row falls into is cut."""
-    for rows, tensors in parts:
-        if rows.start >= first:
-            yield rows, tensors
-        elif rows.stop > first:
-            yield slice(first, rows.stop), {name: value[first - rows.start :] for name, value in tensors.items()}
-        del tensors
+    """Shards from a row on; one that the row falls into is cut. Each is handed on, not held."""
+    for part in parts:
+        if part[0].stop > first:
+            handed = [_cut(part, first)]
+            del part
+            yield handed.pop()
+
+
+def _cut(part: Packed, first: int) -> Packed:
+    rows, tensors = part
+    if rows.start >= first:
+        return part
+    return slice(first, rows.stop), {name: value[first - rows.start :] for name, value in tensors.items()}
 
 
 def check_blocks(gradients: GradientSet, like: Curvature | GradientSet, name: str) -> None:

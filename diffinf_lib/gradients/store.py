@@ -125,9 +125,10 @@ class _Source:
             self._whole = True
         for index, where in enumerate(self._rows()):
             if where.stop > first:
-                tensors = read_tensors(_path(folder, index))
-                yield where, {name: value.to(self.model.device) for name, value in tensors.items()}
-                del tensors
+                yield where, self._read(_path(folder, index))
+
+    def _read(self, path: Path) -> Tensors:
+        return {name: value.to(self.model.device) for name, value in read_tensors(path).items()}
 
     def _make(self, folder: Path) -> None:
         self.shard_size = _kept_shard_size(folder) or self.shard_size
