@@ -162,7 +162,8 @@ def test_several_models_measure_as_each_does_alone():
     models = [build_model(replace(PRESET.unet, dropout=0.2), seed=seed).double() for seed in (0, 1)]
     configs = [CONFIG, MeasurementConfig("elbo", draws=DrawConfig(4), levels=17), PRESET.further_measurements[-1]]
     alone = torch.stack([measure_all(model, QUERIES, configs) for model in models])
-    assert torch.equal(measure_many(models, QUERIES, configs, stacked=False), alone)
-    torch.testing.assert_close(measure_many(models, QUERIES, configs, stacked=True), alone, rtol=1e-9, atol=0)
+    assert torch.equal(measure_many(models[::-1], QUERIES, configs, stacked=False), alone.flip(0))
+    stacked = measure_many(models, QUERIES, configs[:2], stacked=True)
+    torch.testing.assert_close(stacked, alone[:, :2], rtol=1e-9, atol=0)
     with pytest.raises(ConfigurationError, match="models that are computed together are of one network"):
         measure_many([models[0], build_model(PRESET.unet)], QUERIES, configs)
