@@ -81,7 +81,10 @@ def test_a_study_costs_what_it_took_on_the_digits():
     )
     digits = Experiment.of({"preset": "digits", "run": "anywhere", "studies": ["e15_solves", "e06_curvatures"]})
     costs = costs_of(digits, flops=speed)
-    assert costs["e15_solves"].seconds == pytest.approx(di.load_bundle("digits-solves").metrics["seconds"])
+    assert costs["e15_solves"].seconds == pytest.approx(
+        di.load_bundle("digits-solves").metrics["seconds"],
+        rel=0.01,  # reading is planned by bytes, not by FLOPs
+    )
     assert costs["e06_curvatures"].guessed and not costs["e15_solves"].guessed
 
 
