@@ -110,16 +110,7 @@ def way_to(name):
     return [*(way_to(below) if below else []), name]
 
 
-def one_retraining(truth):
-    """Its LDS, against the mean of as many seeds as our scores."""
-    reliability, K = (
-        di.evaluation.seed_reliability,
-        truth.measurements.shape[1],
-    )
-    more = reliability(truth, K) / reliability(truth, K - 1)
-    return di.ceiling(truth) * more**0.5
-
-
+one_retraining = di.evaluation.retraining_lds
 truths = {
     asked: di.load_ground_truth("digits-ground-truth", asked)
     for asked in ASKED
