@@ -119,9 +119,9 @@ def peak_bytes(work: Work, device: str = "cpu") -> int | None:
         return torch.cuda.max_memory_allocated() - before
     if not _reset_high_water_mark():
         return None
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     work()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
 def _reset_high_water_mark() -> bool:
@@ -133,7 +133,8 @@ def _reset_high_water_mark() -> bool:
     return True
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Bytes that the kernel counts under a name such as `VmRSS` (Linux only)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 

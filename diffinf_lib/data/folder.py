@@ -17,20 +17,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffinf_lib.artifacts.files import file_digest, json_digest
+from diffinf_lib.artifacts import file_digest, is_finished, json_digest, read_arrays, stage, write_arrays
 from diffinf_lib.artifacts.paths import data_root, spelt_out
 from diffinf_lib.configuration import DatasetConfig
 from diffinf_lib.data.files import ARCHIVES, NO_CLASS, FolderFiles, ImageFile, list_images, unicode_name
 from diffinf_lib.data.images import Dataset, ImageSet
 from diffinf_lib.data.latents import Latents
 from diffinf_lib.data.mapped import kept_rows
-from diffinf_lib.data.reading import ReadableImages, look_at_images
+from diffinf_lib.data.reading import ReadableImages, look_at_images, looked_at_before
 from diffinf_lib.data.selection import even_shares, order_by_id, random_order, select, take
 from diffinf_lib.errors import DataError, first_few, require
 from diffinf_lib.randomness import keyed_seed
 from diffinf_lib.shapes import Ids, Images
 
 QUERY_SHARE = 0.16
+FOUND = "found.npz"
 FIRST_ID, LAST_ID = 10**14, 10**15 - 1
 """Ids of files have 15 digits: beyond those of other datasets and of samples, and exact in tables and scripts of any kind."""
 
@@ -175,13 +176,31 @@ class _LabelledFiles:
         """The images at these positions, or their latents where an autoencoder is named, and notes."""
         files = [self.files[i] for i in positions.tolist()]
         paths, names = [file.path for file in files], tuple(file.name for file in files)
-        readable = look_at_images(paths, names, image_size=image_size, channels=channels)
+        readable = _looked_at(paths, names, image_size, channels, large=autoencoder is not None)
         told = self.labels[positions], self.ids[positions]
         if autoencoder:
             means, *others = _encoded(readable, image_size, autoencoder).unbind()
             return Latents(means, *told, *others, names=names), readable.notes
         pixels = _decoded(readable, image_size) if readable.is_large else readable.rows()
         return ImageSet(pixels, *told, names=names), readable.notes
+
+
+def _looked_at(
+    paths: Sequence[Path], names: Sequence[str], image_size: int | None, channels: int | None, *, large: bool
+) -> ReadableImages:
+    """The images of some files. Of those too many for memory, or `large` without, what was found is kept below the data
+    folder: there each file is decoded once, not by every process."""
+    identity = {"files": _contents(paths), "image_size": image_size, "channels": channels}
+    folder = data_root() / "found" / json_digest(identity)[:12]
+    asked = {"image_size": image_size, "channels": channels}
+    if is_finished(folder, identity):
+        return looked_at_before(paths, names, read_arrays(folder / FOUND), **asked)
+    readable = look_at_images(paths, names, **asked)
+    if large or readable.is_large:
+        with stage(folder, identity, name="found") as needed:
+            if needed:
+                write_arrays(folder / FOUND, **readable.findings)
+    return readable
 
 
 def _decoded(readable: ReadableImages, image_size: int | None) -> Images:
@@ -208,8 +227,18 @@ def _encoded(readable: ReadableImages, image_size: int | None, source: str) -> F
 
 def _files_identity(readable: ReadableImages, image_size: int | None) -> dict[str, Any]:
     """What the pixels of some files depend on."""
-    contents = json_digest([file_digest(path) for path in readable.paths])
-    return {"files": contents, "shape": list(readable.shape), "image_size": image_size}
+    return {"files": _contents(readable.paths), "shape": list(readable.shape), "image_size": image_size}
+
+
+def _contents(paths: Sequence[Path]) -> str:
+    return json_digest([_content(path) for path in paths])
+
+
+def _content(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); remove or replace it") from None
 
 
 def content_ids(files: Sequence[ImageFile]) -> Ids:
@@ -217,10 +246,7 @@ def content_ids(files: Sequence[ImageFile]) -> Ids:
     ids: dict[int, None] = {}
     copies: Counter[str] = Counter()
     for file in files:
-        try:
-            digest = file_digest(file.path)
-        except OSError as error:
-            raise DataError(f"{file.path}: cannot be read ({error.strerror}); remove or replace it") from None
+        digest = _content(file.path)
         while (found := FIRST_ID + keyed_seed("image", digest, copies[digest]) % (LAST_ID - FIRST_ID + 1)) in ids:
             copies[digest] += 1
         ids[found] = None

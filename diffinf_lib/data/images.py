@@ -24,6 +24,9 @@ BRIGHTEST = 64.0
 DECODED_AT_ONCE = 16
 """Latents a pass of the decoder."""
 
+SUMMED_AT_ONCE = 256
+"""Images whose bits are summed at a time."""
+
 SEVERAL_IMAGES, SEVERAL_PIXELS = 4, 100
 """From so many on, a set without a pixel darker than grey is hardly one of [−1, 1]; a single bright image may be."""
 
@@ -186,7 +189,8 @@ class Dataset:
 
 
 def _sums_of_bits(images: Images) -> Int[Tensor, "N"]:
-    return images.contiguous().view(torch.int32).flatten(1).sum(1, dtype=torch.int64)
+    parts = images.split(SUMMED_AT_ONCE)  # torch makes a copy of what it sums into another type
+    return torch.cat([part.contiguous().view(torch.int32).flatten(1).sum(1, dtype=torch.int64) for part in parts])
 
 
 def _called(kind: torch.dtype) -> str:

@@ -6,7 +6,7 @@ value lies in the upper half of 0…1, 0…255 or 0…65535. Anything else is re
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,6 +67,19 @@ class ReadableImages:
         """Whether they are too many to be held in memory."""
         return 4 * math.prod(self.shape) > LARGEST_IN_MEMORY
 
+    @property
+    def findings(self) -> dict[str, np.ndarray]:
+        """What was found in each file, but for its pixels: `shape [N, 3]`, and `white` (NaN where the format states none),
+        `remarks` (bits), `low`, `high`, `[N]` each."""
+        places = {remark: 1 << place for place, remark in enumerate(Remark)}
+        return {
+            "shape": np.array([read.shape for read in self._found]),
+            "white": np.array([math.nan if read.white is None else read.white for read in self._found]),
+            "remarks": np.array([sum(places[remark] for remark in read.remarks) for read in self._found]),
+            "low": np.array([read.low for read in self._found]),
+            "high": np.array([read.high for read in self._found]),
+        }
+
     def rows(self, start: int = 0, stop: int | None = None) -> Images:
         """Images from one position up to another, in [−1, 1]."""
         chosen = range(*slice(start, stop).indices(len(self.paths)))
@@ -101,10 +114,37 @@ def look_at_images(
         read = _read(path, name, image_size, channels)
         kept += read.pixels.nbytes if read.pixels is not None else 0
         found.append(read if kept <= LARGEST_IN_MEMORY // 4 else replace(read, pixels=None))
+    return _readable(paths, found, image_size, channels)
+
+
+def looked_at_before(
+    paths: Sequence[Path],
+    names: Sequence[str],
+    findings: Mapping[str, np.ndarray],
+    *,
+    image_size: int | None,
+    channels: int | None,
+) -> ReadableImages:
+    """The same from the `findings` of those that `look_at_images` gave; no file is decoded before its pixels are asked for."""
+    columns = (findings[name].tolist() for name in ("shape", "white", "remarks", "low", "high"))
+    found = [
+        _Read(name, tuple(shape), None if math.isnan(white) else white, _remarks_of(bits), low, high, None)
+        for name, shape, white, bits, low, high in zip(names, *columns, strict=True)
+    ]
+    return _readable(paths, found, image_size, channels)
+
+
+def _readable(
+    paths: Sequence[Path], found: Sequence[_Read], image_size: int | None, channels: int | None
+) -> ReadableImages:
     _check_sizes(found)
     unstated, notes = _unstated_white(found)
     shape = (len(found), channels or max(read.shape[2] for read in found), *found[0].shape[:2])
     return ReadableImages(paths, shape, (*_remarks(found), *notes), found, unstated, (image_size, channels))
+
+
+def _remarks_of(bits: int) -> frozenset[Remark]:
+    return frozenset(remark for place, remark in enumerate(Remark) if bits >> place & 1)
 
 
 def _read(path: Path, name: str, image_size: int | None, channels: int | None) -> _Read:

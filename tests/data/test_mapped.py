@@ -31,7 +31,10 @@ def test_a_folder_beyond_memory_is_decoded_once_into_a_file(images, tmp_path, mo
     assert large.digest == plain.digest and large.train.names == plain.train.names
     (kept,) = (tmp_path / "data" / "decoded").glob("*/rows.npy")
     monkeypatch.setattr(folder.ReadableImages, "rows", None)  # decoded again it would not be
-    assert di.load_dataset(f"folder:{images}").digest == plain.digest
+    with monkeypatch.context() as patched:
+        patched.setattr(reading, "decode", None)  # nor looked at again
+        again = di.load_dataset(f"folder:{images}")
+    assert again.digest == plain.digest and again.notes == large.notes
     kept.write_bytes(kept.read_bytes()[:-4] + b"\0\0\0\1")
     monkeypatch.undo()
     monkeypatch.setenv("DIFFINF_DATA", str(tmp_path / "data"))

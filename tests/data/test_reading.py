@@ -9,6 +9,7 @@ import torch
 from PIL import Image, TiffImagePlugin
 
 import diffinf_lib as di
+from diffinf_lib.data.reading import look_at_images, looked_at_before
 from diffinf_lib.errors import ConfigurationError, DataError
 
 RED_CORNER = np.array([[[255, 0, 0], [0, 0, 255]], [[10, 20, 30], [40, 50, 60]]], dtype=np.uint8)
@@ -295,3 +296,18 @@ def test_images_that_look_unscaled_are_told_of(recwarn):
     ) as caught:
         made(bright)
     assert "\n" not in str(caught[0].message)
+
+
+def test_what_was_found_is_enough_to_read_the_files_again(tmp_path):
+    """Of a range that is not stated, transparency, turned pages, and pictures that are cut to one size."""
+    Image.fromarray(np.linspace(0, 200, 12, dtype=np.float32).reshape(3, 4)).save(tmp_path / "a.tif")
+    Image.fromarray(np.full((5, 4, 4), 90, dtype=np.uint8)).save(tmp_path / "b.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RED_CORNER).save(tmp_path / "c.png", exif=exif)
+    paths = sorted(tmp_path.iterdir())
+    names, asked = [path.name for path in paths], {"image_size": 3, "channels": 3}
+    first = look_at_images(paths, names, **asked)
+    again = looked_at_before(paths, names, first.findings, **asked)
+    assert again.shape == first.shape and again.notes == first.notes and len(first.notes) >= 4
+    assert torch.equal(again.rows(), first.rows())
