@@ -73,7 +73,7 @@ studies: reproduce ## after the ground truth: every study of the book, a bundle 
 	$(BIN)/diffinf launch e10_ladder -p preset=digits -p rungs=budget
 
 bench: $(STAMP) ## measure the engine beside curvlinops and kronfluence: about an hour, on a machine that does nothing else
-	for name in "fit --case digits" "fit --case cifar-small" gradients "gradients --grouping" covariance end_to_end growth memory \
+	for name in "fit --case digits" "fit --case cifar-small" gradients "gradients --grouping" covariance end_to_end growth memory images \
 	  quality projection planner training; do OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.$$name || exit 1; done
 
 lab: $(STAMP) ## JupyterLab on the notebooks; it asks nothing of the network
