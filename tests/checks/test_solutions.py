@@ -92,6 +92,11 @@ def answered(hessian, own_hessian, gradient, damping, count):
     return -torch.linalg.solve(bent, torch.func.grad(objective)(start))
 
 
+def dealt(subsets, seeds, shard, shards):
+    numbers = torch.arange(shard, subsets * seeds, shards)
+    return torch.stack([numbers % subsets, numbers // subsets], 1)
+
+
 def gauss_newton(jacobians):
     draws, outputs, weights = jacobians.shape
     rows = jacobians.reshape(-1, weights)
@@ -261,6 +266,7 @@ PLAIN = [
     ("leave_one_out", {}, without_each),
     ("block_leverage", {}, without_group),
     ("proximal", {}, answered),
+    ("shard_of", {}, dealt),
     ("ggn", {}, gauss_newton),
     ("sampled_fisher", {}, fisher),
     *[
