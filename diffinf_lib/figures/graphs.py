@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from diffinf_lib.errors import first_few, require
 from diffinf_lib.figures.style import BLUE, INK, BookFigure, subplots
 
+COLUMN, LETTER, MARGIN = 2.1, 0.058, 0.1
+"""Inches of a column, of a letter of a name, and of a box beyond its name."""
+
 
 def job_graph(after: Mapping[str, Sequence[str]]) -> BookFigure:
     """Jobs from left to right, each beyond all that it waits for, with a line from each of these.
@@ -26,11 +29,12 @@ def job_graph(after: Mapping[str, Sequence[str]]) -> BookFigure:
     alt = "Jobs in the order of their waiting: " + "; then ".join(
         ", ".join(job for job in columns if columns[job] == column) for column in sorted(set(columns.values()))
     )
-    figure, axes = subplots(figsize=(2.1 * (max(columns.values()) + 1), 0.42 * tallest + 0.3), alt=alt)
+    figure, axes = subplots(figsize=(COLUMN * (max(columns.values()) + 1), 0.42 * tallest + 0.3), alt=alt)
     for job, before in after.items():
         for name in before:
             (x0, y0), (x1, y1) = places[name], places[job]
-            axes.plot([x0 + 0.42, x1 - 0.42], [-y0, -y1], color=INK, linewidth=0.7, alpha=0.5)
+            ends = [x0 + _half_width(name), x1 - _half_width(job)]
+            axes.plot(ends, [-y0, -y1], color=INK, linewidth=0.7, alpha=0.5)
     for job, (x, y) in places.items():
         box = {"boxstyle": "round,pad=0.35", "facecolor": "none", "edgecolor": BLUE}
         axes.text(x, -y, job, ha="center", va="center", fontsize=8, bbox=box)
@@ -48,3 +52,8 @@ def _places(columns: Mapping[str, int]) -> dict[str, tuple[float, float]]:
         places[job] = (float(column), met[column] + (tallest - sizes[column]) / 2)
         met[column] += 1
     return places
+
+
+def _half_width(name: str) -> float:
+    """Of a job's box, in columns."""
+    return (LETTER * len(name) / 2 + MARGIN) / COLUMN
