@@ -50,7 +50,7 @@ folder = Path(kept.name)  # of this page's own runs
 
 
 # %% [markdown]
-# ## Which half is dear?
+# ## Which half costs more?
 #
 # An experiment of the paper has two halves. One half *scores*: it fits a curvature, takes gradients and multiplies. The
 # other half *checks*: it retrains the model on random halves of the images and measures every query with each. For CIFAR-2
@@ -81,9 +81,9 @@ table([
 ], caption="Counted by hand, in floating-point operations.")  # fmt: skip
 
 # %% [markdown]
-# Six billion products a forward pass grow to 37 **EFLOP** for 500 models. An EFLOP is $10^{18}$ operations. The planner
-# counts the same on a network without numbers, and adds what we left out, such as attention. Here it stands for every
-# stage, at 20 TFLOP/s. That is what we take for an A100 in TF32; measure your own card.
+# Six billion products a forward pass grow to 37 {term}`EFLOP` for 500 models: $37 \cdot 10^{18}$ operations. The planner
+# counts the same on a network without numbers, and adds what we left out, such as attention. Here is its count for every
+# stage, at 20 TFLOP/s. That is what we assume for an A100 in TF32; measure your own card.
 
 # %%
 RATE = 20e12
@@ -113,7 +113,7 @@ truth = plan["retrained"].flops + plan["measurements"].flops
 of_queries = plan["query gradients"].flops + plan["scores"].flops
 shared = plan["curvature"].flops + plan["train gradients"].flops
 scoring = shared + of_queries / 2  # of the thousand held-out ones
-assert 0.2e18 < scoring < 0.3e18
+assert 0.2e18 < scoring < 0.3e18 and of_queries / 2 > 0.6 * scoring
 seen = preset.subsets.steps * preset.training.batch_size / 2_500
 drawn = preset.curvature.drawn_for_factors.count
 drawn += preset.curvature.draws.count + preset.gradient_draws.count
@@ -122,18 +122,23 @@ assert 100 < plan["retrained"].flops / scoring < 200
 assert 1.9 < plan["measurements"].flops / plan["retrained"].flops < 2
 
 # %% [markdown]
-# Scoring a thousand queries takes about a quarter of an EFLOP. Retraining takes more than a hundred times as much. If you
-# guessed that the second-order method is the dear part, you are in good company: a curvature of 38 million weights sounds
-# expensive. But the curvature and the gradients take a few hundred passes over the images. A training takes 800 passes over
-# its own, and there are 500 trainings.
+# Scoring a thousand queries takes about a quarter of an EFLOP: the curvature, the training gradients, and half of what the
+# table has for two thousand queries. Retraining takes more than a hundred times as much. If you guessed that the
+# second-order method is the expensive part, you are in good company. A curvature of 38 million weights sounds costly. But
+# the curvature and the training gradients take a few hundred passes over the images. A training takes 800 passes over its
+# own, and there are 500 trainings. Most of the quarter is the queries, at 5,000 draws each.
 #
-# The second surprise is one row below. *Measuring* the queries with the retrained models costs twice as much as making
-# these models. We come to it after you have played with the numbers.
+# The second surprise stands one row further down in the table. *Measuring* the queries with the retrained models costs
+# nearly twice as much as making these models. We come to it after you have played with the numbers.
 #
 # ## The plan in your hands
 #
 # Everything that costs has a slider here. The bars show which stage takes the time and the disk, and the table says how
-# much. Devices share the retrained models; the rest is done by one.
+# much. Devices share the retrained models; the rest is done by one. The draws of a measurement are also those of a query's
+# gradient, because a query is differentiated as it is measured.
+#
+# **Guess first:** with `cifar2` one A100 is at work for two months. How long is it if you measure with a twentieth of the
+# draws? Then press *measure with fewer draws*.
 
 # %% tags=["hide-input"]
 names = "digits", "cifar2", "cifar10", "artbench10"
@@ -171,8 +176,12 @@ planner
 
 
 # %% [markdown]
+# A month. Of measuring little is left, and retraining stays as it was. Only fewer models, shorter trainings or more devices
+# help with that.
+#
 # The figure evaluates a short formula, `di.planner.stage_costs`. A few constants of the network go in, such as the
-# operations of a forward pass. It is the planner's own arithmetic, so the two must agree for every preset:
+# operations of a forward pass. It is the planner's own arithmetic, so the two must agree. The tests compare them for every
+# preset, and this cell for two:
 
 
 # %% tags=["hide-input"]
@@ -184,7 +193,7 @@ def days(costs):
     return sum(cost.seconds for cost in costs.values()) / 86_400
 
 
-for name in names:
+for name in ("digits", "cifar2"):
     whole = di.planner.estimate(di.get_preset(name), flops_per_second=RATE)
     costs = shown(name, 20)
     for stage in whole.stages:
@@ -238,6 +247,7 @@ drawn = (
 )  # fmt: skip
 counted = plan["measurements"].flops / plan["retrained"].flops
 assert abs(drawn[0] / even / counted - 1) < 0.05  # the planner's own
+assert 2e6 < subsets.steps * batch < 2.1e6
 cost = plan["retrained"].seconds / 86_400
 table([
     {"draws of a query": number(draws, 0),
@@ -248,9 +258,11 @@ table([
    "is the preset: the loss, and the ELBO at draws of its own.")  # fmt: skip
 
 # %% [markdown]
-# Some 3,000. So fewer draws are the cheapest saving there is, if they do no harm. Two things speak for them. All models
+# Some 3,000. A training sees two million images, at three forward passes each. Two thousand queries at 3,000 draws are as
+# many passes. So fewer draws are the cheapest saving there is, if they do no harm. Two things speak for them. All models
 # are measured at the *same* draws, so much of the noise drops out of differences between models ({doc}`03_measurements`).
-# And an LDS only needs the order of the models, which noise from retraining blurs anyway ({doc}`09_lds`).
+# And an LDS only needs the order of the models, which noise from retraining blurs anyway ({doc}`09_lds`). One thing speaks
+# against: a query's gradient takes the same draws, and needs enough of them ({doc}`08_scale`).
 #
 # <!-- measuring -->
 # What is measured, and how well, stands on {doc}`../book/measurements`.
@@ -377,9 +389,9 @@ print(str(killed).replace(str(folder), "runs"))
 assert 1 <= killed.models[0] < killed.models[1]
 
 # %% [markdown]
-# Now start again. To make it harder, the rest is shared out. The models are dealt out in turn, and
-# each **shard** does its own. Shards know nothing of each other. They share the folder, where each model has a place of its own with a
-# manifest, and what is there and whole is not made again. The undisturbed run beside it does all of it at once.
+# Now start again. To make it harder, the rest is shared out: models are dealt out in turn, and each **shard** does its own.
+# Shards know nothing of each other. They share the folder, where each model has a place of its own with a manifest, and
+# what is there and whole is not made again. The undisturbed run beside it does all of it at once.
 
 # %%
 small = di.with_options(di.get_preset("smoke"), lean)
@@ -494,7 +506,8 @@ table([
 # share one. Without a GPU a job takes a core.
 #
 # On a cluster a job asks for time and memory. Both come from the planner: twice the planned time and some minutes, half
-# again the planned memory, and more at each attempt. Copy the folder, name your partition, and give its path:
+# again the planned memory and room for an idle process, and more at each attempt. Copy the folder of the profile, name your
+# partition in the copy, and give its path:
 #
 # | where | command |
 # |---|---|
@@ -505,7 +518,8 @@ table([
 # | by hand, anywhere | `diffinf launch e02_ground_truth -p preset=cifar2 -p shard=3 -p shards=64` |
 #
 # The Slurm profile has been run on a cluster of one node, and the slots for GPUs on machines without one
-# ({doc}`../book/status`). Try yours with `smoke` first: it takes minutes, and shows what your site forbids.
+# ({doc}`../book/status`). Try yours with a trial run first, as in the checklist below. It takes minutes, and shows what your
+# site forbids.
 #
 # ## Many models at a time
 #
@@ -563,8 +577,8 @@ assert ways["cifar2-tiny"]["stacked by 8"] > 1.1
 # ## Latents, and more images than memory
 #
 # `artbench10` denoises *latents*. An autoencoder turns an image of 256 × 256 pixels into 4 × 32 × 32 numbers, 48 times
-# fewer, and the network learns to draw these. They are encoded once, in the folder that
-# `DIFFINF_DATA` names. The mean and the spread of each are kept, and of the mirrored image too, because the latent of a mirrored image is not the mirrored latent. Training
+# fewer, and the network learns to draw these. They are encoded once, in the folder that `DIFFINF_DATA` names. The mean and
+# the spread of each are kept, and those of the mirrored image too, because its latent is not the mirrored latent. Training
 # draws from them anew in each step, and figures decode what they show. Any folder of images can be had so:
 # `--set dataset.autoencoder=PATH`, where PATH holds a pipeline or an `AutoencoderKL`.
 
@@ -582,14 +596,18 @@ print(latent.in_channels, "×", latent.sample_size, "×", latent.sample_size)
 #
 # 1. *Data.* CIFAR-10 in the folder that `DIFFINF_DATA` names, or a network to fetch it. `diffinf presets
 #    cifar2` prints every option.
-# 2. *Speed.* `diffinf plan cifar2` on the card itself: it times the network for a few seconds. The hours below
+# 2. *A trial, in minutes.* `diffinf experiment cifar2 --limit -p results=runs/trial-results` goes through all stages by the
+#    same code, with few images, steps and draws and a narrow network. Its numbers say nothing. But a missing package, a full
+#    disk or a forbidden partition shows now, and not after a week. Add the studies that you will want. `cifar2:limited`
+#    names the same preset wherever a name is given. On a machine without a GPU add `--set training.compile=false`.
+# 3. *Speed.* `diffinf plan cifar2` on the card itself: it times the network for a few seconds. The hours below
 #    assume 20 TFLOP/s.
-# 3. *Disk.* The run folder on a disk with room for the sum of the last column.
-# 4. *A dry run*: `diffinf experiment cifar2 --shards 1 --dry-run`. Then the same without `--dry-run`, in `tmux` or as a
-#    service, so that it outlives your session.
-# 5. *First an hour, then a month.* Add `-p subsets=2 -p seeds=1`: two models, all the way to a bundle. The same run folder
-#    takes more subsets later, and nothing is made twice.
-# 6. *Look in* with `diffinf status runs/cifar2`. Compare its time left with the plan after a day.
+# 4. *Disk.* The run folder on a disk with room for the sum of the last column.
+# 5. *A dry run*: `diffinf experiment cifar2 --shards 1 --dry-run`. Fewer draws are `--set measurement.draws.count=250`.
+# 6. *First some hours, then a month.* The same without `--dry-run` and with `-p subsets=2 -p seeds=1`: the full model and two
+#    retrained ones, all the way to a bundle. The same run folder takes more subsets later, and nothing is made twice.
+# 7. *Start it* in `tmux` or as a service, so that it outlives your session.
+# 8. *Look in* with `diffinf status runs/cifar2`. Compare its time left with the plan after a day.
 
 # %% tags=["hide-input"]
 together = {
@@ -611,17 +629,18 @@ table([
      "250 draws": hours(fewer, parts), "and eight GPUs": hours(eight, parts),
      "disk, GB": number(sum(usual[x].disk_bytes for x in parts) / 1e9, 1)}
     for name, parts in together.items()
-], caption="`cifar2` at 20 TFLOP/s a device: as the preset is, measuring "
-   "with 250 draws, and that on eight devices.")  # fmt: skip
+], caption="`cifar2` at 20 TFLOP/s a device: as the preset is, with 250 "
+   "draws of the loss, and that on eight devices.")  # fmt: skip
 
 # %% [markdown]
 # On one card the preset as it is takes two months. With 250 draws of the loss it takes one, and eight cards bring that to
-# four days. {doc}`../book/choose` says what a smaller ground truth can still tell apart. This run has not been made here,
-# so the table is a plan and nothing more. How good are such plans?
+# four days. What is left of measuring is mostly the ELBO, which keeps a thousand draws of its own. {doc}`09_lds` says what
+# a smaller ground truth can still tell apart. This run has not been made here, so the table is a plan and nothing more. How
+# good are such plans?
 #
 # ## How far off is the plan?
 #
-# Counts are exact; the speed is what one has to know. On one machine the planner timed its network for a few seconds, and
+# Operations are counted, but the speed has to be known. On one machine the planner timed its network for a few seconds, and
 # then the stages of `digits` ran. The bundles in this book came from other machines, on other days. For these we fit one
 # rate, to the training of the first, and predict the rest with it. **Guess first:** how far off will that be?
 
@@ -683,8 +702,8 @@ assert ratios["fashion"][1] < min(pair[1] for name, pair in ratios.items()
 
 # %% [markdown]
 # Where speed was measured on the machine that then did the work, every stage was within a fifth, but for the scores, which
-# take a tenth of a second. With a rate from elsewhere it is another matter: plans are off by three and more, both ways. Look
-# at the first three bundles. They train the same network for the same steps, and one took more than twice the seconds of
+# take a tenth of a second. With a rate from elsewhere it is another matter. For training, the plan says up to three times
+# what it took. For measuring, it says between a sixth and three and a half times. Look at the first three bundles. They train the same network for the same steps, and one took more than twice the seconds of
 # another. No count of operations explains that. Their machines differed, or were busy with other things, and the clock
 # counts all of it.
 #
@@ -696,12 +715,14 @@ assert ratios["fashion"][1] < min(pair[1] for name, pair in ratios.items()
 #
 # | what happens | why, and the way out |
 # |---|---|
+# | an error after a week, in the last stage | the way there was never tried; `--limit` goes it in minutes |
 # | a month of measuring | {eq}`eq-measuring`: count draws × queries before you start |
 # | the plan is half the truth | the rate came from another machine, or an idle one; measure it there |
 # | the disk is full at model 400 | a retrained model stays: 153 MB each here; the sum stands in the dry run |
 # | two runs differ in the last digits | another processor, another number of threads, or `together`; all in the manifest |
 # | a folder is refused | it was made with other options; the message names the one, and another `--run` keeps both |
 # | jobs die at their limit of time | the plan's rate is too high; give a lower `--flops`, and the same command goes on |
+# | twice the cards, and not half the time | the full model, its curvature and the scores are work for one card |
 # | half the subsets have three seeds, half none | an own way of sharing out; see the second exercise |
 # | Slurm is done, and the engine waits | no books are kept there: `slurm-status-command: squeue`, as in the profile |
 #
@@ -805,10 +826,11 @@ assert 0.7 < left["measurement's draws"] / whole < 0.75
 assert left["training gradients' draws"] > 0.99 * whole
 
 # %% [markdown]
-# Models halve all that matters, and cost you reliability: with fewer seeds the ceiling falls, with fewer subsets the
+# Half the models take half the time, and cost you reliability: with fewer seeds the ceiling falls, with fewer subsets the
 # interval widens ({doc}`09_lds`). Halving the queries saves a third and widens the interval too. Halving the measurement's
-# draws saves somewhat less, because the ELBO keeps its own, and it costs the least. Halving the draws of training gradients
-# saves no time that anyone would notice, and it is the one that makes the scores themselves worse.
+# draws saves somewhat less, because the ELBO keeps its own. It adds noise to both sides of the comparison: to what is
+# measured, and to the queries' gradients. Halving the draws of training gradients saves no time that anyone would notice.
+# All it can do is make the scores worse.
 #
 # :::{solution-end}
 # :::
