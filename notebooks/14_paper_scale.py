@@ -74,16 +74,15 @@ forward = 2 * products
 step = 3 * forward * preset.training.batch_size
 models = preset.subsets.count * preset.subsets.seeds
 by_hand = models * preset.subsets.steps * step
-table([
-    {"what": "forward pass of one image", "operations": f"{forward:.3g}"},
-    {"what": "training step", "operations": f"{step:.3g}"},
-    {"what": f"{models} retrained models", "operations": f"{by_hand:.3g}"},
-], caption="Counted by hand, in floating-point operations.")  # fmt: skip
+print(f"forward pass of one image: {forward / 1e9:.1f} GFLOP")
+print(f"training step:             {step / 1e12:.2f} TFLOP")
+print(f"{models} retrained models:      {by_hand / 1e18:.1f} EFLOP")
 
 # %% [markdown]
-# Six billion products a forward pass grow to 37 {term}`EFLOP` for 500 models: $37 \cdot 10^{18}$ operations. The planner
-# counts the same on a network without numbers, and adds what we left out, such as attention. Here is its count for every
-# stage, at 20 TFLOP/s. That is what we assume for an A100 in TF32; measure your own card.
+# Six billion products a forward pass, twice as many floating-point operations, grow to 37 {term}`EFLOP` for 500 models. One
+# EFLOP is $10^{18}$ operations. The planner counts the same on a network without numbers, and adds what we left out, such as
+# attention. Here is its count for every stage, at 20 TFLOP/s. That is what we assume for an A100 in TF32; measure your own
+# card.
 
 # %%
 RATE = 20e12
@@ -154,7 +153,7 @@ said = {
 }
 notes = (
     "Measuring takes two thirds of two months.",
-    "A twentieth of the draws: retraining is what is left.",
+    "A twentieth of the loss's draws: half the time; retraining leads.",
     "The same time and more than twice the disk, ready for other queries.",
     "Fewer draws, and models side by side: days.",
     "Ten times the images and five times the steps: retraining leads.",
@@ -176,8 +175,8 @@ planner
 
 
 # %% [markdown]
-# A month. Of measuring little is left, and retraining stays as it was. Only fewer models, shorter trainings or more devices
-# help with that.
+# A month. A fifth of the measuring is left, most of it for the ELBO, which keeps draws of its own. Retraining stays as it
+# was: only fewer models, shorter trainings or more devices help with that.
 #
 # The figure evaluates a short formula, `di.planner.stage_costs`. A few constants of the network go in, such as the
 # operations of a forward pass. It is the planner's own arithmetic, so the two must agree. The tests compare them for every
@@ -212,6 +211,8 @@ usual, fewer, eight = (
 assert 60 < days(usual) < 70 and 25 < days(fewer) < 35
 assert 0.6 < usual["measurements"].seconds / 86_400 / days(usual) < 0.7
 assert fewer["retrained"].seconds > 0.6 * 86_400 * days(fewer)
+of_measuring = fewer["measurements"].seconds / usual["measurements"].seconds
+assert 0.19 < of_measuring < 0.22
 assert 3 < days(eight) < 5
 disk = [sum(cost.disk_bytes for cost in costs.values()) for costs in
         (usual, shown("cifar2", 20, keep=True))]  # fmt: skip
@@ -383,7 +384,7 @@ assert process.returncode == -9
 # %% [markdown]
 # `diffinf status` reads what stands in the folder:
 
-# %%
+# %% tags=["columns"]
 killed = run_status(folder / "run")
 print(str(killed).replace(str(folder), "runs"))
 assert 1 <= killed.models[0] < killed.models[1]
@@ -444,7 +445,7 @@ di.figures.job_graph({job.name: job.after for job in jobs})
 # One command runs it, through the workflow engine Snakemake. With `--dry-run` it only says what it would do. We tell it
 # the speed of a core, so that it need not measure it:
 
-# %%
+# %% tags=["columns"]
 arguments = ["--run", asked["run"], "--shards", "4", "--jobs", "2"]
 main(["experiment", "digits", *arguments, "--studies", asked["studies"],
       "--flops", "5e10", "--dry-run"])  # fmt: skip
@@ -492,13 +493,19 @@ meaning = {
 # %% tags=["hide-input"]
 local, cluster = settings("workstation"), settings("slurm")
 assert set(local) | set(cluster) == set(meaning)
+
+
+def value_of(name):
+    here, there = (f"`{x.get(name)}`" for x in (local, cluster))
+    both = f"{here}, Slurm: {there}" if name in local else f"Slurm: {there}"
+    return here if here == there else both
+
+
 table([
-    {"setting": f"`{name}`",
-     "workstation": f"`{local[name]}`" if name in local else "",
-     "slurm": f"`{cluster[name]}`" if name in cluster else "",
-     "what it does": told}
+    {"setting": f"`{name}`", "value": value_of(name), "what it does": told}
     for name, told in meaning.items()
-], caption="Every line of the two profiles.")  # fmt: skip
+], caption="Every line of the two profiles; what is said of Slurm stands "
+   "in its own alone.")  # fmt: skip
 
 # %% [markdown]
 # On one machine Snakemake counts GPUs, but says to no job which is its own. So each of our jobs takes a lock on one card
@@ -634,9 +641,8 @@ table([
 
 # %% [markdown]
 # On one card the preset as it is takes two months. With 250 draws of the loss it takes one, and eight cards bring that to
-# four days. What is left of measuring is mostly the ELBO, which keeps a thousand draws of its own. {doc}`09_lds` says what
-# a smaller ground truth can still tell apart. This run has not been made here, so the table is a plan and nothing more. How
-# good are such plans?
+# four days. {doc}`09_lds` says what a smaller ground truth can still tell apart. This run has not been made here, so the
+# table is a plan and nothing more. How good are such plans?
 #
 # ## How far off is the plan?
 #
@@ -670,21 +676,20 @@ ratios = {name: [flop / speed / seconds for seconds, flop in pairs]
 
 # %% tags=["hide-input"]
 own = di.load_benchmark("planner-digits")
+made = amounts_of(di.get_preset("digits"), 1.0).models
 near = {name: row["estimated_seconds"] / row["seconds"]
         for name, row in own["results"].items()}  # fmt: skip
 table([
-    {"what": "digits, rates measured there",
-     "training: took, s": number(
-         own["results"]["retrained"]["seconds"] / 192, 1),
-     "planned/took": number(near["retrained"], 2),
-     "measuring: planned/took": number(near["measurements"], 2)},
-    *({"what": f"bundle of {name}",
-       "training: took, s": number(found[name][0][0], 1),
-       "planned/took": number(pair[0], 2),
-       "measuring: planned/took": number(pair[1], 2)}
+    {"what": "`digits`, timed there",
+     "took, s": number(own["results"]["retrained"]["seconds"] / made, 1),
+     "training": number(near["retrained"], 2),
+     "measuring": number(near["measurements"], 2)},
+    *({"what": f"bundle `{name}`", "took, s": number(found[name][0][0], 1),
+       "training": number(pair[0], 2), "measuring": number(pair[1], 2)}
       for name, pair in ratios.items()),
-], caption="Seconds of training one model, and how the plan compares: "
-   f"one rate of {speed / 1e9:.0f} GFLOP/s for the bundles.")  # fmt: skip
+], caption="Seconds that training one model took; planned over taken time, "
+   "of training and of measuring. The bundles share one rate, "
+   f"{speed / 1e9:.0f} GFLOP/s.")  # fmt: skip
 
 # %% tags=["hide-input"]
 assert all(1 < 1 / value < 1.5 for value in near.values() if value < 1)
@@ -703,9 +708,9 @@ assert ratios["fashion"][1] < min(pair[1] for name, pair in ratios.items()
 # %% [markdown]
 # Where speed was measured on the machine that then did the work, every stage was within a fifth, but for the scores, which
 # take a tenth of a second. With a rate from elsewhere it is another matter. For training, the plan says up to three times
-# what it took. For measuring, it says between a sixth and three and a half times. Look at the first three bundles. They train the same network for the same steps, and one took more than twice the seconds of
-# another. No count of operations explains that. Their machines differed, or were busy with other things, and the clock
-# counts all of it.
+# what it took. For measuring, it says between a sixth and three and a half times. Look at the first three bundles. They train
+# the same network for the same steps, and one took more than twice the seconds of another. No count of operations explains
+# that. Their machines differed, or were busy with other things, and the clock counts all of it.
 #
 # Nor is one rate enough for two kinds of work: passes without a gradient run in larger batches. Measuring `fashion` is the
 # worst row. It took about six times its plan, and we do not know why. So measure the rates on the machine itself, under the
@@ -744,6 +749,7 @@ assert ratios["fashion"][1] < min(pair[1] for name, pair in ratios.items()
 # Retraining: $200 \cdot 20000 \cdot 64 \cdot 3 \cdot 4 \cdot 10^9 \approx 3.1 \cdot 10^{18}$. Measuring:
 # $200 \cdot 500 \cdot 256 \cdot 4 \cdot 10^9 \approx 1.0 \cdot 10^{17}$, a thirtieth. Four cards do $2 \cdot 10^{14}$ a
 # second, so 4.3 hours and 8.5 minutes. The number of images does not enter at all: a training's length is set in steps.
+# So shorten the trainings, or make fewer. Fewer draws would save you minutes.
 
 # %%
 forward, models, rate = 4e9, 100 * 2, 4 * 50e12

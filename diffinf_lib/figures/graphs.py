@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from diffinf_lib.errors import first_few, require
 from diffinf_lib.figures.style import BLUE, INK, BookFigure, subplots
 
-COLUMN, LETTER, MARGIN = 2.1, 0.058, 0.1
+COLUMN, LETTER, MARGIN = 1.85, 0.058, 0.1
 """Inches of a column, of a letter of a name, and of a box beyond its name."""
 
 
