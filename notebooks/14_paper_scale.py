@@ -601,12 +601,13 @@ print(latent.in_channels, "×", latent.sample_size, "×", latent.sample_size)
 #
 # ## CIFAR-2 on one A100: a checklist
 #
-# 1. *Data.* CIFAR-10 in the folder that `DIFFINF_DATA` names, or a network to fetch it. `diffinf presets
-#    cifar2` prints every option.
-# 2. *A trial, in minutes.* `diffinf experiment cifar2 --limit -p results=runs/trial-results` goes through all stages by the
-#    same code, with few images, steps and draws and a narrow network. Its numbers say nothing. But a missing package, a full
-#    disk or a forbidden partition shows now, and not after a week. Add the studies that you will want. `cifar2:limited`
-#    names the same preset wherever a name is given. On a machine without a GPU add `--set training.compile=false`.
+# 1. *A trial, in minutes.* `diffinf experiment cifar2 --limit -p results=runs/trial-results` goes through all stages by the
+#    same code, with few images, steps and draws and a narrow network. Its numbers say nothing. But a missing package,
+#    a folder that you may not write to or a forbidden partition shows now, and not after a week. Add the studies that you
+#    will want. `cifar2:limited` names the same preset wherever a name is given. On a machine without a GPU add
+#    `--set training.compile=false`.
+# 2. *Data.* The trial has fetched CIFAR-10, or found it in the folder that `DIFFINF_DATA` names. `diffinf presets cifar2`
+#    prints every option.
 # 3. *Speed.* `diffinf plan cifar2` on the card itself: it times the network for a few seconds. The hours below
 #    assume 20 TFLOP/s.
 # 4. *Disk.* The run folder on a disk with room for the sum of the last column.
@@ -720,7 +721,7 @@ assert ratios["fashion"][1] < min(pair[1] for name, pair in ratios.items()
 #
 # | what happens | why, and the way out |
 # |---|---|
-# | an error after a week, in the last stage | the way there was never tried; `--limit` goes it in minutes |
+# | an error after a week, in the last stage | nobody went all the way before; `--limit` does, in minutes |
 # | a month of measuring | {eq}`eq-measuring`: count draws × queries before you start |
 # | the plan is half the truth | the rate came from another machine, or an idle one; measure it there |
 # | the disk is full at model 400 | a retrained model stays: 153 MB each here; the sum stands in the dry run |

@@ -37,7 +37,7 @@ def plan_table(experiment: Experiment, costs: Mapping[str, Cost], *, at_once: in
     seconds = {job.name: costs[job.name].seconds for job in left}
     disk = readable_bytes(sum(costs[job.name].disk_bytes for job in left))
     lines.append(f"\n{len(left)} of {len(experiment.jobs)} jobs to do: {sum(seconds.values()) / 3600:.3g} {hours}, {disk} of "
-                 f"disk, about {readable_time(makespan(left, seconds, at_once))} with {at_once} at once")  # fmt: skip
+                 f"disk,\nabout {readable_time(makespan(left, seconds, at_once))} with {at_once} at once")  # fmt: skip
     if any(costs[job.name].guessed for job in left):
         lines.append(
             "* the planner does not know this study: counted as one attribution of all queries, the least it takes"
