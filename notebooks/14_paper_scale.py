@@ -535,7 +535,7 @@ table([
 # a model trained alone?
 
 # %%
-brief = replace(small.training, steps=20)
+brief = replace(small.training, steps=10)
 train = di.load_dataset(small.dataset).train
 
 
@@ -707,11 +707,11 @@ assert ratios["fashion"][1] < min(pair[1] for name, pair in ratios.items()
                                   if name != "fashion")  # fmt: skip
 
 # %% [markdown]
-# Where speed was measured on the machine that then did the work, every stage was within a fifth, but for the scores, which
-# take a tenth of a second. With a rate from elsewhere it is another matter. For training, the plan says up to three times
-# what it took. For measuring, it says between a sixth and three and a half times. Look at the first three bundles. They train
-# the same network for the same steps, and one took more than twice the seconds of another. No count of operations explains
-# that. Their machines differed, or were busy with other things, and the clock counts all of it.
+# Where speed was measured on the machine that then did the work, stages were within a fifth of the plan. Only the scores were
+# further off, and they take a tenth of a second. With a rate from elsewhere it is another matter. For training, the plan says
+# up to three times what it took. For measuring, it says between a sixth and three and a half times. Look at the first three
+# bundles. They train the same network for the same steps, and one took more than twice the seconds of another. No count of
+# operations explains that. Their machines differed, or were busy with other things, and the clock counts all of it.
 #
 # Nor is one rate enough for two kinds of work: passes without a gradient run in larger batches. Measuring `fashion` is the
 # worst row. It took about six times its plan, and we do not know why. So measure the rates on the machine itself, under the
