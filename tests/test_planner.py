@@ -1,6 +1,7 @@
-"""The plan against counts by hand, against the files of a real run, and as arithmetic."""
+"""The plan against counts by hand, against the files of a real run, and as arithmetic; the short formula against the plan."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch import nn
 import diffinf_lib as di
 from diffinf_lib.cli import main
 from diffinf_lib.errors import ConfigurationError
-from diffinf_lib.planner import Rates, plan
+from diffinf_lib.planner import Rates, amounts_of, plan, recipe_of, stage_costs
 from diffinf_lib.planner.network import NetworkCount
 from diffinf_lib.planner.plan import readable_bytes, readable_time
+from diffinf_lib.presets import PRESETS
 
 SMOKE = di.get_preset("smoke")
 
@@ -192,3 +194,77 @@ def test_memory_of_scores_does_not_grow_with_images_or_queries():
     kept = planned(replace(preset, store_budget=1e13), train_count=100_000)
     assert kept["train gradients"].disk_bytes == pytest.approx(100_000 * 38.4e6, rel=0.01)
     assert kept["train gradients"].peak_bytes < few["train gradients"].peak_bytes
+
+
+# --- the short formula
+
+RATE = 2e13
+recipe = cache(recipe_of)
+
+
+def together(plan):
+    """Seconds and bytes by stage, trajectories with the samples."""
+    found = {stage.name: (stage.seconds, stage.disk_bytes) for stage in plan.stages}
+    more = found.pop("trajectories", (0.0, 0.0))
+    found["samples"] = tuple(a + b for a, b in zip(found["samples"], more, strict=True))
+    return found
+
+
+def assert_same(costs, plan):
+    expected = together(plan)
+    assert list(costs) == list(expected)
+    for name, (seconds, size) in expected.items():
+        assert costs[name].seconds == pytest.approx(seconds, rel=1e-12), name
+        assert costs[name].disk_bytes == pytest.approx(size, rel=1e-12), name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_formula_is_the_plan_of_every_preset(name):
+    preset = di.get_preset(name)
+    assert_same(
+        stage_costs(recipe(preset), amounts_of(preset, RATE)), di.planner.estimate(preset, flops_per_second=RATE)
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": 400},
+        {"train": 123_456},
+        {"queries": 1_200},  # few enough to stay on the device
+        {"queries": 90},
+        {"gradient_draws": 8},
+        {"measurement_draws": 250},
+        {"models": 6},
+        {"store_budget": 1e13},
+        {"store_budget": 1e13, "queries": 90, "train": 100_000},
+    ],
+)
+def test_it_is_the_plan_where_amounts_are_moved(change):
+    preset = di.get_preset("cifar2")
+    moved = replace(amounts_of(preset, RATE), **change)
+    half = moved.queries // 2
+    options = {
+        "gradient_draws.count": moved.gradient_draws, "measurement.draws.count": moved.measurement_draws,
+        "subsets.count": moved.models // 2, "subsets.seeds": 2, "sampling.count": half, "store_budget": moved.store_budget,
+    }  # fmt: skip
+    plan = di.planner.estimate(
+        di.with_options(preset, options), train_count=moved.train, query_count=half, flops_per_second=RATE
+    )
+    assert_same(stage_costs(recipe(preset), moved), plan)
+
+
+def test_devices_share_the_retrained_models_and_nothing_else():
+    preset = di.get_preset("digits")
+    one = amounts_of(preset, RATE)
+    alone, seven = (stage_costs(recipe(preset), replace(one, devices=count)) for count in (1, 7))
+    for name in alone:
+        share = 28 / 192 if name in ("retrained", "measurements") else 1  # the longest shard of seven
+        assert seven[name].seconds == pytest.approx(share * alone[name].seconds)
+        assert seven[name].disk_bytes == alone[name].disk_bytes
+
+
+def test_amounts_are_positive():
+    preset = di.get_preset("smoke")
+    with pytest.raises(ConfigurationError, match="models=0: give a positive number"):
+        stage_costs(recipe(preset), replace(amounts_of(preset, RATE), models=0))

@@ -16,6 +16,7 @@ from diffinf_lib.checks.kronecker import kfac, kfac_score
 from diffinf_lib.checks.measuring import draws_needed, elbo_weights, importance_mean, irreducible_loss
 from diffinf_lib.checks.proximal import proximal
 from diffinf_lib.checks.removal import block_leverage, influence, leave_one_out
+from diffinf_lib.checks.sharing import shard_of
 from diffinf_lib.checks.spending import Shop, Spent, budget, open_shop
 from diffinf_lib.checks.stored import accumulated_score, int8_rows, shared_draw_bias
 
@@ -49,6 +50,7 @@ __all__ = [
     "posterior_mean",
     "proximal",
     "sampled_fisher",
+    "shard_of",
     "shared_draw_bias",
     "spearman",
     "spearman_brown",

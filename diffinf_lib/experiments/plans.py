@@ -23,21 +23,21 @@ def plan_table(experiment: Experiment, costs: Mapping[str, Cost], *, at_once: in
 
     left = remaining(experiment)
     hours = "GPU-hours" if gpus else "core-hours"
-    lines = [f"{experiment.preset:22}{'jobs':>6}{'done':>6}{'each':>12}{hours:>12}{'disk':>10}{'memory':>10}"]
+    lines = [f"{experiment.preset:21}{'jobs':>5}{'done':>5}{'each':>10}{hours:>11}{'disk':>9}{'memory':>9}"]
     for template in dict.fromkeys(job.template for job in experiment.jobs.values()):
         every = [job for job in experiment.jobs.values() if job.template == template]
         todo = [costs[job.name] for job in every if job in left]
         longest = max((cost.seconds for cost in todo), default=0.0)
         mark = "*" if any(costs[job.name].guessed for job in every) else ""
         lines.append(
-            f"{template + mark:22}{len(every):6}{len(every) - len(todo):6}{readable_time(longest):>12}"
-            f"{sum(cost.seconds for cost in todo) / 3600:12.3g}{readable_bytes(sum(cost.disk_bytes for cost in todo)):>10}"
-            f"{readable_bytes(max((cost.peak_bytes for cost in todo), default=0)):>10}"
+            f"{template + mark:21}{len(every):5}{len(every) - len(todo):5}{readable_time(longest):>10}"
+            f"{sum(cost.seconds for cost in todo) / 3600:11.3g}{readable_bytes(sum(cost.disk_bytes for cost in todo)):>9}"
+            f"{readable_bytes(max((cost.peak_bytes for cost in todo), default=0)):>9}"
         )
     seconds = {job.name: costs[job.name].seconds for job in left}
     disk = readable_bytes(sum(costs[job.name].disk_bytes for job in left))
     lines.append(f"\n{len(left)} of {len(experiment.jobs)} jobs to do: {sum(seconds.values()) / 3600:.3g} {hours}, {disk} of "
-                 f"disk, about {readable_time(makespan(left, seconds, at_once))} with {at_once} at once")  # fmt: skip
+                 f"disk,\nabout {readable_time(makespan(left, seconds, at_once))} with {at_once} at once")  # fmt: skip
     if any(costs[job.name].guessed for job in left):
         lines.append(
             "* the planner does not know this study: counted as one attribution of all queries, the least it takes"

@@ -12,6 +12,7 @@ from diffinf_lib.interactive.explorer import Explorer, Removal
 from diffinf_lib.interactive.figure import Figure, Together
 from diffinf_lib.interactive.lines import Handle, Line, Lines
 from diffinf_lib.interactive.matrices import Matrices
+from diffinf_lib.interactive.planner import Planner
 from diffinf_lib.interactive.points import Points
 from diffinf_lib.interactive.readouts import Readouts
 from diffinf_lib.interactive.scatter import Scatter
@@ -26,6 +27,7 @@ __all__ = [
     "Line",
     "Lines",
     "Matrices",
+    "Planner",
     "Points",
     "Preset",
     "Readouts",

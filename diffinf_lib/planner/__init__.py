@@ -2,5 +2,17 @@
 
 from diffinf_lib.planner.plan import Plan, StageEstimate, estimate
 from diffinf_lib.planner.rates import Rates
+from diffinf_lib.planner.recipe import Amounts, Recipe, StageCost, amounts_of, recipe_of, stage_costs
 
-__all__ = ["Plan", "Rates", "StageEstimate", "estimate"]
+__all__ = [
+    "Amounts",
+    "Plan",
+    "Rates",
+    "Recipe",
+    "StageCost",
+    "StageEstimate",
+    "amounts_of",
+    "estimate",
+    "recipe_of",
+    "stage_costs",
+]

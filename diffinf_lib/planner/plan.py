@@ -214,8 +214,8 @@ class Estimator:
             "measurements", flops, flops / self.rates.forward, DOUBLE * len(measurements) * models * self.queries, peak
         )
 
-    def curvature(self) -> StageEstimate:
-        """Both passes, and the eigendecompositions between them."""
+    def curvature_flops(self) -> tuple[float, float, float]:
+        """FLOPs of both passes over the network, of products, and of the eigendecompositions between them."""
         config, network = self.preset.curvature, self.network
         vectors = math.prod(network.shape) if config.exact_labels else config.sampled_labels
         first, second = self.train * config.drawn_for_factors.count, self.train * config.draws.count
@@ -231,6 +231,12 @@ class Estimator:
             passes += second * (network.forward + vectors * backward)
             rotations = second * vectors / config.draws_per_sum if batched else second * vectors
             products += rotations * network.rotation + (0.0 if batched else second * vectors * network.draw_gradients)
+        return passes, products, decomposition
+
+    def curvature(self) -> StageEstimate:
+        """Both passes, and the eigendecompositions between them."""
+        config, network = self.preset.curvature, self.network
+        passes, products, decomposition = self.curvature_flops()
         seconds = (
             passes / self.rates.gradient + products / self.rates.products + decomposition / self.rates.decomposition
         )

@@ -19,6 +19,7 @@ from diffinf_lib.diffusion.elbo import kl_weights
 from diffinf_lib.diffusion.reverse import posterior_mean
 from diffinf_lib.evaluation import GroundTruth, holm as library_holm, spearman, spearman_brown
 from diffinf_lib.gradients.compute import gradients_in_eigenbasis
+from diffinf_lib.runs.subsets import shard_of as library_shard
 
 # --- plain solutions
 
@@ -90,6 +91,11 @@ def answered(hessian, own_hessian, gradient, damping, count):
 
     bent = torch.func.hessian(objective)(start)
     return -torch.linalg.solve(bent, torch.func.grad(objective)(start))
+
+
+def dealt(subsets, seeds, shard, shards):
+    numbers = torch.arange(shard, subsets * seeds, shards)
+    return torch.stack([numbers % subsets, numbers // subsets], 1)
 
 
 def gauss_newton(jacobians):
@@ -261,6 +267,7 @@ PLAIN = [
     ("leave_one_out", {}, without_each),
     ("block_leverage", {}, without_group),
     ("proximal", {}, answered),
+    ("shard_of", {}, dealt),
     ("ggn", {}, gauss_newton),
     ("sampled_fisher", {}, fisher),
     *[
@@ -434,6 +441,7 @@ LIBRARY = [
     ("elbo_weights", {}, lambda betas: kl_weights(process_of(betas))),
     ("influence", {}, library_influence),
     ("influence", {}, library_influence_by_iteration),
+    ("shard_of", {}, lambda *given: torch.tensor(library_shard(*given)).reshape(-1, 2)),
     ("ggn", {}, library_ggn),
     ("kfac", {"bias": False}, library_kfac(False)),
     ("kfac", {"bias": True}, library_kfac(True)),

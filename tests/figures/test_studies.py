@@ -46,3 +46,19 @@ def test_one_quantity_against_another():
     assert isinstance(figure, matplotlib.figure.Figure) and axes.get_xscale() == "log"
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [2, 3])
     assert figures.against({"a": ([0, 1], [0, 2])}, horizontal="h", vertical="v", diagonal=True).axes[0].lines[1]
+
+
+def test_jobs_stand_beyond_all_that_they_wait_for():
+    after = {"model": [], "a": ["model"], "b": ["model"], "whole": ["a", "b"], "study": ["whole", "model"]}
+    figure = figures.job_graph(after)
+    (axes,) = figure.axes
+    place = {text.get_text(): text.get_position() for text in axes.texts}
+    assert set(place) == set(after) and len(axes.lines) == sum(map(len, after.values()))
+    for job, before in after.items():
+        assert all(place[name][0] < place[job][0] for name in before)
+    assert place["a"][0] == place["b"][0] and place["a"][1] != place["b"][1]
+    assert "model; then a, b; then whole; then study" in figure.alt
+    with pytest.raises(ConfigurationError, match="b: waits for c, which is not among the jobs before it"):
+        figures.job_graph({"a": [], "b": ["c"]})
+    with pytest.raises(ConfigurationError, match="at least one job"):
+        figures.job_graph({})

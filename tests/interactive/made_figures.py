@@ -16,6 +16,7 @@ from diffinf_lib.interactive import (
     Line,
     Lines,
     Matrices,
+    Planner,
     Points,
     Preset,
     Readouts,
@@ -27,6 +28,7 @@ from diffinf_lib.interactive import (
     by,
     texts_by,
 )
+from diffinf_lib.presets import get_preset
 
 HOSTILE = '</script><img src=x onerror="window.hacked=1">&\''
 METHOD = Choice("Method", ("EK-FAC", "K-FAC", "gradients"))
@@ -188,6 +190,21 @@ def readouts() -> Readouts:
     )
 
 
+def planner() -> Planner:
+    """Presets with trajectories, with a store that pays, and with one that does not."""
+    plain = Planner([get_preset(name) for name in ("digits", "cifar2-small", "cifar2")])
+    return replace(
+        plain,
+        start=plain.asked("cifar2", 150),
+        presets=[
+            Preset("cifar2", plain.asked("cifar2", 150), "Retraining and measuring."),
+            Preset("fewer draws", plain.asked("cifar2", 150, measurement_draws=250), "Retraining is left."),
+            Preset("a store", plain.asked("cifar2", 150, keep=True), "The disk fills."),
+            Preset("digits", plain.asked("digits", 0.05), "A laptop."),
+        ],
+    )
+
+
 def together() -> Together:
     """A curve, what all curves say, and numbers, under the same slider."""
     return Together(
@@ -218,5 +235,6 @@ MADE = {
     ),
     "points": points,
     "readouts": readouts,
+    "planner": planner,
     "together": together,
 }

@@ -14,6 +14,8 @@ from diffinf_lib.evaluation import spearman
 from diffinf_lib.interactive import Line, Lines, Readouts, Scatter, Slider, by, texts_by
 from diffinf_lib.interactive.figure import asset
 from diffinf_lib.interactive.numbers import text
+from diffinf_lib.interactive.planner import in_units
+from diffinf_lib.planner import estimate
 
 pytestmark = pytest.mark.browser
 KINDS = pytest.mark.parametrize("kind", MADE)
@@ -700,3 +702,37 @@ def test_frames_show_their_pixels(shown, kind):
         images = figure.frames.at(state).reshape(-1, 8, 8).clip(-1, 1)
         for canvas, image in zip(tab.locator(".diffinf-strip canvas").all(), images, strict=True):
             assert np.abs(pixels(canvas)[..., 0] - (image + 1) * 127.5).max() <= 1
+
+
+def test_the_planner_draws_the_plan_of_the_library(shown):
+    """Every preset of the figure: the cells of the table and the lengths of the bars, against `planner.estimate`."""
+    figure = made("planner")
+    tab = shown(figure)
+    for preset in figure.experiments:
+        put(tab, figure.state(**figure.asked(preset.name, 20)))
+        plan = estimate(preset, flops_per_second=2e13)
+        for kind, measure in (("time", "seconds"), ("disk", "disk_bytes")):
+            expected = {stage.name: getattr(stage, measure) for stage in plan.stages}
+            expected["samples"] += expected.pop("trajectories", 0.0)
+            whole = sum(expected.values())
+            for place, (name, value) in enumerate(expected.items()):
+                cells = tab.locator(f'tr[data-stage="{name}"] td').all_text_contents()
+                found = cells[:2] if kind == "time" else cells[2:]
+                assert found == [in_units(value, kind), text(value / whole, ".1%")], (preset.name, name)
+                bars = tab.locator(f'rect[data-stage="{name}"]')
+                width = float(bars.nth(int(kind == "disk")).get_attribute("width"))
+                full = tab.locator(".diffinf-chart").first.evaluate("e => e.viewBox.baseVal.width")
+                assert abs(width / full - value / whole) < 0.01 / full + 1e-9, place
+    assert "cifar2" in figure.controls[0].options[2] and "38.3M weights" in figure.controls[0].options[2]
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_names_below_the_bars_of_the_planner_stay_apart(shown, width):
+    tab = shown(made("planner"), width=width)
+    area = tab.locator(".diffinf-chart").first.bounding_box()
+    boxes = [word.bounding_box() for word in tab.locator(".diffinf-chart text").all()]
+    for i, one in enumerate(boxes):
+        assert area["x"] - 1 <= one["x"] and one["x"] + one["width"] <= area["x"] + area["width"] + 1
+        for other in boxes[:i]:
+            apart = one["x"] >= other["x"] + other["width"] or other["x"] >= one["x"] + one["width"]
+            assert apart or abs(one["y"] - other["y"]) > 8

@@ -25,6 +25,7 @@ from diffinf_lib.interactive import (
     Line,
     Lines,
     Matrices,
+    Planner,
     Points,
     Preset,
     Readouts,
@@ -41,6 +42,7 @@ from diffinf_lib.interactive.lines import reading
 from diffinf_lib.interactive.numbers import text
 from diffinf_lib.interactive.packing import packed_numbers, rounded, sheet
 from diffinf_lib.interactive.scatter import resampled_subsets
+from diffinf_lib.presets import get_preset
 
 KINDS = pytest.mark.parametrize("kind", MADE)
 
@@ -273,7 +275,7 @@ def test_parts_of_one_figure_share_controls_and_differ_in_none():
         _ = Together([MADE["curve"](), other]).fragment
 
 
-TRUTH = ground_truth()
+TRUTH, SMOKE = ground_truth(), get_preset("smoke")
 TRAIN, QUERIES = images(40, 8), images(5, 8, seed=1)
 THREE = Choice("which", ("a", "b", "c"))
 ABC = texts_by(["a", "b", "c"], THREE)
@@ -319,6 +321,11 @@ NOTHING, UNSEEN = torch.zeros(5, 40), Removal("x", [[0]] * 5, np.zeros(5), np.ze
         (lambda: Matrices(np.zeros((2, 2)), np.zeros((2, 3))), "matrices of shapes"),
         (lambda: Matrices(np.zeros((65, 2)), np.zeros((65, 2))), "more than 64 a side"),
         (lambda: Matrices(np.zeros((7, 2)), np.zeros((7, 2)), written=True), "numbers have room up to 6 a side"),
+        (lambda: Planner([]), "experiments: none given"),
+        (lambda: Planner([SMOKE, SMOKE]), "experiments=smoke, smoke: one is there twice"),
+        (lambda: Planner([replace(SMOKE, store_budget=1.0)]), "experiments=smoke: of another store_budget"),
+        (lambda: Planner([SMOKE]).asked("digits", 1), "preset='digits': not in this figure; give one of smoke"),
+        (lambda: Planner([SMOKE]).state(**Planner([SMOKE]).asked("smoke", 3)), "TFLOP/s of each=3: give one of"),
         (lambda: Points([1.0, 2], [1.0], "x", "y"), "2 values of x and 1 of y"),
         (lambda: Readouts({"h": by([1.0, 2.0])}), "h: a value of shape"),
         (lambda: Scrubber(by(np.zeros((3, 2, 1, 4, 4)), THREE), ABC, names=("one",)), "names: 1 for 2 pictures"),

@@ -907,6 +907,97 @@
     };
   };
 
+  // Seconds or bytes in the largest unit that leaves a number of one or more.
+  function inUnits(value, units) {
+    const [size, unit] = units.find(([size]) => value >= size) || units[units.length - 1];
+    return `${text(value / size, ".3g")} ${unit}`;
+  }
+
+  // Seconds and bytes of every stage, as `planner.stage_costs` of Python has them.
+  function stageCosts(r, a, limits) {
+    const generated = Math.floor(a.queries * r.generated_share + 0.5), training = r.batch * r.gradient;
+    const passes = a.measurement_draws + r.further_passes, longest = Math.ceil(a.models / a.devices);
+    const weights = 4 * r.parameters, scores = 8 * a.queries * a.train, keeps = a.budget === null || a.train * r.stored_bytes <= a.budget;
+    const flops = {
+      "model": r.steps * training,
+      "samples": (r.sampled_twice ? 2 : 1) * generated * r.sampling_steps * r.forward,
+      "retrained": longest * r.retraining_steps * training,
+      "measurements": longest * a.queries * passes * r.forward,
+      "curvature": a.train * r.curvature + 50 * r.decomposition,
+      "train gradients": a.train * (a.gradient_draws * r.gradient + r.rotation),
+      "query gradients": a.queries * (a.measurement_draws * r.gradient + r.rotation),
+      "scores": 2 * a.queries * a.train * r.entries,
+    };
+    const disk = {
+      "model": weights,
+      "samples": 4 * generated * r.pixels * r.kept_states,
+      "retrained": a.models * weights,
+      "measurements": 8 * r.measurements * a.models * a.queries,
+      "curvature": r.curvature_bytes,
+      "train gradients": keeps ? a.train * r.stored_bytes : scores,
+      "query gradients": a.queries * r.query_bytes,
+      "scores": scores,
+    };
+    const seconds = Object.fromEntries(Object.entries(flops).map(([name, count]) => [name, count / a.rate]));
+    const large = [a.queries - generated, generated].map((count) => count * r.query_bytes).filter((size) => size > limits.held);
+    const streamed = large.reduce((sum, size) => sum + size, 0), most = streamed ? limits.streamed : limits.shard;
+    const parts = Math.ceil(a.train / Math.max(1, Math.floor(most / (4 * r.entries))));
+    seconds["scores"] += (parts * streamed + a.queries * r.query_bytes + (keeps ? a.train * r.stored_bytes : 0)) / limits.reading;
+    return { time: seconds, disk };
+  }
+
+  VIEWS.planner = function (data, host) {
+    const svg = shape("svg", { class: "diffinf-chart", role: "img" }), zone = make("div", { class: "diffinf-zone" });
+    const table = make("table", { class: "diffinf-readings" });
+    zone.append(svg);
+    host.append(zone, make("div", { class: "diffinf-wide" }, table));
+    const total = (values) => data.stages.reduce((sum, stage) => sum + values[stage.key], 0);
+    const most = (values) => data.stages.reduce((best, stage) => (values[stage.key] > values[best.key] ? stage : best));
+
+    function swatch(stage) {
+      const key = shape("svg", { class: "diffinf-swatch", width: 12, height: 12, "aria-hidden": "true" });
+      shape("rect", { width: 12, height: 12, rx: 2, class: "diffinf-segment diffinf-series-" + stage.series, "fill-opacity": stage.opacity }, key);
+      return key;
+    }
+
+    // One bar over the whole width; the names of stages stand below where there is room.
+    function bar(values, top, width, title) {
+      const whole = total(values);
+      let left = 0;
+      shape("text", { class: "diffinf-axis-label", x: 0, y: top + 12, text: title }, svg);
+      for (const stage of data.stages) {
+        const wide = values[stage.key] / whole * width, place = { x: left.toFixed(2), y: top + 20, width: wide.toFixed(2), height: 26 };
+        shape("rect", Object.assign({ class: "diffinf-segment diffinf-series-" + stage.series, "fill-opacity": stage.opacity, "data-stage": stage.key }, place), svg);
+        if (wide > 7 * stage.name.length) shape("text", { x: left + wide / 2, y: top + 62, "text-anchor": "middle", text: stage.name }, svg);
+        left += wide;
+      }
+    }
+
+    return function (state) {
+      const asked = { rate: 1e12 * data.rate.values[state[data.rate.control]], budget: data.store.budgets[state[data.store.control]] };
+      for (const [field, slider] of Object.entries(data.sliders)) asked[field] = slider.values[state[slider.control]];
+      const costs = stageCosts(data.recipes[state[data.experiment]], asked, data.limits);
+      const sums = { time: total(costs.time), disk: total(costs.disk) }, width = Math.max(240, zone.clientWidth);
+      const written = (value, kind) => inUnits(value, data.units[kind]), whole = { time: written(sums.time, "time"), disk: written(sums.disk, "disk") };
+      attributes(svg, { width, height: 154, viewBox: `0 0 ${width} 154` }).replaceChildren();
+      bar(costs.time, 0, width, `Time: ${whole.time}`);
+      bar(costs.disk, 78, width, `Disk: ${whole.disk}`);
+      const kinds = [null, null, "diffinf-share", null, "diffinf-share"];
+      const head = ["stage", "time", "share", "disk", "share"].map((name, i) => make("th", { scope: "col", class: kinds[i], text: name }));
+      const rows = data.stages.map((stage) => {
+        const cells = ["time", "disk"].flatMap((kind) => [written(costs[kind][stage.key], kind), text(costs[kind][stage.key] / sums[kind], ".1%")]);
+        return make("tr", { "data-stage": stage.key }, make("th", { scope: "row" }, swatch(stage), stage.name), ...cells.map((cell, i) => make("td", { class: kinds[i + 1], text: cell })));
+      });
+      table.replaceChildren(make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
+      const devices = asked.devices === 1 ? "one device" : `${asked.devices} devices`, longest = most(costs.time), largest = most(costs.disk);
+      const truth = data.truth.reduce((sum, key) => sum + costs.time[key], 0);
+      const told = `${whole.time} on ${devices}, and ${whole.disk} of disk. The ground truth takes ${text(truth / sums.time, ".1%")} of the time. `
+        + `Longest: ${longest.name}, ${written(costs.time[longest.key], "time")}. Largest: ${largest.name}, ${written(costs.disk[largest.key], "disk")}.`;
+      svg.setAttribute("aria-label", `${data.alternative}. ${told}`);
+      return told;
+    };
+  };
+
   // --- a figure
 
   function start(root) {
