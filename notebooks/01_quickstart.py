@@ -394,9 +394,9 @@ di.tables.table([
 ])  # fmt: skip
 
 # %% [markdown]
-# It rises, above the dashed line (not above a retraining that is judged by as many seeds). Throwing away more than half of the scores makes the prediction *better*. So the negative
-# scores, as they stand, do harm to the LDS on these digits. {doc}`09_lds` finds what that says about them, and
-# {doc}`11_challenges` why it is so.
+# It rises, above the dashed line, though not above a retraining that is judged by as many seeds. Throwing away more than
+# half of the scores makes the prediction *better*. So the negative scores, as they stand, do harm to the LDS on these
+# digits. {doc}`09_lds` finds what that says about them, and {doc}`11_challenges` why it is so.
 #
 # :::{solution-end}
 # :::

@@ -104,7 +104,9 @@ def self_consistency(
 
 
 def retraining_lds(truth: GroundTruth) -> float:
-    """The LDS of one exact retraining against the mean of as many seeds as the ground truth has: what scores compare with.
+    """The LDS of one exact retraining against the mean of as many seeds as the ground truth has, as scores are judged.
+
+    NaN where seeds agree no better than by chance.
 
     `ceiling` holds one seed against the others, one fewer than scores are held against. The correlation with a mean of K
     seeds grows as the root of its reliability (Spearman 1904): this is ceiling · √(reliability of K / reliability of K − 1).

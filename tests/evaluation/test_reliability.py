@@ -55,6 +55,12 @@ def test_one_retraining_against_as_many_seeds_as_scores(seeds):
     assert retraining_lds(first) > di.ceiling(first)
 
 
+def test_a_retraining_among_seeds_that_disagree_has_no_value():
+    _, truth = simulated(subsets=40, seeds=2)
+    opposed = torch.stack([truth.measurements[:, 0], -truth.measurements[:, 0]], 1)
+    assert np.isnan(retraining_lds(dataclasses.replace(truth, measurements=opposed)))
+
+
 def test_random_scores_predict_nothing():
     _, truth = simulated(subsets=60, queries=20)
     value, (low, high) = random_control(truth)
