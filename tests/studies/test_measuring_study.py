@@ -101,12 +101,12 @@ def test_noise_is_the_variance_over_draws_of_differences_of_models(finished):
         each = [[di.measure(m, study.images, chosen, seed=seed) for m in models] for seed in seeds]
         return torch.stack([torch.stack(row) for row in each]).numpy()  # [seeds, M, Q]
 
-    measured = over(range(100, 140), config.draws)
+    measured = over(range(100, 124), config.draws)
     brute = measured - measured.mean(1, keepdims=True)
     expected = brute.var(0, ddof=1).sum(0).mean() / (SUBSETS - 1)
     halves = over((1, 2), di.DrawConfig(16))[:, :, None]
     found = [covariances(*(one[:, None] - halves), averaged=False).mean() for one in measured]
-    assert np.mean(found) == pytest.approx(expected, rel=0.1)
+    assert np.mean(found) == pytest.approx(expected, rel=0.15)
 
 
 def test_the_lds_is_that_of_the_library(finished):
