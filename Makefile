@@ -67,7 +67,7 @@ reproduce: $(STAMP) ## retrain the digits ground truth and write its bundle; can
 	$(BIN)/diffinf reproduce digits
 
 STUDIES := e04_draws e05_methods e06_curvatures e07_compression e08_removal e09_timesteps e10_ladder e11_rectify \
-  e12_decomposition e13_offers e14_protocol e15_solves
+  e12_decomposition e13_offers e14_protocol e15_solves e16_measuring
 studies: reproduce ## after the ground truth: every study of the book, a bundle each; can be killed and called again
 	for name in $(STUDIES); do $(BIN)/diffinf launch $$name -p preset=digits || exit 1; done
 	$(BIN)/diffinf launch e10_ladder -p preset=digits -p rungs=budget

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from diffinf_lib.artifacts import plain
+from diffinf_lib.configuration import DrawConfig
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.options import with_options
 from diffinf_lib.presets import PRESETS, get_preset
@@ -17,6 +18,8 @@ def test_flavours_differ_where_the_text_and_the_code_do():
     assert (written.dataset.stratified, run.dataset.stratified) == (True, False)
     assert run == get_preset("cifar2:as-run") and written == get_preset("cifar2:as-written")
     assert run.gradient_draws.noise_rule == "independent" and run.gradient_draws.timestep_rule == "uniform"
+    assert run.measurement.draws == DrawConfig(5_000, timestep_rule="uniform", noise_rule="independent")
+    assert written.measurement.draws == DrawConfig(256)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -47,6 +47,7 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("preset", "run", "known", "ground_truth", "bundle", "results", "clip_source"), str),
     **dict.fromkeys(("seed", "shard"), int), **dict.fromkeys(("subsets", "seeds", "together"), WholeNumber), "options": dict,
     **dict.fromkeys(("shards", "threads", "seeds_above_128", "queries", "full_seeds", "random_sets", "bins"), PositiveInt),
+    "reference": PositiveInt,
     "asked": tuple[tuple[str, int], ...], "solves": tuple[tuple[PositiveInt, PositiveFloat, PositiveInt], ...],
     "counts": tuple[PositiveInt, ...], "shares": tuple[Share, ...], "model_seeds": tuple[int, ...],
     "methods": tuple[MethodName, ...], "further": tuple[MethodName, ...], "formats": tuple[str, ...],

@@ -6,6 +6,7 @@ from diffinf_lib.studies.curvatures import CurvatureChoice, CurvatureStudy
 from diffinf_lib.studies.decomposition import Decomposition
 from diffinf_lib.studies.draws import DrawsCell, DrawsStudy
 from diffinf_lib.studies.ladder import LADDERS, LadderStudy, Rung
+from diffinf_lib.studies.measuring import MeasuringStudy
 from diffinf_lib.studies.methods import MethodCell, MethodsStudy
 from diffinf_lib.studies.offers import OfferCell, OffersStudy
 from diffinf_lib.studies.protocol import ProtocolCell, ProtocolStudy
@@ -25,6 +26,7 @@ __all__ = [
     "DrawsCell",
     "DrawsStudy",
     "LadderStudy",
+    "MeasuringStudy",
     "MethodCell",
     "MethodsStudy",
     "OfferCell",

@@ -27,13 +27,16 @@ STUDIES = {
     di.studies.CompressionStudy: {"formats": ["int4"]},
     di.studies.RemovalStudy: {"config": di.studies.RemovalConfig(queries=1, shares=(0.1,), seeds=1, random_sets=1)},
     di.studies.TimestepStudy: {"bins": 4, "subsets": 4, "seeds": 1},
+    di.studies.MeasuringStudy: {"counts": [2], "reference": 4, "query_count": 3, "subsets": 3, "seeds": 1},
     di.studies.RectifyStudy: {"methods": ["ekfac", "pixel"]},
     di.studies.ProtocolStudy: {"counts": [2]},
     di.studies.OffersStudy: {"counts": [2]},
     di.studies.SolvesStudy: {"solves": [SolveCell(1, 1e-2, 2)], "asked": (("held-out", 1),)},
     di.studies.LadderStudy: {"rungs": [Rung("both", "", draws=FOUR, checkpoints=(0.5, 1.0))], "model_seeds": (0, 1)},
 }
-WITHOUT_TRUTHS = (di.studies.RemovalStudy, di.studies.TimestepStudy, di.studies.SolvesStudy)
+WITHOUT_TRUTHS = (
+    di.studies.RemovalStudy, di.studies.TimestepStudy, di.studies.SolvesStudy, di.studies.MeasuringStudy,
+)  # fmt: skip
 SCORES_ALONE = (di.studies.OffersStudy,)  # no ground truth has a part in their arrays
 JUDGED = [kind for kind in STUDIES if kind not in (*WITHOUT_TRUTHS, *SCORES_ALONE)]
 STEPS = {
