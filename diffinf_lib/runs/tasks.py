@@ -133,4 +133,5 @@ def task_of_run(
         along=lambda parts: checkpoints_along(run, parts),
         ensemble=lambda: ensemble_of_run(run), folder=run.path("gradients"), store_format=preset.store_format,
         keep_train=keeps_training_gradients(run), query_format=preset.query_format, clip_source=clip_source,
+        pictures=None if run.data.autoencoder is None else run.data.pictures,
     )  # fmt: skip

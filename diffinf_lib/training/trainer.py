@@ -1,5 +1,6 @@
 """Trainer: the steps of one training by itself, with torch's optimizer and diffusers' average of the weights."""
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class Trainer(Progress):
         self.ema = EMAModel(
             self.parameters, decay=config.ema_max_decay, use_ema_warmup=True, power=config.ema_power, foreach=True
         )
-        self.network: Any = torch.compile(model) if config.compile else model
+        self.network = _compiled(model) if config.compile else model
 
     def advance(self) -> None:
         """One optimizer step."""
@@ -62,3 +63,10 @@ class Trainer(Progress):
         self.ema.optimization_step = self.step
         for parameter in self.parameters:
             self.optimizer.state[parameter]["step"].fill_(self.step)
+
+
+def _compiled(model: Denoiser) -> Denoiser:
+    """The same model, of the same parameters and modules, that compiles itself when it is called; `model` itself does not."""
+    shallow = copy(model)
+    shallow.compile()
+    return shallow
