@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,34 @@ def file_digest(path: Path | str) -> str:
 def json_digest(value: Any) -> str:
     """SHA-256 of a value's canonical JSON, in hexadecimal: equal values, equal digests."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+SEAL = "digest"
+
+
+def write_sealed(path: Path | str, value: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON with the digest of all that it says, atomically; see `read_sealed`."""
+    said = {key: item for key, item in value.items() if key != SEAL}
+    write_json(path, said | {SEAL: json_digest(said)})
+
+
+def read_sealed(path: Path | str) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, without the digest; None where nothing is there, or it says something else than was written.
+
+    Damage is named in a warning. What was written before there were digests is believed.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        said = {key: item for key, item in found.items() if key != SEAL}
+        if found.get(SEAL, json_digest(said)) == json_digest(said):
+            return said
+    except (ValueError, AttributeError):  # no text, no JSON, no mapping
+        pass
+    warnings.warn(f"{path}: damaged; what it stood for is made again", stacklevel=2)
+    return None
 
 
 def ensure_writable(folder: Path | str) -> Path:

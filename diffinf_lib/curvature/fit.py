@@ -13,13 +13,11 @@ from tqdm.auto import tqdm
 from diffinf_lib.artifacts import (
     ensure_writable,
     plain,
-    read_tensor_metadata,
-    read_tensors,
+    read_part,
     stage,
     tensor_digest,
-    write_tensors,
+    write_part,
 )
-from diffinf_lib.artifacts.comparison import check_same
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature.ekfac import LayerCurvature, eigenbasis
 from diffinf_lib.curvature.fitted import Curvature
@@ -49,16 +47,15 @@ class _Partial:
     def save(self, pass_name: str, done: int, sums: Sums) -> None:
         started = time.monotonic()
         if started - self.saved >= self.seconds:
-            write_tensors(self.path, sums, metadata={"identity": self.identity, "pass": pass_name, "done": done})
+            write_part(self.path, sums, self.identity, {"pass": pass_name, "done": done})
             self.saved = time.monotonic()
             self.seconds = max(self.seconds, 9 * (self.saved - started)) if self.seconds else 0.0
 
     def load(self, pass_name: str, device: torch.device) -> tuple[int, Sums]:
-        metadata: Any = read_tensor_metadata(self.path) if self.path.exists() else {"pass": None}
-        if metadata["pass"] != pass_name:
+        found = read_part(self.path, self.identity, "the pass begins again")
+        if found is None or found[1]["pass"] != pass_name:
             return 0, {}
-        check_same(metadata["identity"], self.identity, self.path)
-        return metadata["done"], {name: value.to(device) for name, value in read_tensors(self.path).items()}
+        return found[1]["done"], {name: value.to(device) for name, value in found[0].items()}
 
 
 class _Fit:
@@ -112,14 +109,15 @@ class _Fit:
 
     def factors(self, folder: Path | None, keep: _Partial | None) -> Sums:
         """A and B of every block, as `BLOCK/A` and `BLOCK/B`; kept on disk until the second pass is done."""
-        path = folder / FACTORS if folder else None
-        if path and path.exists():
-            return {name: value.to(self.device) for name, value in read_tensors(path).items()}
+        path, identity = (folder / FACTORS, keep.identity) if folder and keep else (None, None)
+        kept = read_part(path, identity, "the factors are fitted again") if path else None
+        if kept:
+            return {name: value.to(self.device) for name, value in kept[0].items()}
         draws = self.config.drawn_for_factors
         size = self.passes.portion_size(draws.count, batched=False)
         found = self.means("factors", draws, size, self.passes.add_factors, keep)
         if path:
-            write_tensors(path, found)
+            write_part(path, found, identity)
         return found
 
     def bases(self, folder: Path | None, keep: _Partial | None) -> dict[str, LayerCurvature]:

@@ -14,7 +14,7 @@ from diffinf_lib.artifacts import (
     json_digest,
     plain,
     read_arrays,
-    read_json,
+    read_sealed,
     read_tensors,
     stage,
     write_arrays,
@@ -52,8 +52,8 @@ class Kept:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """How the result came about."""
-        return dict(read_json(self.folder / MANIFEST))
+        """How the result came about; nothing where it is not there or its manifest is damaged."""
+        return read_sealed(self.folder / MANIFEST) or {}
 
     @property
     def seconds(self) -> float:
@@ -64,7 +64,7 @@ class Kept:
     @property
     def finished(self) -> bool:
         """Whether the result is there."""
-        return (self.folder / MANIFEST).exists() and bool(self.manifest["finished"])
+        return bool(self.manifest.get("finished"))
 
     @property
     def intact(self) -> bool:

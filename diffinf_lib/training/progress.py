@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from diffinf_lib.artifacts.arrays import read_tensor_metadata, read_tensors, write_tensors
-from diffinf_lib.artifacts.comparison import check_same
+from diffinf_lib.artifacts.arrays import read_part, write_part
 from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
@@ -88,16 +87,18 @@ class Progress(ABC):
             tensors |= {f"{kept}.{index}": value for index, value in enumerate(values)}
         made = torch.tensor(float(self.step))
         tensors |= {f"optimizer.step.{index}": made.clone() for index in range(len(self.state["parameter"]))}
-        write_tensors(path, tensors, metadata=identity)
+        write_part(path, tensors, identity)
 
     def load(self, path: Path, identity: Any) -> None:
-        """Go on from what `save` kept.
+        """Go on from what `save` kept; from the beginning where that is not there, damaged or of another training."""
+        found = read_part(path, identity, "the training begins again")
+        if found is None:
+            return
+        tensors = {name: tensor.to(self.device) for name, tensor in found[0].items()}
+        self._restore(tensors)
 
-        Raises:
-            ArtifactError: it is of another training, or damaged.
-        """
-        check_same(read_tensor_metadata(path), identity, path)
-        tensors = {name: tensor.to(self.device) for name, tensor in read_tensors(path).items()}
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `save` kept."""
         self.losses = list(tensors["losses"])
         for name, values in self.state.items():
             kept = f"optimizer.{name}" if name in MOMENTS else name

@@ -142,7 +142,7 @@ def _run(
 ) -> TrainingResult:
     trainer = Trainer(model.to(device).train(), images, config, seed)
     checkpoint = folder / CHECKPOINT if folder else None
-    if checkpoint and checkpoint.exists():
+    if checkpoint:
         trainer.load(checkpoint, identity)
     bar = tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", disable=not progress)
     while trainer.step < config.steps:
