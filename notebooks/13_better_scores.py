@@ -110,21 +110,12 @@ def way_to(name):
     return [*(way_to(below) if below else []), name]
 
 
-def one_retraining(truth):
-    """Its LDS, against the mean of as many seeds as our scores."""
-    reliability, K = (
-        di.evaluation.seed_reliability,
-        truth.measurements.shape[1],
-    )
-    more = reliability(truth, K) / reliability(truth, K - 1)
-    return di.ceiling(truth) * more**0.5
-
-
+retraining_lds = di.evaluation.retraining_lds
 truths = {
     asked: di.load_ground_truth("digits-ground-truth", asked)
     for asked in ASKED
 }
-retrained = {asked: one_retraining(truth) for asked, truth in truths.items()}
+retrained = {asked: retraining_lds(truth) for asked, truth in truths.items()}
 
 # %% tags=["hide-input"]
 by, Line = di.interactive.by, di.interactive.Line
@@ -1185,7 +1176,7 @@ for asked in ASKED:
     found = [carried[name, asked] for name in there]
     assert 0.045 < found[0]["lds"] - usual["lds"] < 0.075
     assert found[0]["draws"] < 0.11 * usual["draws"]
-    mark = one_retraining(
+    mark = retraining_lds(
         di.load_ground_truth("digits-pair-ground-truth", asked)
     )
     apart = [x["lds"] - mark for x in found]

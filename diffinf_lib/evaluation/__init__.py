@@ -32,6 +32,7 @@ from diffinf_lib.evaluation.rectification import (
 from diffinf_lib.evaluation.reliability import (
     SelfConsistency,
     random_control,
+    retraining_lds,
     score_reliability,
     seed_reliability,
     self_consistency,
@@ -82,6 +83,7 @@ __all__ = [
     "random_control",
     "rectified",
     "removal_outcome",
+    "retraining_lds",
     "sampled_lds",
     "score_reliability",
     "seed_reliability",

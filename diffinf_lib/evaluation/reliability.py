@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from diffinf_lib.errors import require
 from diffinf_lib.evaluation.ground_truth import GroundTruth
-from diffinf_lib.evaluation.lds import mean_measurements, predicted_changes, sampled_lds
+from diffinf_lib.evaluation.lds import ceiling, mean_measurements, predicted_changes, sampled_lds
 from diffinf_lib.evaluation.resampling import Estimate, Resampled, Resamples, resample_spearman
 from diffinf_lib.evaluation.statistics import spearman, spearman_brown
 from diffinf_lib.options import check_counts
@@ -101,6 +101,22 @@ def self_consistency(
     whole = Resampled.average(parts)
     expected = (seed_reliability(truth) * seed_reliability(truth, seeds - 1)) ** 0.5
     return SelfConsistency(whole.estimate(confidence), expected, whole.per_query)
+
+
+def retraining_lds(truth: GroundTruth) -> float:
+    """The LDS of one exact retraining against the mean of as many seeds as the ground truth has, as scores are judged.
+
+    NaN where seeds agree no better than by chance.
+
+    `ceiling` holds one seed against the others, one fewer than scores are held against. The correlation with a mean of K
+    seeds grows as the root of its reliability (Spearman 1904): this is ceiling · √(reliability of K / reliability of K − 1).
+
+    Raises:
+        ConfigurationError: the ground truth has one seed.
+    """
+    seeds = truth.measurements.shape[1]
+    fewer = seed_reliability(truth, max(seeds - 1, 1))
+    return ceiling(truth) * (seed_reliability(truth, seeds) / fewer) ** 0.5 if fewer > 0 else float("nan")
 
 
 def _by_seed(truth: GroundTruth) -> Float[np.ndarray, "K Q M"]:

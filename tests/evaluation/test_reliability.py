@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from simulated import simulated
 
 import diffinf_lib as di
 from diffinf_lib.errors import ConfigurationError, DataError
-from diffinf_lib.evaluation import random_control, score_reliability, seed_reliability, self_consistency
+from diffinf_lib.evaluation import random_control, retraining_lds, score_reliability, seed_reliability, self_consistency
 
 
 def test_reliability_of_scores_is_the_share_of_their_variance_that_draws_do_not_make():
@@ -43,6 +45,22 @@ def test_seeds_that_only_differ_by_noise_predict_a_further_one_at_the_ceiling():
     assert found.expected == pytest.approx(np.prod(pairs) ** 0.5)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 4])
+def test_one_retraining_against_as_many_seeds_as_scores(seeds):
+    _, truth = simulated(subsets=400, seeds=seeds + 1, queries=40)
+    first = dataclasses.replace(truth, measurements=truth.measurements[:, :seeds])
+    others, last = truth.measurements[:, :seeds].mean(1), truth.measurements[:, seeds]
+    direct = di.evaluation.spearman(others.T.numpy(), last.T.numpy()).mean()
+    assert retraining_lds(first) == pytest.approx(direct, abs=0.015)
+    assert retraining_lds(first) > di.ceiling(first)
+
+
+def test_a_retraining_among_seeds_that_disagree_has_no_value():
+    _, truth = simulated(subsets=40, seeds=2)
+    opposed = torch.stack([truth.measurements[:, 0], -truth.measurements[:, 0]], 1)
+    assert np.isnan(retraining_lds(dataclasses.replace(truth, measurements=opposed)))
+
+
 def test_random_scores_predict_nothing():
     _, truth = simulated(subsets=60, queries=20)
     value, (low, high) = random_control(truth)
@@ -63,7 +81,7 @@ def test_controls_hold_on_the_shipped_ground_truth(queries):
 def test_bad_input_is_refused():
     scores, truth = simulated()
     _, single = simulated(seeds=1)
-    for call in (self_consistency, seed_reliability):
+    for call in (self_consistency, seed_reliability, retraining_lds):
         with pytest.raises(ConfigurationError, match="one seed"):
             call(single)
     with pytest.raises(ConfigurationError, match="3 subsets: too few"):
