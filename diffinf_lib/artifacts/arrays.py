@@ -46,7 +46,9 @@ def read_tensor_metadata(path: Path | str) -> Any:
     return None if header is None else json.loads(header)
 
 
-def write_part(path: Path | str, tensors: Mapping[str, Tensor], identity: Any, told: Mapping[str, Any] | None = None) -> None:
+def write_part(
+    path: Path | str, tensors: Mapping[str, Tensor], identity: Any, told: Mapping[str, Any] | None = None
+) -> None:
     """Write tensors from which a stage that is not finished can go on; see `read_part`.
 
     Args:

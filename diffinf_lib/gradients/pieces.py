@@ -4,14 +4,12 @@ What is read of a shard (its scores for all queries, say) is small beside the sh
 gradients be computed, read and forgotten, and none of them twice.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffinf_lib.artifacts import json_digest, plain, read_tensor_metadata, read_tensors, tensor_digest, write_tensors
+from diffinf_lib.artifacts import plain, read_part, write_part
 from diffinf_lib.compression import Tensors
-from diffinf_lib.errors import ArtifactError
 from diffinf_lib.gradients.sets import GradientSet, LayerGradients, Projections
 from diffinf_lib.settings import own_settings
 
