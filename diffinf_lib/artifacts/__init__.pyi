@@ -24,6 +24,7 @@ from .files import (
     json_digest as json_digest,
     read_json as read_json,
     read_sealed as read_sealed,
+    unsealed as unsealed,
     write_json as write_json,
     write_sealed as write_sealed,
 )

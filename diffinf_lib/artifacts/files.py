@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffinf_lib.errors import ArtifactError, ConfigurationError, room_needed
+from diffinf_lib.errors import ArtifactError, ConfigurationError, require, room_needed
 
 
 def file_digest(path: Path | str) -> str:
@@ -33,7 +33,7 @@ SEAL = "digest"
 
 def write_sealed(path: Path | str, value: Mapping[str, Any]) -> None:
     """Write a mapping as JSON with the digest of all that it says, atomically; see `read_sealed`."""
-    said = {key: item for key, item in value.items() if key != SEAL}
+    said = json.loads(json.dumps({key: item for key, item in value.items() if key != SEAL}))  # as it is read back
     write_json(path, said | {SEAL: json_digest(said)})
 
 
@@ -42,18 +42,27 @@ def read_sealed(path: Path | str) -> dict[str, Any] | None:
 
     Damage is named in a warning. What was written before there were digests is believed.
     """
-    path = Path(path)
-    if not path.exists():
+    if not Path(path).exists():
         return None
     try:
-        found = json.loads(path.read_text())
-        said = {key: item for key, item in found.items() if key != SEAL}
-        if found.get(SEAL, json_digest(said)) == json_digest(said):
-            return said
-    except (ValueError, AttributeError):  # no text, no JSON, no mapping
-        pass
-    warnings.warn(f"{path}: damaged; what it stood for is made again", stacklevel=2)
-    return None
+        return unsealed(path)
+    except ArtifactError:
+        warnings.warn(f"{path}: damaged; what it stood for is made again", stacklevel=2)
+        return None
+
+
+def unsealed(path: Path | str) -> dict[str, Any]:
+    """The same where damage is for the caller to mend.
+
+    Raises:
+        ArtifactError: the file is missing, or says something else than was written.
+    """
+    found = read_json(path)
+    require(isinstance(found, dict), f"{path}: not a mapping, it is damaged", ArtifactError)
+    said = {key: item for key, item in found.items() if key != SEAL}
+    whole = found.get(SEAL, json_digest(said)) == json_digest(said)
+    require(whole, f"{path}: damaged, it says something else than was written", ArtifactError)
+    return said
 
 
 def ensure_writable(folder: Path | str) -> Path:

@@ -78,8 +78,8 @@ def _peak_memory_bytes() -> dict[str, int]:
     return peak
 
 
-def _file_digests(folder: Path) -> dict[str, str]:
-    """Digest of every file below `folder`; hidden files are half-written ones of a killed run."""
+def file_digests(folder: Path) -> dict[str, str]:
+    """Digest of every file of a stage, by its path below `folder`; hidden files are half-written ones of a killed run."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p.name != MANIFEST)
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
 
@@ -99,7 +99,7 @@ def is_finished(folder: Path | str, configuration: Any) -> bool:
     check_same(manifest.get("configuration"), configuration, folder)
     if not manifest.get("finished"):
         return False
-    found = _file_digests(folder)
+    found = file_digests(folder)
     damaged = sorted(name for name, digest in manifest["files"].items() if found.get(name) != digest)
     if damaged:
         warnings.warn(f"{folder}: {first_few(damaged)} missing or damaged; the stage is redone", stacklevel=2)
@@ -168,7 +168,7 @@ def _recorded(folder: Path, configuration: Any, name: str, how: dict[str, Any]) 
     yield True
     _remove_half_written(folder)
     measured = {"wall_seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": _peak_memory_bytes()}
-    record |= {"finished": True, "files": _file_digests(folder), "environment": environment()}
+    record |= {"finished": True, "files": file_digests(folder), "environment": environment()}
     record["measured"] = measured | {"resumed": resumed, "processors": os.cpu_count()}
     write_sealed(folder / MANIFEST, record)
     note(folder / MANIFEST)

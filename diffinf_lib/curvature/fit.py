@@ -18,6 +18,7 @@ from diffinf_lib.artifacts import (
     tensor_digest,
     write_part,
 )
+from diffinf_lib.artifacts.comparison import check_same
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
 from diffinf_lib.curvature.ekfac import LayerCurvature, eigenbasis
 from diffinf_lib.curvature.fitted import Curvature
@@ -41,13 +42,14 @@ FACTORS = "factors.safetensors"
 class _Partial:
     """Partial sums on disk, from which a killed fit goes on; writing takes a tenth of the time at most."""
 
-    def __init__(self, path: Path, identity: Any, seconds: float):
-        self.path, self.identity, self.seconds, self.saved = path, identity, seconds, time.monotonic()
+    def __init__(self, path: Path, identity: Any, batch_size: int, seconds: float):
+        self.path, self.identity, self.counted = path, identity, {"batch_size": batch_size}
+        self.seconds, self.saved = seconds, time.monotonic()
 
     def save(self, pass_name: str, done: int, sums: Sums) -> None:
         started = time.monotonic()
         if started - self.saved >= self.seconds:
-            write_part(self.path, sums, self.identity, {"pass": pass_name, "done": done})
+            write_part(self.path, sums, self.identity, self.counted | {"pass": pass_name, "done": done})
             self.saved = time.monotonic()
             self.seconds = max(self.seconds, 9 * (self.saved - started)) if self.seconds else 0.0
 
@@ -55,7 +57,9 @@ class _Partial:
         found = read_part(self.path, self.identity, "the pass begins again")
         if found is None or found[1]["pass"] != pass_name:
             return 0, {}
-        return found[1]["done"], {name: value.to(device) for name, value in found[0].items()}
+        sums, told = found
+        check_same({name: told[name] for name in self.counted}, self.counted, self.path)
+        return told["done"], {name: value.to(device) for name, value in sums.items()}
 
 
 class _Fit:
@@ -188,7 +192,7 @@ def fit_curvature(
     folder = ensure_writable(out)
     with stage(folder, identity, name="curvature") as needed:
         if needed:
-            keep = _Partial(folder / PARTIAL, plain(identity) | {"batch_size": batch_size}, checkpoint_seconds)
+            keep = _Partial(folder / PARTIAL, plain(identity), batch_size, checkpoint_seconds)
             fit.run(folder, keep).save(folder / CURVATURE_FILE)
             (folder / PARTIAL).unlink(missing_ok=True)
             (folder / FACTORS).unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from diffinf_lib.artifacts import (
     write_tensors,
 )
 from diffinf_lib.artifacts.manifest import MANIFEST, is_finished
+from diffinf_lib.errors import ArtifactError, require
 
 Arrays = Mapping[str, np.ndarray]
 Key = TypeVar("Key")
@@ -57,9 +58,15 @@ class Kept:
 
     @property
     def seconds(self) -> float:
-        """What it took; of what was made together with others, its share."""
-        together = self.manifest.get("how", {}).get("together", 1)
-        return float(self.manifest["measured"]["wall_seconds"]) / int(together)
+        """What it took; of what was made together with others, its share.
+
+        Raises:
+            ArtifactError: it is not there, or its manifest is damaged.
+        """
+        manifest = self.manifest
+        require(bool(manifest.get("finished")), f"{self.folder}: missing, not finished, or its manifest is damaged; run the "
+                "stage that makes it", ArtifactError)  # fmt: skip
+        return float(manifest["measured"]["wall_seconds"]) / int(manifest.get("how", {}).get("together", 1))
 
     @property
     def finished(self) -> bool:

@@ -13,6 +13,7 @@ from diffinf_lib.runs.attribution import fitted, keeps_training_gradients
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.run import Run
 from diffinf_lib.training import TrainingResult, learning_rate_factor
+from diffinf_lib.training.progress import EMA
 
 ENSEMBLE = 4
 """Models of an ensemble, the run's own among them."""
@@ -83,7 +84,7 @@ def checkpoint_at(
     else:
         place, _ = other_seed(run, int(model_seed or 0))
         folder, name = place.folder, f"seed-{model_seed}-{name}"
-    model = load_model(folder / "ema" / f"step-{step:06d}", device=run.device)
+    model = load_model(folder / EMA / f"step-{step:06d}", device=run.device)
     return checkpoint(run, model, name, replace(config, draws=split_draws(config.draws, parts)), step=step)
 
 
