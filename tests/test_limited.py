@@ -152,11 +152,11 @@ def test_a_preset_by_single_commands_and_by_snakemake(data, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     shared = [BY_COMMANDS, "--limit", "--run", str(tmp_path / "run"), "--quiet", *words(options)]
-    for stage in ("model", "scores"):
-        assert main([stage, *shared]) == 0
-    preset = di.with_options(di.get_preset(f"{BY_COMMANDS}:limited"), options)
-    run = di.open_run(preset, tmp_path / "run", progress=False)
     with unchecked():
+        for stage in ("model", "scores"):
+            assert main([stage, *shared]) == 0
+        preset = di.with_options(di.get_preset(f"{BY_COMMANDS}:limited"), options)
+        run = di.open_run(preset, tmp_path / "run", progress=False)
         check_stages(run, f"{BY_COMMANDS}:limited-ground-truth", tmp_path, data)
 
 
