@@ -11,7 +11,8 @@
 | `cifar2`, `cifar2deq`, `cifar10`, `artbench10` | the paper's | the paper's experiments |
 
 The paper's text and the authors' code differ in places (weight decay, EMA, which images make CIFAR-2); each paper preset
-therefore comes `as-written` (default) and, as `NAME:as-run`, the way the published numbers were made.
+therefore comes `as-written` (default) and, as `NAME:as-run`, the way the published numbers were made. `:limited` after any
+name means the same experiment at the size of a trial.
 """
 
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from diffinf_lib.configuration import (
     UNetConfig,
 )
 from diffinf_lib.errors import require
+from diffinf_lib.limited import LIMITED, limited
 from diffinf_lib.options import NonNegativeFloat, Options, PositiveInt, Range
 
 Flavour = Literal["as-written", "as-run"]
@@ -397,9 +399,13 @@ PRESETS: dict[str, Preset] = {
 def get_preset(name: str, flavour: Flavour | None = None) -> Preset:
     """The preset of that name; `flavour` picks between the two versions of a paper preset.
 
+    Args:
+        name: one of `PRESETS`; with `:limited` after it, at the size of a trial (see `limited`).
+
     Raises:
         ConfigurationError: no such preset; the message lists the names.
     """
-    full_name = f"{name}:as-run" if flavour == "as-run" else name.removesuffix(":as-written")
+    whole = name.removesuffix(LIMITED)
+    full_name = f"{whole}:as-run" if flavour == "as-run" else whole.removesuffix(":as-written")
     require(full_name in PRESETS, f"preset={full_name!r}: no such preset; give one of {', '.join(PRESETS)}")
-    return PRESETS[full_name]
+    return PRESETS[full_name] if whole == name else limited(PRESETS[full_name])

@@ -44,17 +44,6 @@ def test_a_run_of_another_configuration(capsys, tmp_path):
     assert "training.steps is 20 there, 7 asked" in line and "--force" in line
 
 
-def test_truncated_weights_are_redone(capsys, tmp_path):
-    """A damaged file of a run is named and made again; nothing is half-read."""
-    main(["model", "smoke", "--run", str(tmp_path), "--quiet"])
-    weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
-    before = weights.read_bytes()
-    weights.write_bytes(before[:-10])
-    with pytest.warns(UserWarning, match="missing or damaged"):
-        assert main(["model", "smoke", "--run", str(tmp_path), "--quiet"]) == 0
-    assert weights.read_bytes() == before
-
-
 def test_more_subsets_than_the_ground_truth_holds(capsys, tmp_path):
     line = refused(capsys, "lds", "digits", "--run", tmp_path, "--subsets", "1000")
     assert "1000" in line and "64" in line

@@ -7,10 +7,9 @@ import papermill
 import pytest
 
 import diffinf_lib as di
-from diffinf_lib.configuration import DATASETS, MethodName
+from diffinf_lib.configuration import DATASETS, KNOWN_SIZES, MethodName
 from diffinf_lib.data import _LOADERS
 from diffinf_lib.experiments import check_parameters, known_parameters, template_path, templates_root
-from diffinf_lib.planner.plan import KNOWN_SIZES
 
 
 def test_every_dataset_can_be_loaded_and_planned():

@@ -2,10 +2,12 @@
 
 from .arrays import (
     read_arrays as read_arrays,
+    read_part as read_part,
     read_tensor_metadata as read_tensor_metadata,
     read_tensors as read_tensors,
     tensor_digest as tensor_digest,
     write_arrays as write_arrays,
+    write_part as write_part,
     write_tensors as write_tensors,
 )
 from .bundles import (
@@ -21,7 +23,10 @@ from .files import (
     file_digest as file_digest,
     json_digest as json_digest,
     read_json as read_json,
+    read_sealed as read_sealed,
+    unsealed as unsealed,
     write_json as write_json,
+    write_sealed as write_sealed,
 )
 from .manifest import (
     environment as environment,

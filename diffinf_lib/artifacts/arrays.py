@@ -5,6 +5,7 @@ Reading checks the file's own structure and turns damage into an `ArtifactError`
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from diffinf_lib.artifacts.files import atomic_write
+from diffinf_lib.artifacts.files import atomic_write, json_digest
 from diffinf_lib.errors import ArtifactError
 
 
@@ -43,6 +44,51 @@ def read_tensor_metadata(path: Path | str) -> Any:
     with _opened(path) as file:
         header = (file.metadata() or {}).get("diffinf")
     return None if header is None else json.loads(header)
+
+
+def write_part(
+    path: Path | str, tensors: Mapping[str, Tensor], identity: Any, told: Mapping[str, Any] | None = None
+) -> None:
+    """Write tensors from which a stage that is not finished can go on; see `read_part`.
+
+    Args:
+        identity: all that the tensors depend on, as plain values.
+        told: plain values that go with them.
+    """
+    here = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    write_tensors(path, here, metadata=_seal(here, identity, told or {}))
+
+
+def read_part(path: Path | str, identity: Any, then: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `write_part` was given, tensors and `told`; None where there is no such file, or not the one that was written.
+
+    A part that is truncated, that differs in a bit, or is of something else is named in a warning and deleted. One that tells
+    of its identity alone, as they were once written, is believed.
+
+    Args:
+        identity: all that the tensors depend on, as `write_part` had it.
+        then: what becomes of it, for the warning.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        tensors, found = read_tensors(path), read_tensor_metadata(path)
+        if isinstance(found, dict) and found == _seal(tensors, identity, found.get("told") or {}):
+            return tensors, found["told"]
+        if json_digest(found) == json_digest(identity):
+            return tensors, {}
+    except (ArtifactError, ValueError):
+        pass
+    path.unlink()
+    warnings.warn(f"{path}: damaged or of something else; {then}", stacklevel=2)
+    return None
+
+
+def _seal(tensors: Mapping[str, Tensor], identity: Any, told: Mapping[str, Any]) -> dict[str, Any]:
+    names = sorted(tensors)
+    content = json_digest([names, tensor_digest(*(tensors[name] for name in names)), dict(told)])
+    return {"of": json_digest(identity), "content": content, "told": dict(told)}
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Bundles: what a run leaves for the book, small enough to commit.
 
 A bundle is a folder under `book/results/` with `metrics.json` (numbers to print), `arrays.npz` (what figures and scores
-are computed from) and `manifest.json` (configuration, seeds, versions, commit, digests of the other two).
+are computed from) and `manifest.json` (configuration, seeds, versions, commit, digests of the other two and of itself).
+All three are checked whenever a bundle is read.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ from diffinf_lib.artifacts.files import (
     file_digest,
     json_digest,
     read_json,
+    unsealed,
     write_json,
+    write_sealed,
 )
 from diffinf_lib.artifacts.manifest import environment
 from diffinf_lib.artifacts.noted import note
@@ -26,6 +29,7 @@ from diffinf_lib.artifacts.paths import benchmarks_root, results_root
 from diffinf_lib.errors import ArtifactError, require
 
 _CONTENTS = ("arrays.npz", "metrics.json")
+RESTORE = "restore it from the repository or make the bundle again"
 SIZE_LIMIT = 1_000_000
 """Bundles are committed; one larger than this many bytes is refused."""
 
@@ -79,7 +83,7 @@ def write_bundle(
         "environment": made_in or environment(),
         "files": {file: file_digest(folder / file) for file in _CONTENTS},
     }
-    write_json(folder / "manifest.json", manifest)
+    write_sealed(folder / "manifest.json", manifest)
     note(folder / "manifest.json")
     return folder
 
@@ -103,12 +107,25 @@ def load_bundle(name: str, *, root: Path | str | None = None) -> Bundle:
     if not (folder / "manifest.json").exists():
         known = sorted(path.parent.name for path in folder.parent.glob("*/manifest.json"))
         raise ArtifactError(f"bundle={name!r}: none of that name; there are: {', '.join(known) or 'none'}")
-    manifest = read_json(folder / "manifest.json")
+    manifest = _manifest(folder)
     for file in _CONTENTS:
         found = file_digest(folder / file) if (folder / file).exists() else "missing"
-        require(found == manifest["files"][file], f"{folder / file}: not the file its manifest tells of; "
-                "restore it from the repository or make the bundle again", ArtifactError)  # fmt: skip
+        require(
+            found == manifest["files"][file],
+            f"{folder / file}: not the file its manifest tells of; {RESTORE}",
+            ArtifactError,
+        )
     return Bundle(name, read_arrays(folder / "arrays.npz"), read_json(folder / "metrics.json"), manifest)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = unsealed(folder / "manifest.json")
+    except ArtifactError:
+        manifest = {}
+    whole = isinstance(manifest.get("files"), dict) and manifest["files"].keys() >= set(_CONTENTS)
+    require(whole, f"{folder / 'manifest.json'}: damaged; {RESTORE}", ArtifactError)
+    return manifest
 
 
 def load_benchmark(name: str, *, root: Path | str | None = None) -> dict[str, Any]:

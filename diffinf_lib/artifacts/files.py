@@ -8,12 +8,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffinf_lib.errors import ArtifactError, ConfigurationError, room_needed
+from diffinf_lib.errors import ArtifactError, ConfigurationError, require, room_needed
 
 
 def file_digest(path: Path | str) -> str:
@@ -25,6 +26,43 @@ def file_digest(path: Path | str) -> str:
 def json_digest(value: Any) -> str:
     """SHA-256 of a value's canonical JSON, in hexadecimal: equal values, equal digests."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+SEAL = "digest"
+
+
+def write_sealed(path: Path | str, value: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON with the digest of all that it says, atomically; see `read_sealed`."""
+    said = json.loads(json.dumps({key: item for key, item in value.items() if key != SEAL}))  # as it is read back
+    write_json(path, said | {SEAL: json_digest(said)})
+
+
+def read_sealed(path: Path | str) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, without the digest; None where nothing is there, or it says something else than was written.
+
+    Damage is named in a warning. What was written before there were digests is believed.
+    """
+    if not Path(path).exists():
+        return None
+    try:
+        return unsealed(path)
+    except ArtifactError:
+        warnings.warn(f"{path}: damaged; what it stood for is made again", stacklevel=2)
+        return None
+
+
+def unsealed(path: Path | str) -> dict[str, Any]:
+    """The same where damage is for the caller to mend.
+
+    Raises:
+        ArtifactError: the file is missing, or says something else than was written.
+    """
+    found = read_json(path)
+    require(isinstance(found, dict), f"{path}: not a mapping, it is damaged", ArtifactError)
+    said = {key: item for key, item in found.items() if key != SEAL}
+    whole = found.get(SEAL, json_digest(said)) == json_digest(said)
+    require(whole, f"{path}: damaged, it says something else than was written", ArtifactError)
+    return said
 
 
 def ensure_writable(folder: Path | str) -> Path:

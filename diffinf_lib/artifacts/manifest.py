@@ -1,7 +1,11 @@
 """Manifests: what a stage of a run was asked for, what it left, and how it came about.
 
 A stage is a folder with a `manifest.json`. The manifest is written twice: when the stage begins (so that a run killed
-half-way is known by its configuration) and when it is finished (with the digest of every file).
+half-way is known by its configuration) and when it is finished (with the digest of every file, and of what it says itself).
+
+Every file of a stage is hashed when a process asks for the stage: a file of another stage, or one bit that differs, is found
+then, and not between two readings by one process. Files of a stage that nobody asks for are not looked at: the weights of a
+retrained model whose measurements are there, for instance, which would be gigabytes at each start.
 """
 
 import os
@@ -22,7 +26,7 @@ import torch
 from filelock import FileLock
 
 from diffinf_lib.artifacts.comparison import check_same, plain
-from diffinf_lib.artifacts.files import ensure_writable, file_digest, json_digest, read_json, write_json
+from diffinf_lib.artifacts.files import ensure_writable, file_digest, json_digest, read_sealed, write_sealed
 from diffinf_lib.artifacts.noted import note
 from diffinf_lib.artifacts.paths import project_root
 from diffinf_lib.errors import first_few
@@ -74,8 +78,8 @@ def _peak_memory_bytes() -> dict[str, int]:
     return peak
 
 
-def _file_digests(folder: Path) -> dict[str, str]:
-    """Digest of every file below `folder`; hidden files are half-written ones of a killed run."""
+def file_digests(folder: Path) -> dict[str, str]:
+    """Digest of every file of a stage, by its path below `folder`; hidden files are half-written ones of a killed run."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p.name != MANIFEST)
     return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
 
@@ -83,19 +87,19 @@ def _file_digests(folder: Path) -> dict[str, str]:
 def is_finished(folder: Path | str, configuration: Any) -> bool:
     """Whether the stage in `folder` is complete and its files are those it was finished with.
 
-    Damaged or missing files are named in a warning, and the stage counts as unfinished.
+    Damaged or missing files are named in a warning, the manifest among them, and the stage counts as unfinished.
 
     Raises:
         ArtifactError: the folder holds a stage of another configuration.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).exists():
+    manifest = read_sealed(folder / MANIFEST)
+    if manifest is None:
         return False
-    manifest = read_json(folder / MANIFEST)
     check_same(manifest.get("configuration"), configuration, folder)
     if not manifest.get("finished"):
         return False
-    found = _file_digests(folder)
+    found = file_digests(folder)
     damaged = sorted(name for name, digest in manifest["files"].items() if found.get(name) != digest)
     if damaged:
         warnings.warn(f"{folder}: {first_few(damaged)} missing or damaged; the stage is redone", stacklevel=2)
@@ -155,19 +159,25 @@ def _remove_half_written(folder: Path) -> None:
 def _recorded(folder: Path, configuration: Any, name: str, how: dict[str, Any]) -> Iterator[bool]:
     """Yield True once, with a manifest written before and another after."""
     resumed = (folder / MANIFEST).exists()
-    before = read_json(folder / MANIFEST).get("how", how) if resumed else how
+    before = _quietly_read(folder / MANIFEST).get("how", how)
     record = {"stage": name, "configuration": plain(configuration), "finished": False}
     record["configuration_digest"] = json_digest(record["configuration"])
     record |= {"how": how | ({} if before == how else {"begun": before})} if how else {}
-    write_json(folder / MANIFEST, record)
+    write_sealed(folder / MANIFEST, record)
     started = time.monotonic()
     yield True
     _remove_half_written(folder)
     measured = {"wall_seconds": round(time.monotonic() - started, 3), "peak_memory_bytes": _peak_memory_bytes()}
-    record |= {"finished": True, "files": _file_digests(folder), "environment": environment()}
+    record |= {"finished": True, "files": file_digests(folder), "environment": environment()}
     record["measured"] = measured | {"resumed": resumed, "processors": os.cpu_count()}
-    write_json(folder / MANIFEST, record)
+    write_sealed(folder / MANIFEST, record)
     note(folder / MANIFEST)
+
+
+def _quietly_read(manifest: Path) -> dict[str, Any]:
+    """A manifest that was looked at before; one that is damaged says nothing."""
+    with warnings.catch_warnings(action="ignore"):
+        return read_sealed(manifest) or {}
 
 
 def show_versions() -> None:

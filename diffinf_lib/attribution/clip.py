@@ -4,7 +4,7 @@ It knows neither the diffusion model nor its training, so what it finds is liken
 that an attribution method has to beat to say something about the model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,17 +22,26 @@ from diffinf_lib.hub import repository
 from diffinf_lib.model_sources import HUB_ID
 from diffinf_lib.options import check_counts
 from diffinf_lib.settings import own_settings
-from diffinf_lib.shapes import ImageBatch
+from diffinf_lib.shapes import ImageBatch, Images
 
 WEIGHTS = "model*.safetensors"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 FILES = ("config.json", WEIGHTS, "model.safetensors.index.json", *PROCESSORS)
 """What is read of a model on the hub; weights in other formats are not even downloaded."""
 
+Pictures = Callable[[Images], Images] | None
+"""What some images stand for; None where they are pictures themselves."""
+
 
 @own_settings
 def clip_similarity_scores(
-    train: ImageSet, queries: ImageSet, *, source: str | Path, batch_size: int = 64, device: str | None = None
+    train: ImageSet,
+    queries: ImageSet,
+    *,
+    source: str | Path,
+    batch_size: int = 64,
+    device: str | None = None,
+    pictures: Pictures = None,
 ) -> Float[Tensor, "Q N"]:
     """The cosine between the CLIP embeddings of query and training image; arbitrary scale, float64 on the CPU.
 
@@ -44,6 +53,7 @@ def clip_similarity_scores(
         source: folder or hub id of a `transformers` CLIP model, such as `openai/clip-vit-large-patch14`.
         batch_size: images a forward pass; the result depends on it by rounding only.
         device: default a GPU if there is one.
+        pictures: what some images stand for, where they are latents (see `Dataset.pictures`); default themselves.
 
     Raises:
         ConfigurationError: `transformers` is not installed, or the batch size is not positive.
@@ -52,25 +62,32 @@ def clip_similarity_scores(
     """
     check_counts(batch_size=batch_size)
     for name, images in (("train", train), ("queries", queries)):
-        _check_images(name, images)
+        _check_images(name, images, pictures)
     model, processor = load_clip(source)
     model = model.to(usable_device(device))
-    rows = [clip_embeddings(model, processor, images, batch_size=batch_size) for images in (queries, train)]
+    rows = [
+        clip_embeddings(model, processor, images, batch_size=batch_size, pictures=pictures)
+        for images in (queries, train)
+    ]
     return rows[0] @ rows[1].T
 
 
-def clip_embeddings(model: Any, processor: Any, images: ImageSet, *, batch_size: int = 64) -> Float[Tensor, "N E"]:
+def clip_embeddings(
+    model: Any, processor: Any, images: ImageSet, *, batch_size: int = 64, pictures: Pictures = None
+) -> Float[Tensor, "N E"]:
     """CLIP image embeddings of unit length, float64 on the CPU.
 
     Images pass through the model's own preprocessor as 8-bit RGB, as pictures from files do.
 
     Args:
         model, processor: from `load_clip`.
+        pictures: see `clip_similarity_scores`.
     """
     parts = []
     with torch.inference_mode():
         for batch in images.images.split(batch_size):
-            pixels = processor(list(_rgb_levels(batch)), return_tensors="pt", input_data_format="channels_first")
+            shown = batch if pictures is None else pictures(batch)
+            pixels = processor(list(_rgb_levels(shown)), return_tensors="pt", input_data_format="channels_first")
             pooled = model.vision_model(pixel_values=pixels["pixel_values"].to(model.device)).pooler_output
             parts.append(model.visual_projection(pooled).double().cpu())
     return torch.nn.functional.normalize(torch.cat(parts), dim=1)
@@ -144,9 +161,9 @@ def _check_folder(folder: Path, source: str | Path) -> None:
         read_tensor_metadata(weights)  # refuses a truncated file
 
 
-def _check_images(name: str, images: ImageSet) -> None:
+def _check_images(name: str, images: ImageSet, pictures: Pictures) -> None:
     require(len(images) > 0, f"{name}: there are no images; give at least one")
-    channels = images.shape[0]
+    channels = images.shape[0] if pictures is None else pictures(images.images[:1]).shape[1]
     require(channels in (1, 3), f"{name}: images of {channels} channels; CLIP needs grey or RGB images", DataError)
 
 

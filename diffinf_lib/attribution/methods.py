@@ -85,6 +85,7 @@ class Method:
         checkpoints: how many it reads, where it requires them.
         cost: forward and backward passes, in words: those of the fit, images × draws for the training gradients, and so on.
         any_measurement: whether it attributes the measurement it is given; else it ranks the same whatever is measured.
+        reads_again: whether it reads the training gradients once for every shard of them, so that they must be kept.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Method:
     checkpoints: int = CHECKPOINTS
     cost: str = "fit + images × draws + queries × draws"
     any_measurement: bool = True
+    reads_again: bool = False
 
     def __post_init__(self) -> None:
         require(self.default in self.grid, f"{self.name}: default {self.default} is not in its grid {self.grid}")
@@ -108,12 +110,20 @@ class Method:
         """Scores of the task's training images for its queries, at the default or the given options.
 
         Raises:
-            ConfigurationError: options that are no numbers >= 0, or options for a method that has none.
+            ConfigurationError: options that are no numbers >= 0, options for a method that has none, or training gradients
+                that would be computed anew for every reading.
         """
+        self._check_readings(task)
         require(options is None or bool(self.option) or options in (0.0, self.grid), f"options={options}: {self.name} has no "
                 "option; leave it out")  # fmt: skip
         values = [self.default] if options is None else check_dampings(options)
         return self.score(task, values)
+
+    def _check_readings(self, task: AttributionTask) -> None:
+        """Refuse exact inner products where every reading would compute the training gradients anew."""
+        require(task.keep_train or not self.reads_again, f"{self.name}: exact inner products read the training gradients "
+                "once for every shard of them, and they are not kept here; take trak-projected, or a larger "
+                "store_budget")  # fmt: skip
 
 
 def _influence(approximation: Approximation) -> Score:
@@ -176,21 +186,13 @@ def _tracin(parts: int) -> Score:
 
 def _trak(objective: Objective | None, dimension: int | None = None) -> Score:
     def score(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
-        _check_read_again(task, dimension)
         trak = Trak(task.train_gradients(objective), dimension=dimension, seed=task.seed)
         return trak.scores(task.query_gradients(objective), options)
 
     return score
 
 
-def _check_read_again(task: AttributionTask, dimension: int | None) -> None:
-    """Refuse exact inner products where every reading would compute the training gradients anew."""
-    require(task.keep_train or dimension is not None, "trak: exact inner products read the training gradients once for every "
-            "shard of them, and they are not kept here; take trak-projected, or a larger store_budget")  # fmt: skip
-
-
 def _journey_trak(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
-    _check_read_again(task, None)
     return Trak(task.train_gradients()).scores(task.query_gradients(Objective("journey_loss")), options)
 
 
@@ -289,7 +291,8 @@ def _neumann(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "
 
 def _clip(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
     require(bool(task.clip_source), "clip: no model given; set clip_source to a CLIP folder or hub id")
-    return clip_similarity_scores(task.train, task.queries, source=task.clip_source).unsqueeze(0)
+    scores = clip_similarity_scores(task.train, task.queries, source=task.clip_source, pictures=task.pictures)
+    return scores.unsqueeze(0)
 
 
 def _pixels(task: AttributionTask, options: Sequence[float]) -> Float[Tensor, "D Q N"]:
@@ -339,14 +342,14 @@ METHODS: tuple[Method, ...] = (
            scale="arbitrary"),
     Method("renormalised", "renormalised influence", "hammoudeh2022identifying", _renormalised("gradient"), **_INFLUENCE,
            scale="arbitrary"),
-    Method("trak", "TRAK", "park2023trak", _trak(None), **_TRAK),
+    Method("trak", "TRAK", "park2023trak", _trak(None), **_TRAK, reads_again=True),
     Method("trak-projected", "TRAK, projected", "park2023trak", _trak(None, PROJECTION_DIMENSION), **_TRAK),
     Method("d-trak", "D-TRAK", "zheng2024dtrak", _trak(Objective("square_norm")), **_TRAK, scale="arbitrary",
-           any_measurement=False),
+           any_measurement=False, reads_again=True),
     *(Method(f"d-trak-{name.replace('_', '-')}", f"D-TRAK, {label}", "zheng2024dtrak", _trak(Objective(name)), **_TRAK,
-             scale="arbitrary", any_measurement=False) for name, label in _OUTPUTS),
+             scale="arbitrary", any_measurement=False, reads_again=True) for name, label in _OUTPUTS),
     Method("journey-trak", "Journey-TRAK", "georgiev2023journey", _journey_trak, **_TRAK, scale="arbitrary",
-           requires="trajectories", any_measurement=False),
+           requires="trajectories", any_measurement=False, reads_again=True),
     Method("das", "DAS", "lin2025das", _das, **_INFLUENCE, scale="arbitrary", any_measurement=False,
            cost="fit + images × draws + queries × probes"),
     Method("tracin", "TracIn", "pruthi2020tracin", _tracin(CHECKPOINTS), scale="arbitrary", requires="checkpoints",

@@ -21,6 +21,7 @@ from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.gradients import GradientSet, gradients_of
 from diffinf_lib.gradients.compute import GRADIENT_BATCH
+from diffinf_lib.shapes import Images
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,7 @@ class AttributionTask:
         keep_train: whether training gradients are kept there; else they are computed in full whenever they are read.
         query_format: how query gradients are kept; None in full.
         clip_source: a CLIP model's folder or hub id, for the method that needs one.
+        pictures: what some images stand for, where they are latents; None: themselves.
     """
 
     final: Checkpoint
@@ -95,6 +97,7 @@ class AttributionTask:
     keep_train: bool = True
     query_format: StoreFormat | None = None
     clip_source: str = ""
+    pictures: Callable[[Images], Images] | None = None
     batch_size: int = GRADIENT_BATCH
     _spent: dict[str, Cost] = field(default_factory=dict)
     _inside: float = 0.0

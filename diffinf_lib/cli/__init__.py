@@ -11,6 +11,7 @@ from diffinf_lib.cli.experiments import add_template_commands
 from diffinf_lib.cli.parser import Commands, Parser
 from diffinf_lib.cli.stages import add_attribute, add_presets, add_stage_commands, attribute
 from diffinf_lib.errors import DiffinfError, room_needed
+from diffinf_lib.limited import LIMITED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +46,8 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.queries = [*options.queries, *rest]
+    if getattr(options, "limit", False):
+        options.preset += LIMITED
     return options
 
 

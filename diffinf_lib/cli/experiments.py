@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from diffinf_lib.cli.parser import Commands, Parser, add_set_option, pairs_of
+from diffinf_lib.cli.parser import Commands, Parser, add_preset, add_set_option, pairs_of
 from diffinf_lib.errors import ConfigurationError, require
 from diffinf_lib.options import PositiveFloat, PositiveInt, WholeNumber
 
@@ -29,7 +29,7 @@ def add_template_commands(commands: Commands) -> None:
                         help="wait for a free GPU of this machine, and use that one alone")  # fmt: skip
     launch.add_value("--per-gpu", PositiveInt, default=1, help="launches that may share a GPU; default: 1")
     reproduce = commands.add("reproduce", _reproduce, "the whole ground truth: model, retrained models, bundle")
-    reproduce.add_argument("preset", help="a preset's name")
+    add_preset(reproduce)
     reproduce.add_value(
         "--workers", PositiveInt, default=os.cpu_count() or 1, help="shards side by side; default: cores"
     )
@@ -44,7 +44,7 @@ def add_template_commands(commands: Commands) -> None:
 def _add_experiment(commands: Commands) -> Parser:
     added = commands.add("experiment", _experiment, "a preset's ground truth and studies through Snakemake, on one "
                          "machine or a cluster")  # fmt: skip
-    added.add_argument("preset", help="a preset's name")
+    add_preset(added)
     added.add_argument("--run", help="run folder; default: runs/PRESET")
     added.add_value(
         "--shards", PositiveInt, help="of the ground truth, and of studies that can be cut; default: jobs at once"
@@ -125,9 +125,10 @@ def _experiment(options: argparse.Namespace) -> None:
 def _status(options: argparse.Namespace) -> None:
     from diffinf_lib.artifacts.paths import run_folder
     from diffinf_lib.experiments.status import run_status
+    from diffinf_lib.limited import LIMITED
     from diffinf_lib.presets import PRESETS
 
-    known = options.run in PRESETS and not Path(options.run).is_dir()
+    known = options.run.removesuffix(LIMITED) in PRESETS and not Path(options.run).is_dir()
     print(run_status(run_folder(options.run) if known else run_folder("", options.run)))
 
 

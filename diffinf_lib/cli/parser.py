@@ -34,8 +34,14 @@ class Commands:
         return added
 
 
-def add_preset_options(parser: Parser) -> None:
+def add_preset(parser: Parser) -> None:
     parser.add_argument("preset", help="a preset's name; `diffinf presets` lists them")
+    parser.add_argument("--limit", action="store_true", help="the preset at the size of a trial: few images, steps, draws "
+                        "and subsets, a narrow network; short for PRESET:limited")  # fmt: skip
+
+
+def add_preset_options(parser: Parser) -> None:
+    add_preset(parser)
     parser.add_argument("--dataset", help="another dataset for the preset, e.g. folder:PATH")
     add_set_option(parser)
     add_machine_options(parser)

@@ -8,7 +8,7 @@ from diffinf_lib.configuration.curvature import (
     Sharing,
 )
 from diffinf_lib.configuration.dampings import DEFAULT_DAMPING, REPORT_DAMPING, check_dampings
-from diffinf_lib.configuration.datasets import DATASETS, DatasetConfig
+from diffinf_lib.configuration.datasets import DATASETS, KNOWN_SIZES, DatasetConfig
 from diffinf_lib.configuration.draws import DrawConfig, TimestepRule, check_draws
 from diffinf_lib.configuration.expectations import (
     MEASUREMENT_PURPOSE,
@@ -36,6 +36,7 @@ from diffinf_lib.configuration.unet import UNetConfig
 __all__ = [
     "DATASETS",
     "DEFAULT_DAMPING",
+    "KNOWN_SIZES",
     "MEASUREMENT_PURPOSE",
     "QUERY_PURPOSE",
     "REPORT_DAMPING",

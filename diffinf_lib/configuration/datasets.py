@@ -11,6 +11,16 @@ from diffinf_lib.options import Options, PositiveInt
 DATASETS = ("digits", "cifar2", "cifar10", "cifar2deq", "cifar10deq", "fashion", "artbench10", "folder:PATH")
 """The names there are; PATH stands for that of any folder of images."""
 
+KNOWN_SIZES = {
+    "cifar10": (50_000, 10_000),
+    "cifar10deq": (50_000, 10_000),
+    "cifar2": (10_000, 2_000),
+    "cifar2deq": (10_000, 2_000),
+    "artbench10": (50_000, 10_000),
+    "fashion": (60_000, 10_000),
+}
+"""Training images and held-out images of datasets that are too large to be loaded to be counted."""
+
 
 @dataclass(frozen=True)
 class DatasetConfig(Options):

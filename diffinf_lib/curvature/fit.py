@@ -13,11 +13,10 @@ from tqdm.auto import tqdm
 from diffinf_lib.artifacts import (
     ensure_writable,
     plain,
-    read_tensor_metadata,
-    read_tensors,
+    read_part,
     stage,
     tensor_digest,
-    write_tensors,
+    write_part,
 )
 from diffinf_lib.artifacts.comparison import check_same
 from diffinf_lib.configuration import CurvatureConfig, DrawConfig, Expectation
@@ -43,22 +42,24 @@ FACTORS = "factors.safetensors"
 class _Partial:
     """Partial sums on disk, from which a killed fit goes on; writing takes a tenth of the time at most."""
 
-    def __init__(self, path: Path, identity: Any, seconds: float):
-        self.path, self.identity, self.seconds, self.saved = path, identity, seconds, time.monotonic()
+    def __init__(self, path: Path, identity: Any, batch_size: int, seconds: float):
+        self.path, self.identity, self.counted = path, identity, {"batch_size": batch_size}
+        self.seconds, self.saved = seconds, time.monotonic()
 
     def save(self, pass_name: str, done: int, sums: Sums) -> None:
         started = time.monotonic()
         if started - self.saved >= self.seconds:
-            write_tensors(self.path, sums, metadata={"identity": self.identity, "pass": pass_name, "done": done})
+            write_part(self.path, sums, self.identity, self.counted | {"pass": pass_name, "done": done})
             self.saved = time.monotonic()
             self.seconds = max(self.seconds, 9 * (self.saved - started)) if self.seconds else 0.0
 
     def load(self, pass_name: str, device: torch.device) -> tuple[int, Sums]:
-        metadata: Any = read_tensor_metadata(self.path) if self.path.exists() else {"pass": None}
-        if metadata["pass"] != pass_name:
+        found = read_part(self.path, self.identity, "the pass begins again")
+        if found is None or found[1]["pass"] != pass_name:
             return 0, {}
-        check_same(metadata["identity"], self.identity, self.path)
-        return metadata["done"], {name: value.to(device) for name, value in read_tensors(self.path).items()}
+        sums, told = found
+        check_same({name: told[name] for name in self.counted}, self.counted, self.path)
+        return told["done"], {name: value.to(device) for name, value in sums.items()}
 
 
 class _Fit:
@@ -112,14 +113,15 @@ class _Fit:
 
     def factors(self, folder: Path | None, keep: _Partial | None) -> Sums:
         """A and B of every block, as `BLOCK/A` and `BLOCK/B`; kept on disk until the second pass is done."""
-        path = folder / FACTORS if folder else None
-        if path and path.exists():
-            return {name: value.to(self.device) for name, value in read_tensors(path).items()}
+        path, identity = (folder / FACTORS, keep.identity) if folder and keep else (None, None)
+        kept = read_part(path, identity, "the factors are fitted again") if path else None
+        if kept:
+            return {name: value.to(self.device) for name, value in kept[0].items()}
         draws = self.config.drawn_for_factors
         size = self.passes.portion_size(draws.count, batched=False)
         found = self.means("factors", draws, size, self.passes.add_factors, keep)
         if path:
-            write_tensors(path, found)
+            write_part(path, found, identity)
         return found
 
     def bases(self, folder: Path | None, keep: _Partial | None) -> dict[str, LayerCurvature]:
@@ -190,7 +192,7 @@ def fit_curvature(
     folder = ensure_writable(out)
     with stage(folder, identity, name="curvature") as needed:
         if needed:
-            keep = _Partial(folder / PARTIAL, plain(identity) | {"batch_size": batch_size}, checkpoint_seconds)
+            keep = _Partial(folder / PARTIAL, plain(identity), batch_size, checkpoint_seconds)
             fit.run(folder, keep).save(folder / CURVATURE_FILE)
             (folder / PARTIAL).unlink(missing_ok=True)
             (folder / FACTORS).unlink(missing_ok=True)

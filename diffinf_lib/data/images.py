@@ -170,12 +170,16 @@ class Dataset:
 
     def pixels(self, images: ImageSet) -> Images:
         """The pictures that images of this dataset stand for, or samples of a model of it: themselves, or decoded latents."""
+        return self.pictures(images.images)
+
+    def pictures(self, images: Images) -> Float[Tensor, "N _C _H _W"]:
+        """The same of some of them as tensors."""
         if self.autoencoder is None:
-            return images.images
+            return images
         from diffinf_lib.autoencoder import load_autoencoder  # it stands above data, and few datasets need one
 
         decode = load_autoencoder(self.autoencoder).decode
-        return torch.cat([decode(part) for part in images.images.split(DECODED_AT_ONCE)])
+        return torch.cat([decode(part) for part in images.split(DECODED_AT_ONCE)])
 
     def repeated_queries(self) -> list[int]:
         """Positions of queries that are pixel for pixel one of the training images."""

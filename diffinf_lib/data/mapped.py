@@ -4,10 +4,13 @@ A mapped tensor is a tensor like any other. Its pages come from the file when th
 again when memory gets short; what is written to them stays in memory and never reaches the file.
 """
 
+import hashlib
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.artifacts.files import ensure_writable, read_json, write_json
+from diffinf_lib.artifacts.files import ensure_writable, read_sealed, write_sealed
 from diffinf_lib.artifacts.manifest import stage
 from diffinf_lib.artifacts.paths import data_root
 from diffinf_lib.errors import room_needed
@@ -34,7 +37,7 @@ def kept_rows(
 ) -> Float[Tensor, "parts N ..."]:
     """A mapped tensor `[parts, N, ...]`, float32, made `at_once` rows at a time by the first call and then read.
 
-    A killed call is gone on with from the last rows that are whole.
+    A killed call is gone on with from the last rows that are whole, once all up to there are those that were written.
 
     Args:
         identity: all that the rows depend on.
@@ -53,7 +56,7 @@ def mapped(file: Path) -> Tensor:
 
 def _make(folder: Path, shape: tuple[int, ...], make: Maker, at_once: int) -> None:
     file, progress = folder / ROWS, folder / PROGRESS
-    done = int(read_json(progress)["rows"]) if progress.exists() and file.exists() else 0
+    done, content = _kept_so_far(folder, at_once)
     with room_needed(folder):
         kept = np.lib.format.open_memmap(
             file, mode="r+" if done else "w+", dtype=np.float32, shape=None if done else shape
@@ -64,8 +67,30 @@ def _make(folder: Path, shape: tuple[int, ...], make: Maker, at_once: int) -> No
             stop = min(start + at_once, shape[1])
             kept[:, start:stop] = make(start, stop).numpy()
             kept.flush()
-            write_json(progress, {"rows": stop})
+            content = _content(kept[:, start:stop], content)
+            write_sealed(progress, {"rows": stop, "content": content})
     progress.unlink()
+
+
+def _kept_so_far(folder: Path, at_once: int) -> tuple[int, str]:
+    """How many rows are there, and the digest of them all; none where they are not the rows that were written."""
+    told, file = read_sealed(folder / PROGRESS), folder / ROWS
+    if told is None or not file.exists():
+        return 0, ""
+    content = ""
+    with suppress(ValueError, EOFError):  # no array
+        rows = np.load(file, mmap_mode="r")
+        for start in range(0, told["rows"], at_once):
+            content = _content(rows[:, start : min(start + at_once, told["rows"])], content)
+    if content == told.get("content", content):  # of before, rows alone were told
+        return told["rows"], content
+    warnings.warn(f"{file}: damaged; its rows are made again", stacklevel=2)
+    return 0, ""
+
+
+def _content(rows: np.ndarray, before: str) -> str:
+    """The digest of some rows and all before them."""
+    return hashlib.sha256(before.encode() + np.ascontiguousarray(rows).tobytes()).hexdigest()
 
 
 def _reserve(file: Path) -> None:

@@ -4,14 +4,12 @@ What is read of a shard (its scores for all queries, say) is small beside the sh
 gradients be computed, read and forgotten, and none of them twice.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from diffinf_lib.artifacts import json_digest, plain, read_tensor_metadata, read_tensors, tensor_digest, write_tensors
+from diffinf_lib.artifacts import plain, read_part, write_part
 from diffinf_lib.compression import Tensors
-from diffinf_lib.errors import ArtifactError
 from diffinf_lib.gradients.sets import GradientSet, LayerGradients, Projections
 from diffinf_lib.settings import own_settings
 
@@ -32,8 +30,8 @@ def pieces(
         up_to: bytes of gradients that are read together.
         identity: all that the pieces depend on, as plain values; pieces of something else are not taken.
     """
-    digest, row = json_digest(plain(identity)), 0
-    while folder is not None and (kept := _kept(folder, row, digest)) is not None:
+    identity, row = plain(identity), 0
+    while folder is not None and (kept := _kept(folder, row, identity)) is not None:
         rows, tensors = kept
         yield rows, tensors
         row = rows.stop
@@ -43,7 +41,7 @@ def pieces(
         tensors = {name: value.cpu() for name, value in read(shard).items()}
         del shard
         if folder is not None:
-            write_tensors(_path(folder, rows.start), tensors, metadata=_record(tensors, rows.stop, digest))
+            write_part(_path(folder, rows.start), tensors, [identity, rows.start], {"stop": rows.stop})
         yield rows, tensors
 
 
@@ -51,20 +49,7 @@ def _path(folder: Path, row: int) -> Path:
     return folder / f"piece-{row:07d}.safetensors"
 
 
-def _kept(folder: Path, row: int, digest: str) -> tuple[slice, Tensors] | None:
-    """The piece that begins with a row, if it is there, whole and of what is asked; a damaged one is named in a warning."""
-    path = _path(folder, row)
-    if not path.exists():
-        return None
-    try:
-        tensors, record = read_tensors(path), read_tensor_metadata(path)
-        if record == _record(tensors, row + len(next(iter(tensors.values()))), digest):
-            return slice(row, record["stop"]), tensors
-    except (ArtifactError, StopIteration):
-        pass
-    warnings.warn(f"{path}: damaged or of something else; it is made again, with those after it", stacklevel=2)
-    return None
-
-
-def _record(tensors: Tensors, stop: int, digest: str) -> dict[str, Any]:
-    return {"of": digest, "stop": stop, "content": tensor_digest(*(tensors[name] for name in sorted(tensors)))}
+def _kept(folder: Path, row: int, identity: Any) -> tuple[slice, Tensors] | None:
+    """The piece that begins with a row, if it is there, whole and of what is asked."""
+    found = read_part(_path(folder, row), [identity, row], "it is made again, with those after it")
+    return None if found is None else (slice(row, found[1]["stop"]), found[0])

@@ -12,12 +12,12 @@ from tqdm.auto import tqdm
 from diffinf_lib.artifacts import (
     json_digest,
     plain,
-    read_json,
-    read_tensor_metadata,
+    read_part,
+    read_sealed,
     read_tensors,
     stage,
     tensor_digest,
-    write_tensors,
+    write_part,
 )
 from diffinf_lib.artifacts.manifest import MANIFEST
 from diffinf_lib.compression import Compression, Tensors
@@ -25,7 +25,6 @@ from diffinf_lib.configuration import Expectation, Precision, StoreFormat, check
 from diffinf_lib.curvature import Curvature
 from diffinf_lib.data import ImageSet, Trajectories
 from diffinf_lib.diffusion import Denoiser, check_images, check_trajectories, require_denoiser
-from diffinf_lib.errors import ArtifactError
 from diffinf_lib.gradients.compute import GRADIENT_BATCH, gradients_in_eigenbasis
 from diffinf_lib.gradients.sets import GradientSet, from_row, images_of_shard
 from diffinf_lib.options import check_counts, check_folders
@@ -132,15 +131,15 @@ class _Source:
 
     def _make(self, folder: Path) -> None:
         self.shard_size = _kept_shard_size(folder) or self.shard_size
-        with stage(folder, self.identity() | {"shard_size": self.shard_size}, name="gradients") as needed:
+        identity = self.identity() | {"shard_size": self.shard_size}
+        with stage(folder, identity, name="gradients") as needed:
             quiet = not (self.progress and needed)
             for index, where in enumerate(
                 tqdm(self._rows(), desc=self.expectation.purpose, unit="shard", disable=quiet)
             ):
-                path = _path(folder, index)
-                if needed and not _is_whole(path, where):
-                    tensors = self._computed(where)
-                    write_tensors(path, tensors, metadata=_content(tensors))
+                path, own = _path(folder, index), [identity, index]
+                if needed and read_part(path, own, "the shard is computed again") is None:
+                    write_part(path, self._computed(where), own)
 
     def _computed(self, where: slice) -> Tensors:
         gradients = gradients_in_eigenbasis(
@@ -170,25 +169,6 @@ def _path(folder: Path, index: int) -> Path:
 
 def _kept_shard_size(folder: Path) -> int | None:
     """The images of a shard of the store that is in a folder; it goes on with these, whatever a new one would have."""
-    with suppress(ArtifactError, KeyError, TypeError):
-        return int(read_json(folder / MANIFEST)["configuration"]["shard_size"])
+    with warnings.catch_warnings(action="ignore"), suppress(KeyError, TypeError):  # the stage itself tells of damage
+        return int((read_sealed(folder / MANIFEST) or {})["configuration"]["shard_size"])
     return None
-
-
-def _is_whole(path: Path, rows: slice) -> bool:
-    """Whether a shard of an unfinished store is there and holds what was written; a damaged one is named in a warning."""
-    if not path.exists():
-        return False
-    try:
-        tensors = read_tensors(path)
-        whole = read_tensor_metadata(path) == _content(tensors)
-        whole = whole and all(len(tensor) == rows.stop - rows.start for tensor in tensors.values())
-    except ArtifactError:
-        whole = False
-    if not whole:
-        warnings.warn(f"{path}: damaged; the shard is computed again", stacklevel=2)
-    return whole
-
-
-def _content(tensors: Tensors) -> dict[str, str]:
-    return {"content": tensor_digest(*(tensors[name] for name in sorted(tensors)))}

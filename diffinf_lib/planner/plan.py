@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from diffinf_lib.attribution.scoring import streamed_bytes
 from diffinf_lib.compression import stored_bytes
-from diffinf_lib.configuration import DrawConfig, StoreFormat
+from diffinf_lib.configuration import KNOWN_SIZES, DrawConfig, StoreFormat
 from diffinf_lib.data import load_dataset
 from diffinf_lib.errors import require
 from diffinf_lib.gradients.compute import GRADIENT_BATCH
@@ -15,16 +15,6 @@ from diffinf_lib.planner.network import NetworkCount, Pass, network_count
 from diffinf_lib.planner.rates import Rates, measured_rates
 from diffinf_lib.presets import Preset
 from diffinf_lib.settings import own_settings
-
-KNOWN_SIZES = {
-    "cifar10": (50_000, 10_000),
-    "cifar10deq": (50_000, 10_000),
-    "cifar2": (10_000, 2_000),
-    "cifar2deq": (10_000, 2_000),
-    "artbench10": (50_000, 10_000),
-    "fashion": (60_000, 10_000),
-}
-"""Training images and held-out images of datasets that are too large to be loaded for a plan."""
 
 FLOAT, DOUBLE = 4, 8
 CPU_WORKSPACE = 2.0

@@ -17,8 +17,9 @@ from diffinf_lib.artifacts import (
     environment,
     read_arrays,
     read_json,
+    read_sealed,
     write_bundle,
-    write_json,
+    write_sealed,
 )
 from diffinf_lib.configuration import MeasurementConfig
 from diffinf_lib.data import ImageSet, Trajectories
@@ -49,6 +50,14 @@ def _retraining(run: Run, subset: int, seed: int) -> tuple[Kept, Training]:
     mask = subset_mask(len(run.data.train), run.preset.subsets.fraction, subset, seed=run.seed)
     images = run.data.train.subset(mask)
     return run.training("retrained", model_name(subset, seed), images, run.preset.retraining(), seed)
+
+
+def _retrained(run: Run, subset: int, seed: int) -> Kept:
+    """Where one retrained model lies; where its manifest does not say so any more, it is made again."""
+    kept, _ = _retraining(run, subset, seed)
+    if kept.folder.exists() and not kept.finished:
+        retrained_model(run, subset, seed)
+    return kept
 
 
 def retrained_measurements(
@@ -129,11 +138,13 @@ def fastest_together(run: Run) -> int:
     """
     file = run.path("retrained", f"together-{torch.device(run.device).type}.json")
     with FileLock(ensure_writable(file.parent) / f".{file.name}.lock"):
-        if not file.exists():
+        found = read_sealed(file)
+        if found is None:
             model, images = _retraining(run, 0, 0)[1].start()
             seconds = step_seconds(model.to(run.device), images, run.preset.retraining())
-            write_json(file, {"together": fastest(seconds), "seconds_a_step": seconds, "environment": environment()})
-        return int(read_json(file)["together"])
+            found = {"together": fastest(seconds), "seconds_a_step": seconds, "environment": environment()}
+            write_sealed(file, found)
+        return int(found["together"])
 
 
 def _made(run: Run, places: Mapping[Pair, Kept], queries: Mapping[str, ImageSet], together: int) -> Iterator[Pair]:
@@ -236,7 +247,7 @@ def _ground_truth_metrics(
     run: Run, subsets: int, seeds: int, collected: dict[str, Float[Tensor, "M K _Q"]], known: KnownMeasurements | None
 ) -> dict[str, Any]:
     own = _own(run, pairs := shard_of(subsets, seeds, 0, 1), known)
-    kept = [[_retraining(run, *one)[0] for one in own], list(own.values())]
+    kept = [[_retrained(run, *one) for one in own], list(own.values())]
     before = known.bundle.metrics if known else {}
     training, measuring = (sum(one.seconds for one in part) for part in kept)
     commits = {one.manifest["environment"]["git_commit"] for part in kept for one in part}

@@ -14,13 +14,14 @@ from diffinf_lib.artifacts import (
     json_digest,
     plain,
     read_arrays,
-    read_json,
+    read_sealed,
     read_tensors,
     stage,
     write_arrays,
     write_tensors,
 )
 from diffinf_lib.artifacts.manifest import MANIFEST, is_finished
+from diffinf_lib.errors import ArtifactError, require
 
 Arrays = Mapping[str, np.ndarray]
 Key = TypeVar("Key")
@@ -52,19 +53,25 @@ class Kept:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """How the result came about."""
-        return dict(read_json(self.folder / MANIFEST))
+        """How the result came about; nothing where it is not there or its manifest is damaged."""
+        return read_sealed(self.folder / MANIFEST) or {}
 
     @property
     def seconds(self) -> float:
-        """What it took; of what was made together with others, its share."""
-        together = self.manifest.get("how", {}).get("together", 1)
-        return float(self.manifest["measured"]["wall_seconds"]) / int(together)
+        """What it took; of what was made together with others, its share.
+
+        Raises:
+            ArtifactError: it is not there, or its manifest is damaged.
+        """
+        manifest = self.manifest
+        require(bool(manifest.get("finished")), f"{self.folder}: missing, not finished, or its manifest is damaged; run the "
+                "stage that makes it", ArtifactError)  # fmt: skip
+        return float(manifest["measured"]["wall_seconds"]) / int(manifest.get("how", {}).get("together", 1))
 
     @property
     def finished(self) -> bool:
         """Whether the result is there."""
-        return (self.folder / MANIFEST).exists() and bool(self.manifest["finished"])
+        return bool(self.manifest.get("finished"))
 
     @property
     def intact(self) -> bool:

@@ -13,10 +13,10 @@ from diffinf_lib.artifacts import (
     check_same,
     ensure_writable,
     plain,
-    read_json,
+    read_sealed,
     resolved,
     run_folder,
-    write_json,
+    write_sealed,
 )
 from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import Dataset, ImageSet, load_dataset
@@ -152,13 +152,13 @@ def open_run(
     configuration = plain({"preset": configuration_of(preset), "seed": seed})
     run, config_file = Run(preset, folder, seed, usable_device(device), progress), folder / CONFIG
     with FileLock(folder / f".{CONFIG}.lock"):  # compared and written at once
-        found = read_json(config_file) if config_file.exists() and not force else None
+        found = None if force else read_sealed(config_file)
         if found != configuration:
             if found is not None and _has_stages(folder):
                 check_same(found, configuration, folder)
             _check_network(run)  # before anything is written
             preset.process.check_sampler(preset.sampling.method, preset.sampling.steps)
-            write_json(config_file, configuration)
+            write_sealed(config_file, configuration)
     return run
 
 

@@ -13,6 +13,7 @@ from diffinf_lib.runs.attribution import fitted, keeps_training_gradients
 from diffinf_lib.runs.kept import Kept
 from diffinf_lib.runs.run import Run
 from diffinf_lib.training import TrainingResult, learning_rate_factor
+from diffinf_lib.training.progress import EMA
 
 ENSEMBLE = 4
 """Models of an ensemble, the run's own among them."""
@@ -83,7 +84,7 @@ def checkpoint_at(
     else:
         place, _ = other_seed(run, int(model_seed or 0))
         folder, name = place.folder, f"seed-{model_seed}-{name}"
-    model = load_model(folder / "ema" / f"step-{step:06d}", device=run.device)
+    model = load_model(folder / EMA / f"step-{step:06d}", device=run.device)
     return checkpoint(run, model, name, replace(config, draws=split_draws(config.draws, parts)), step=step)
 
 
@@ -133,4 +134,5 @@ def task_of_run(
         along=lambda parts: checkpoints_along(run, parts),
         ensemble=lambda: ensemble_of_run(run), folder=run.path("gradients"), store_format=preset.store_format,
         keep_train=keeps_training_gradients(run), query_format=preset.query_format, clip_source=clip_source,
+        pictures=None if run.data.autoencoder is None else run.data.pictures,
     )  # fmt: skip

@@ -30,6 +30,7 @@ from diffinf_lib.evaluation import (
 )
 from diffinf_lib.evaluation.lds import check_tunable
 from diffinf_lib.runs import generated_trajectories, measured_queries, task_of_run
+from diffinf_lib.runs.attribution import keeps_training_gradients
 from diffinf_lib.runs.tasks import ENSEMBLE, kept_steps
 from diffinf_lib.shapes import Scores
 from diffinf_lib.studies.study import Arrays, Study
@@ -136,6 +137,8 @@ class MethodsStudy(Study[MethodCell]):
         ]
 
     def _possible(self, method: Method, queries: str) -> bool:
+        if method.reads_again and self.methods is None and not keeps_training_gradients(self.run):
+            return False  # one that is named says so itself
         if method.requires == "trajectories":
             return queries == "generated" and self._along
         if method.requires == "checkpoints":

@@ -161,7 +161,7 @@ class _Side:
         model = model.to(device).train()
         self.stack = self.stack or StackedTrainer(model, self.config, self.together)
         place = self.stack.enter(model, images, training.seed)
-        if folder and (folder / CHECKPOINT).exists():
+        if folder:
             place.load(folder / CHECKPOINT, identity)
         return _Begun(number, place, folder, identity, opened)
 

@@ -1,5 +1,6 @@
 """Progress: one training between its steps, checked, saved and loaded, however its steps are made."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -10,12 +11,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from diffinf_lib.artifacts.arrays import read_tensor_metadata, read_tensors, write_tensors
-from diffinf_lib.artifacts.comparison import check_same
+from diffinf_lib.artifacts.arrays import read_part, write_part
+from diffinf_lib.artifacts.manifest import file_digests
 from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser
-from diffinf_lib.errors import ConfigurationError
+from diffinf_lib.errors import ConfigurationError, first_few
 from diffinf_lib.finite import all_finite, first_not_finite, not_finite_at
 from diffinf_lib.shapes import PerDraw
 from diffinf_lib.training.batches import TrainingBatch, TrainingBatches
@@ -24,6 +25,8 @@ State = Mapping[str, Sequence[Shaped[Tensor, "..."]]]
 """What a training goes on from, a tensor a parameter: `parameter`, `average`, and the optimizer's `exp_avg`, `exp_avg_sq`."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+EMA = "ema"
+"""The folder, beside a checkpoint, of averaged weights that are kept along the way."""
 
 
 def trainable(model: Denoiser) -> list[torch.nn.Parameter]:
@@ -32,13 +35,14 @@ def trainable(model: Denoiser) -> list[torch.nn.Parameter]:
 
 
 class Progress(ABC):
-    """One training: its model, images, options, seed, and a loss for each step made."""
+    """One training: its model, images, options, seed, a loss for each step made, and digests of the averages kept so far."""
 
     def __init__(self, model: Denoiser, images: ImageSet, config: TrainingConfig, seed: int):
         self.model, self.images, self.config, self.seed = model, images, config, seed
         self.device = model.device
         self.batches = TrainingBatches(model, images, config, seed)
         self.losses: list[Float[Tensor, ""]] = []
+        self.kept: dict[str, str] = {}
 
     @property
     def step(self) -> int:
@@ -88,16 +92,26 @@ class Progress(ABC):
             tensors |= {f"{kept}.{index}": value for index, value in enumerate(values)}
         made = torch.tensor(float(self.step))
         tensors |= {f"optimizer.step.{index}": made.clone() for index in range(len(self.state["parameter"]))}
-        write_tensors(path, tensors, metadata=identity)
+        write_part(path, tensors, identity, {"kept": self.kept})
 
     def load(self, path: Path, identity: Any) -> None:
-        """Go on from what `save` kept.
+        """Go on from what `save` kept; from the beginning where that is not there, damaged or of another training, or where
+        averaged weights of before it are not those that were kept."""
+        found = read_part(path, identity, "the training begins again")
+        if found is None:
+            return
+        tensors, kept = found[0], found[1].get("kept", {})
+        present = file_digests(path.parent / EMA) if kept else {}
+        damaged = sorted(name for name, digest in kept.items() if present.get(name) != digest)
+        if damaged:
+            where = f"{path.parent / EMA}: {first_few(damaged)}"
+            warnings.warn(f"{where} missing or damaged; the training begins again", stacklevel=2)
+            return
+        self._restore({name: tensor.to(self.device) for name, tensor in tensors.items()})
+        self.kept = dict(kept)
 
-        Raises:
-            ArtifactError: it is of another training, or damaged.
-        """
-        check_same(read_tensor_metadata(path), identity, path)
-        tensors = {name: tensor.to(self.device) for name, tensor in read_tensors(path).items()}
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `save` kept."""
         self.losses = list(tensors["losses"])
         for name, values in self.state.items():
             kept = f"optimizer.{name}" if name in MOMENTS else name

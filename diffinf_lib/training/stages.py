@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from diffinf_lib.artifacts.arrays import read_arrays, tensor_digest, write_arrays
 from diffinf_lib.artifacts.comparison import plain
 from diffinf_lib.artifacts.files import ensure_writable
-from diffinf_lib.artifacts.manifest import stage
+from diffinf_lib.artifacts.manifest import file_digests, stage
 from diffinf_lib.configuration import Precision, TrainingConfig
 from diffinf_lib.data import ImageSet, Latents
 from diffinf_lib.devices import usable_device
@@ -24,7 +24,7 @@ from diffinf_lib.finite import first_not_finite
 from diffinf_lib.loading import check_savable, load_model, save_model
 from diffinf_lib.precision import product_rounding, require_full_precision
 from diffinf_lib.settings import own_settings
-from diffinf_lib.training.progress import Progress, trainable
+from diffinf_lib.training.progress import EMA, Progress, trainable
 from diffinf_lib.training.trainer import Trainer
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -142,7 +142,7 @@ def _run(
 ) -> TrainingResult:
     trainer = Trainer(model.to(device).train(), images, config, seed)
     checkpoint = folder / CHECKPOINT if folder else None
-    if checkpoint and checkpoint.exists():
+    if checkpoint:
         trainer.load(checkpoint, identity)
     bar = tqdm(total=config.steps, initial=trainer.step, desc="train", unit="step", disable=not progress)
     while trainer.step < config.steps:
@@ -162,7 +162,9 @@ def after_step(training: Progress, folder: Path | None, identity: Any, bar: Any)
         training.check(training.losses[-50:], weights=False)
     if folder and step in config.keep_ema_at:
         training.check(training.losses)
-        save_model(training.averaged_model(), folder / "ema" / f"step-{step:06d}")
+        kept = folder / EMA / f"step-{step:06d}"
+        save_model(training.averaged_model(), kept)
+        training.kept |= {f"{kept.name}/{name}": digest for name, digest in file_digests(kept).items()}
     if folder and step % config.checkpoint_every == 0 and step < config.steps:
         training.check(training.losses)
         training.save(folder / CHECKPOINT, identity)

@@ -1,8 +1,11 @@
 """Trainer: the steps of one training by itself, with torch's optimizer and diffusers' average of the weights."""
 
+from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import ImageSet
@@ -27,7 +30,7 @@ class Trainer(Progress):
         self.ema = EMAModel(
             self.parameters, decay=config.ema_max_decay, use_ema_warmup=True, power=config.ema_power, foreach=True
         )
-        self.network: Any = torch.compile(model) if config.compile else model
+        self.network = _compiled(model) if config.compile else model
 
     def advance(self) -> None:
         """One optimizer step."""
@@ -54,11 +57,18 @@ class Trainer(Progress):
             key: [self.optimizer.state[parameter][key] for parameter in self.parameters] for key in MOMENTS
         }
 
-    def load(self, path: Any, identity: Any) -> None:
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         for parameter in self.parameters:  # torch makes them at the first step
             empty = {key: torch.zeros_like(parameter) for key in MOMENTS}
             self.optimizer.state[parameter] = {"step": torch.zeros((), device=self.device), **empty}
-        super().load(path, identity)
+        super()._restore(tensors)
         self.ema.optimization_step = self.step
         for parameter in self.parameters:
             self.optimizer.state[parameter]["step"].fill_(self.step)
+
+
+def _compiled(model: Denoiser) -> Denoiser:
+    """The same model, of the same parameters and modules, that compiles itself when it is called; `model` itself does not."""
+    shallow = copy(model)
+    shallow.compile()
+    return shallow

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from damage import HARMS
 
 import diffinf_lib as di
-from diffinf_lib.artifacts import load_benchmark, load_bundle, write_bundle, write_json
+from diffinf_lib.artifacts import load_benchmark, load_bundle, read_json, write_bundle, write_json
 from diffinf_lib.errors import ArtifactError, ConfigurationError
 
 
@@ -14,11 +15,28 @@ def test_a_bundle_comes_back_with_its_provenance(tmp_path):
     assert bundle.manifest["configuration_digest"][:12] in bundle.provenance
 
 
-def test_a_changed_file_is_refused(tmp_path):
-    folder = write_bundle("one", {"x": np.arange(3)}, {"lds": 0.5}, {}, root=tmp_path)
-    (folder / "metrics.json").write_text('{"lds": 0.9}\n')
-    with pytest.raises(ArtifactError, match=r"metrics\.json: not the file"):
-        load_bundle("one", root=tmp_path)
+@pytest.mark.parametrize("name", ["arrays.npz", "metrics.json", "manifest.json"])
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_file_is_named(tmp_path, name, harm):
+    one, other = (write_bundle(key, {"x": np.arange(3) + len(key)}, {"lds": len(key)}, {"seed": key}, root=tmp_path)
+                  for key in ("one", "other"))  # fmt: skip
+    whole = (one / name).read_bytes()
+    for content in HARMS[harm](whole, (other / name).read_bytes()):
+        (one / name).write_bytes(content)
+        # a manifest that is whole tells of other arrays: which of both is at fault nobody can say
+        named = "arrays.npz: not the file" if (name, harm) == ("manifest.json", "swapped") else rf"one/{name}: "
+        with pytest.raises(ArtifactError, match=f"{named}.*make the bundle again$"):
+            load_bundle("one", root=tmp_path)
+    (one / name).write_bytes(whole)
+    assert load_bundle("one", root=tmp_path).metrics == {"lds": 3}
+
+
+def test_a_bundle_of_before_its_manifest_held_a_digest_is_read(tmp_path):
+    folder = write_bundle("one", {"x": np.arange(3)}, {}, {"seed": 0}, root=tmp_path)
+    told = read_json(folder / "manifest.json")
+    assert told.pop("digest")
+    write_json(folder / "manifest.json", told)
+    assert load_bundle("one", root=tmp_path).manifest == told
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):

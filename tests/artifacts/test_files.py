@@ -1,6 +1,7 @@
 import os
 import resource
 import stat
+import warnings
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ from diffinf_lib.artifacts import (
     ensure_writable,
     read_arrays,
     read_json,
+    read_part,
+    read_sealed,
     read_tensor_metadata,
     read_tensors,
     tensor_digest,
     write_arrays,
     write_json,
+    write_part,
+    write_sealed,
     write_tensors,
 )
 from diffinf_lib.configuration import UNetConfig
@@ -90,6 +95,52 @@ def test_truncated_npz_and_json_are_refused(tmp_path):
     (tmp_path / "x.json").write_text('{"a": 1')
     with pytest.raises(ArtifactError, match="damaged"):
         read_json(tmp_path / "x.json")
+
+
+def flipped(content, place):
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def test_whatever_bit_of_a_part_is_flipped_it_is_not_gone_on_with(tmp_path):
+    path, tensors, told = tmp_path / "x.safetensors", {"a": torch.arange(3.0), "b": torch.zeros(())}, {"done": 7}
+    write_part(path, tensors, {"seed": (0, 1)}, told)
+    content = path.read_bytes()
+    back = read_part(path, {"seed": [0, 1]}, "again")
+    assert back and back[1] == told and all(torch.equal(back[0][name], tensors[name]) for name in tensors)
+    believed = set()
+    for place in range(len(content)):
+        path.write_bytes(flipped(content, place))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = read_part(path, {"seed": [0, 1]}, "again")
+        if found is None:
+            assert f"{path}: damaged or of something else; again" in str(caught[0].message) and not path.exists()
+        else:
+            believed.add(content[place])
+            assert found[1] == told and all(torch.equal(found[0][name], tensors[name]) for name in tensors)
+    assert believed <= {ord(" ")}, "what pads a header says nothing"
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="of something else"):
+        assert read_part(path, {"seed": [0, 2]}, "again") is None
+    assert read_part(path, {"seed": [0, 1]}, "again") is None
+
+
+def test_whatever_bit_of_a_sealed_record_is_flipped_nothing_else_is_read(tmp_path):
+    path, value = tmp_path / "x.json", {"rows": 12, "how": {"together": 1}, "name": "α", 4: [1.5, None]}
+    write_sealed(path, value)
+    content, said = path.read_bytes(), {"rows": 12, "how": {"together": 1}, "name": "α", "4": [1.5, None]}
+    assert read_sealed(path) == said and read_sealed(tmp_path / "y.json") is None
+    for place in range(len(content)):
+        path.write_bytes(flipped(content, place))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = read_sealed(path)
+        assert found is not None or "x.json: damaged" in str(caught[0].message)
+        assert found is None or found.items() >= said.items()  # the name of the digest itself says nothing
+    for damaged in ("[]", "", content[:-20].decode()):
+        path.write_text(damaged)
+        with pytest.warns(UserWarning, match=r"x\.json: damaged"):
+            assert read_sealed(path) is None
 
 
 def test_pickled_arrays_are_refused(tmp_path):

@@ -2,7 +2,7 @@ import subprocess
 
 import pytest
 
-from diffinf_lib.artifacts import is_finished, manifest, read_json, stage
+from diffinf_lib.artifacts import is_finished, manifest, read_json, stage, write_json
 from diffinf_lib.artifacts.comparison import differences
 from diffinf_lib.errors import ArtifactError
 
@@ -56,11 +56,15 @@ def test_a_damaged_file_is_named_and_redone(tmp_path):
     assert (tmp_path / "s" / "value.txt").read_text() == "result"
 
 
-def test_a_damaged_manifest_is_refused(tmp_path):
-    make(tmp_path / "s", {})
-    (tmp_path / "s" / "manifest.json").write_text("{")
-    with pytest.raises(ArtifactError, match="damaged"):
-        is_finished(tmp_path / "s", {})
+def test_a_manifest_of_before_it_held_a_digest_is_believed(tmp_path):
+    make(tmp_path / "s", {"a": (1, 2)})
+    told = read_json(tmp_path / "s" / "manifest.json")
+    assert told.pop("digest")
+    write_json(tmp_path / "s" / "manifest.json", told)
+    assert is_finished(tmp_path / "s", {"a": (1, 2)})
+    (tmp_path / "s" / "value.txt").write_text("resulT")
+    with pytest.warns(UserWarning, match=r"value\.txt missing or damaged"):
+        assert not is_finished(tmp_path / "s", {"a": (1, 2)})
 
 
 def test_differences_name_the_path():

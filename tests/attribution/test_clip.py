@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from made_data import save_clip
 from PIL import Image
 
 from diffinf_lib.attribution.clip import clip_similarity_scores, load_clip
@@ -15,25 +16,13 @@ from diffinf_lib.errors import ArtifactError, ConfigurationError, DataError
 
 transformers = pytest.importorskip("transformers")
 
-SIDE = 24
 WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A tiny random CLIP with its preprocessor, saved as transformers saves it."""
-    folder = tmp_path_factory.mktemp("clip") / "tiny"
-    common = {"num_attention_heads": 2, "intermediate_size": 32, "hidden_size": 16}
-    text = common | {"num_hidden_layers": 1, "vocab_size": 20, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    vision = common | {"num_hidden_layers": 2, "image_size": SIDE, "patch_size": 6}
-    torch.manual_seed(0)
-    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
-    model.save_pretrained(folder)
-    processor = transformers.CLIPImageProcessor(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_mean=[0.3, 0.4, 0.6]
-    )
-    processor.save_pretrained(folder)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("clip") / "tiny")
 
 
 def pictures(count, channels, seed, height=10, width=14):

@@ -168,20 +168,15 @@ def test_a_killed_reading_goes_on_with_the_same_bits(case, tmp_path, monkeypatch
     assert [file_digest(path) for path in left] == [file_digest(tmp_path / "whole" / path.name) for path in left]
 
 
-@pytest.mark.parametrize("harm", ["one bit", "truncated", "swapped", "of something else"])
-def test_a_piece_that_is_not_whole_or_not_of_this_is_made_again(case, tmp_path, monkeypatch, harm):
+def test_pieces_of_something_else_are_made_again(case, tmp_path, monkeypatch):
     monkeypatch.setattr(sets, "SHARD_BYTES", 1)
     expected = scored(case, tmp_path)
-    second = tmp_path / "piece-0000002.safetensors"
-    if harm == "swapped":
-        second.write_bytes((tmp_path / "piece-0000006.safetensors").read_bytes())
-    elif harm != "of something else":
-        content = bytearray(second.read_bytes())
-        content[-3] ^= 0x40
-        second.write_bytes(content if harm == "one bit" else content[:-50])
-    with pytest.warns(UserWarning, match=r"piece-000000\d\.safetensors: damaged or of something else"):
-        again = scored(case, tmp_path, identity=2 if harm == "of something else" else 1)
-    assert torch.equal(again, expected)
+    second, other = (tmp_path / f"piece-000000{row}.safetensors" for row in (2, 6))
+    second.write_bytes(other.read_bytes())
+    with pytest.warns(UserWarning, match=r"piece-0000002\.safetensors: damaged or of something else"):
+        assert torch.equal(scored(case, tmp_path), expected)
+    with pytest.warns(UserWarning, match=r"piece-0000000\.safetensors: damaged or of something else"):
+        assert torch.equal(scored(case, tmp_path, identity=2), expected)
 
 
 def test_pieces_hold_whatever_is_read(curvature, tmp_path):

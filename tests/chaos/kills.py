@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffinf_lib.artifacts import file_digest, read_json
+from diffinf_lib.artifacts.files import SEAL
 
 MARK = "DIFFINF_CHAOS"
 SMALL = ("smoke", "--set", "subsets.count=2", "--set", "subsets.seeds=1")
@@ -54,7 +55,7 @@ def _without_course(value):
     """A manifest or metrics without what each course of events has of its own."""
     if not isinstance(value, dict):
         return value
-    own = ("measured", "git_commit", "commits", "metrics.json")
+    own = ("measured", "git_commit", "commits", "metrics.json", SEAL)
     kept = {key: item for key, item in value.items() if key not in own and not key.endswith("seconds")}
     return {key: _without_course(item) for key, item in kept.items()}
 

@@ -48,6 +48,7 @@ def contents(run: Path) -> dict[str, str]:
         if path.name == "manifest.json":
             manifest = read_json(path)
             manifest.pop("measured", None)
+            manifest.pop("digest")
             manifest["environment"].pop("git_commit")
             found[name] = str(manifest)
         else:

@@ -1,11 +1,9 @@
 import hashlib
-import io
-import pickle
 import tarfile
 
-import numpy as np
 import pytest
 import torch
+from made_data import add_to_archive, write_cifar
 from PIL import Image
 
 import diffinf_lib as di
@@ -13,23 +11,11 @@ from diffinf_lib.data import cifar
 from diffinf_lib.errors import DataError, DownloadError
 
 
-def add(tar, name, content):
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
-
-
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
     """A small archive in the real one's layout: batches of pickled dictionaries with bytes for keys."""
     monkeypatch.setenv("DIFFINF_DATA", str(tmp_path))
-    generator = np.random.default_rng(0)
-    path = tmp_path / cifar.ARCHIVE
-    with tarfile.open(path, "w:gz") as tar:
-        for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
-            pixels = generator.integers(256, size=(20, 3072), dtype=np.uint8)
-            batch = {b"data": pixels, b"labels": [i % 10 for i in range(20)]}
-            add(tar, f"cifar-10-batches-py/{name}", pickle.dumps(batch, protocol=2))
+    path = write_cifar(tmp_path / cifar.ARCHIVE)
     monkeypatch.setattr(cifar, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
     return path
 
@@ -90,7 +76,7 @@ def test_only_arrays_are_unpickled(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFINF_DATA", str(tmp_path))
     path = tmp_path / cifar.ARCHIVE
     with tarfile.open(path, "w:gz") as tar:
-        add(tar, "cifar-10-batches-py/data_batch_1", b"cos\nsystem\n(S'true'\ntR.")
+        add_to_archive(tar, "cifar-10-batches-py/data_batch_1", b"cos\nsystem\n(S'true'\ntR.")
     monkeypatch.setattr(cifar, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
     with pytest.raises(DataError, match=r"posix\.system|os\.system"):
         di.load_dataset("cifar10")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_data import save_autoencoder
 from PIL import Image
 
 import diffinf_lib as di
@@ -16,16 +17,7 @@ from diffinf_lib.errors import ArtifactError, ConfigurationError
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory) -> Path:
     """A pipeline's folder with a tiny autoencoder: three channels to four, sides to a quarter."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
-    network = AutoencoderKL(
-        block_out_channels=(4, 4, 8), latent_channels=4, norm_num_groups=2, scaling_factor=0.5, shift_factor=0.1, **kinds
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("pipeline")
-    network.save_pretrained(folder / "vae")
-    return folder
+    return save_autoencoder(tmp_path_factory.mktemp("pipeline"))
 
 
 @pytest.fixture

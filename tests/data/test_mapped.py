@@ -1,8 +1,11 @@
 """Images too many for memory: the same numbers from a file as from memory."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from damage import HARMS
 from PIL import Image
 
 import diffinf_lib as di
@@ -41,6 +44,36 @@ def test_a_folder_beyond_memory_is_decoded_once_into_a_file(images, tmp_path, mo
     small(monkeypatch)
     with pytest.warns(UserWarning, match="rows.npy missing or damaged"):
         assert di.load_dataset(f"folder:{images}").digest == plain.digest
+
+
+@pytest.mark.parametrize("name", [mapped.ROWS, mapped.PROGRESS])
+@pytest.mark.parametrize("harm", HARMS)
+def test_rows_do_not_go_on_from_what_is_damaged(tmp_path, name, harm):
+    rows, made = torch.arange(40.0).reshape(2, 10, 2), []
+
+    def kept(place, source, until=10):
+        def make(start, stop):
+            made.append(start)
+            if stop > until:
+                raise KeyboardInterrupt
+            return source[:, start:stop]
+
+        return mapped.kept_rows(tmp_path / place, "x", (2, 10, 2), make, name="rows", at_once=3)
+
+    for place, source in (("one", rows), ("other", rows + 1)):
+        with pytest.raises(KeyboardInterrupt):
+            kept(place, source, 6)
+    contents = [(tmp_path / place / name).read_bytes() for place in ("one", "other")]
+    whole_until_then = 2  # the last bytes are of rows that are not made yet
+    for number, content in enumerate([*HARMS[harm](*contents)][:whole_until_then]):
+        shutil.copytree(tmp_path / "one", tmp_path / str(number))
+        (tmp_path / str(number) / name).write_bytes(content)
+        made.clear()
+        with pytest.warns(UserWarning, match=rf"{tmp_path / str(number)}/(rows\.npy|progress\.json): damaged"):
+            assert torch.equal(kept(str(number), rows), rows)
+        assert made == [0, 3, 6, 9]
+    made.clear()
+    assert torch.equal(kept("one", rows), rows) and made == [6, 9]
 
 
 @pytest.mark.parametrize("index", [slice(3, 9), [4, 4, 0], torch.tensor([2, 7]), torch.arange(30) % 3 == 0])

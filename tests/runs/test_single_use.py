@@ -100,6 +100,19 @@ def test_methods_read_them_as_they_are_computed(runs, computed):
     torch.testing.assert_close(scores, expected, rtol=1e-6, atol=1e-9 * float(expected.abs().max()))
 
 
+def test_a_study_of_all_methods_leaves_out_those_that_need_a_store(runs):
+    """Unless they are asked for by name: then they say what they need."""
+    kept, forgets = runs
+    truths = {"held-out/loss": random_truth(kept, kept.data.queries, seed=0)}
+    again = {method.name for method in di.METHODS if method.reads_again} - {"journey-trak"}
+    assert again >= {"trak", "d-trak"}
+    cells = [{cell.method for cell in di.studies.MethodsStudy(run, truths).cells()} for run in (kept, forgets)]
+    assert cells[0] - cells[1] == again and "trak-projected" in cells[1]
+    named = di.studies.MethodsStudy(forgets, truths, methods=["trak"])
+    with pytest.raises(ConfigurationError, match="trak: .*they are not kept here"):
+        list(named.shard())
+
+
 def test_the_budget_decides_and_the_paper_s_store_is_offered():
     for name in ("cifar2", "cifar2deq", "cifar10", "artbench10"):
         for flavour in ("as-written", "as-run"):

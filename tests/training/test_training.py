@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffinf_lib.artifacts import file_digest, read_tensors
+from diffinf_lib.artifacts import file_digest, read_tensors, write_tensors
 from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import Latents, load_dataset
 from diffinf_lib.errors import ArtifactError, ConfigurationError
@@ -78,12 +78,20 @@ def test_a_checkpoint_goes_on_bit_for_bit(tmp_path, dropout):
     assert all(torch.equal(a, b) for a, b in zip(whole.ema.shadow_params, resumed.ema.shadow_params, strict=True))
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
-    trainer = Trainer(fresh().train(), IMAGES, PRESET.training, 0)
+def test_a_checkpoint_of_before_it_held_a_digest_is_gone_on_with(tmp_path):
+    trainer, path, identity = (
+        Trainer(fresh().train(), IMAGES, PRESET.training, 0),
+        tmp_path / "c.safetensors",
+        {"a": [1]},
+    )
     trainer.advance()
-    trainer.save(tmp_path / "c.safetensors", {"seed": 0})
-    with pytest.raises(ArtifactError, match="seed is 0 there, 1 asked"):
-        trainer.load(tmp_path / "c.safetensors", {"seed": 1})
+    trainer.save(path, identity)
+    write_tensors(path, read_tensors(path), metadata=identity)
+    again = Trainer(fresh(seed=7).train(), IMAGES, PRESET.training, 0)
+    again.load(path, identity)
+    assert again.step == 1 and all(map(torch.equal, trainer.parameters, again.parameters))
+    with pytest.warns(UserWarning, match=r"c\.safetensors: damaged or of something else; the training begins again"):
+        again.load(path, {"a": [2]})
 
 
 def test_training_lowers_the_loss():
