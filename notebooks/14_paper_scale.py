@@ -103,7 +103,7 @@ def stage_row(stage):
 
 
 table([stage_row(stage) for stage in plan.stages], name="tab-cifar2-plan",
-      caption="CIFAR-2 with the paper's draws on one device at 20 TFLOP/s.")  # fmt: skip
+      caption="CIFAR-2, the paper's draws, at 20 TFLOP/s.")  # fmt: skip
 
 # %% tags=["hide-input"]
 assert 6.0e9 < products < 6.1e9 and 36e18 < by_hand < 38e18
@@ -271,7 +271,8 @@ table([
      "days": number(draws / even * cost, 1)}
     for draws in drawn
 ], caption="What measuring takes on one device at 20 TFLOP/s. The first row "
-   "is the paper's loss and 1,000 draws of the ELBO, the third the preset's.")  # fmt: skip
+   "is the paper's loss with 1,000 draws of the ELBO; the third, "
+   "the preset's.")  # fmt: skip
 
 # %% [markdown]
 # Some 3,000. A training sees two million images, at three forward passes each. Two thousand queries at 3,000 draws are as
