@@ -63,9 +63,11 @@ def watched(found: dict[str, float], name: str) -> Iterator[None]:
 
     thread, started = threading.Thread(target=look), time.perf_counter()
     thread.start()
-    yield
-    ended.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
     found[name], found[f"{name} (seconds)"] = max(peak[0], private_bytes() - before), time.perf_counter() - started
 
 

@@ -13,9 +13,9 @@ def one_bit(content: bytes, other: bytes) -> Iterator[bytes]:
     """One bit of a byte flipped: near the beginning, within, near the end; in JSON that of a digit, which then is another."""
     digits = [found.start() for found in re.finditer(rb"\d", content)] if content.startswith(b"{") else []
     places = digits or range(2, len(content) - 7)
-    for place in (places[0], places[len(places) // 2], places[-1]):
+    for number, place in enumerate((places[0], places[len(places) // 2], places[-1])):
         flipped = bytearray(content)
-        flipped[place] ^= 1
+        flipped[place] ^= 1 if digits else (1, 16, 64)[number]
         yield bytes(flipped)
 
 

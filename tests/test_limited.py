@@ -304,5 +304,6 @@ def test_one_word_means_the_limited_preset_on_every_road(capsys, tmp_path):
     assert capsys.readouterr().out.startswith("cifar10:as-run:limited")
     assert main(["experiment", "smoke", "--limit", "--run", str(tmp_path / "run"), "--flops", "1e9", "--dry-run"]) == 0
     assert capsys.readouterr().out.startswith("smoke:limited") and not list(tmp_path.iterdir())
+    assert main(["presets", "smoke:limited"]) == main(["plan", "smoke:limited", "--limit", "--flops", "1e9"]) == 0
     assert main(["model", "mnist", "--limit"]) == 2
     assert "preset='mnist': no such preset" in capsys.readouterr().err

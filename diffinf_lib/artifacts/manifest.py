@@ -4,8 +4,8 @@ A stage is a folder with a `manifest.json`. The manifest is written twice: when 
 half-way is known by its configuration) and when it is finished (with the digest of every file, and of what it says itself).
 
 Every file of a stage is hashed when a process asks for the stage: a file of another stage, or one bit that differs, is found
-then, and not between two readings by one process. Files of a stage that nobody asks for are not looked at: the weights of a
-retrained model whose measurements are there, for instance, which would be gigabytes at each start.
+then. Files of a stage that nobody asks for are not looked at: the weights of a retrained model whose measurements are there,
+for instance, which would be gigabytes at each start.
 """
 
 import os

@@ -47,7 +47,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest:
         options.queries = [*options.queries, *rest]
     if getattr(options, "limit", False):
-        options.preset += LIMITED
+        options.preset = options.preset.removesuffix(LIMITED) + LIMITED
     return options
 
 

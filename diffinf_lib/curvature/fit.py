@@ -55,11 +55,17 @@ class _Partial:
 
     def load(self, pass_name: str, device: torch.device) -> tuple[int, Sums]:
         found = read_part(self.path, self.identity, "the pass begins again")
-        if found is None or found[1]["pass"] != pass_name:
+        if found is None:
             return 0, {}
         sums, told = found
-        check_same({name: told[name] for name in self.counted}, self.counted, self.path)
+        self.check(told, self.path)
+        if told["pass"] != pass_name:
+            return 0, {}
         return told["done"], {name: value.to(device) for name, value in sums.items()}
+
+    def check(self, told: dict[str, Any], path: Path) -> None:
+        """Refuse what was summed up in portions of another size."""
+        check_same({name: told.get(name) for name in self.counted}, self.counted, path)
 
 
 class _Fit:
@@ -113,15 +119,15 @@ class _Fit:
 
     def factors(self, folder: Path | None, keep: _Partial | None) -> Sums:
         """A and B of every block, as `BLOCK/A` and `BLOCK/B`; kept on disk until the second pass is done."""
-        path, identity = (folder / FACTORS, keep.identity) if folder and keep else (None, None)
-        kept = read_part(path, identity, "the factors are fitted again") if path else None
-        if kept:
+        path = folder / FACTORS if folder else None
+        if path and keep and (kept := read_part(path, keep.identity, "the factors are fitted again")):
+            keep.check(kept[1], path)
             return {name: value.to(self.device) for name, value in kept[0].items()}
         draws = self.config.drawn_for_factors
         size = self.passes.portion_size(draws.count, batched=False)
         found = self.means("factors", draws, size, self.passes.add_factors, keep)
-        if path:
-            write_part(path, found, identity)
+        if path and keep:
+            write_part(path, found, keep.identity, keep.counted)
         return found
 
     def bases(self, folder: Path | None, keep: _Partial | None) -> dict[str, LayerCurvature]:

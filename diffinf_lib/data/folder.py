@@ -7,7 +7,7 @@ hardly who is chosen or held out.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from diffinf_lib.artifacts import file_digest, is_finished, json_digest, read_arrays, stage, write_arrays
+from diffinf_lib.artifacts import file_digest, json_digest, read_arrays, stage, write_arrays
 from diffinf_lib.artifacts.paths import data_root, spelt_out
 from diffinf_lib.configuration import DatasetConfig
+from diffinf_lib.data.decoding import Remark
 from diffinf_lib.data.files import ARCHIVES, NO_CLASS, FolderFiles, ImageFile, list_images, unicode_name
 from diffinf_lib.data.images import Dataset, ImageSet
 from diffinf_lib.data.latents import Latents
@@ -27,6 +28,7 @@ from diffinf_lib.data.mapped import kept_rows
 from diffinf_lib.data.reading import ReadableImages, look_at_images, looked_at_before
 from diffinf_lib.data.selection import even_shares, order_by_id, random_order, select, take
 from diffinf_lib.errors import DataError, first_few, require
+from diffinf_lib.options import PositiveInt, checked
 from diffinf_lib.randomness import keyed_seed
 from diffinf_lib.shapes import Ids, Images
 
@@ -176,62 +178,64 @@ class _LabelledFiles:
         """The images at these positions, or their latents where an autoencoder is named, and notes."""
         files = [self.files[i] for i in positions.tolist()]
         paths, names = [file.path for file in files], tuple(file.name for file in files)
-        readable = _looked_at(paths, names, image_size, channels, large=autoencoder is not None)
+        contents = json_digest([_content(path) for path in paths])
+        readable = _looked_at(paths, names, contents, image_size, channels, large=autoencoder is not None)
+        identity = {"files": contents, "shape": list(readable.shape), "image_size": image_size}
         told = self.labels[positions], self.ids[positions]
         if autoencoder:
-            means, *others = _encoded(readable, image_size, autoencoder).unbind()
+            means, *others = _encoded(readable, identity, autoencoder).unbind()
             return Latents(means, *told, *others, names=names), readable.notes
-        pixels = _decoded(readable, image_size) if readable.is_large else readable.rows()
+        pixels = _decoded(readable, identity) if readable.is_large else readable.rows()
         return ImageSet(pixels, *told, names=names), readable.notes
 
 
 def _looked_at(
-    paths: Sequence[Path], names: Sequence[str], image_size: int | None, channels: int | None, *, large: bool
+    paths: Sequence[Path],
+    names: Sequence[str],
+    contents: str,
+    image_size: int | None,
+    channels: int | None,
+    *,
+    large: bool,
 ) -> ReadableImages:
     """The images of some files. Of those too many for memory, or `large` without, what was found is kept below the data
-    folder: there each file is decoded once, not by every process."""
-    identity = {"files": _contents(paths), "image_size": image_size, "channels": channels}
-    folder = data_root() / "found" / json_digest(identity)[:12]
-    asked = {"image_size": image_size, "channels": channels}
-    if is_finished(folder, identity):
-        return looked_at_before(paths, names, read_arrays(folder / FOUND), **asked)
-    readable = look_at_images(paths, names, **asked)
-    if large or readable.is_large:
-        with stage(folder, identity, name="found") as needed:
-            if needed:
-                write_arrays(folder / FOUND, **readable.findings)
-    return readable
+    folder: a process that comes later decodes none of them."""
+    asked = {
+        "image_size": checked("image_size", image_size, PositiveInt | None),
+        "channels": checked("channels", channels, PositiveInt | None),
+    }
+    identity = {"files": contents, "remarks": [remark.name for remark in Remark]} | asked
+    folder, readable = data_root() / "found" / json_digest(identity)[:12], None
+    if not folder.is_dir():
+        readable = look_at_images(paths, names, **asked)
+        if not (large or readable.is_large):
+            return readable
+    with stage(folder, identity, name="found") as needed:
+        if needed:
+            readable = readable or look_at_images(paths, names, **asked)
+            write_arrays(folder / FOUND, **readable.findings)
+    return readable or looked_at_before(paths, names, read_arrays(folder / FOUND), **asked)
 
 
-def _decoded(readable: ReadableImages, image_size: int | None) -> Images:
+def _decoded(readable: ReadableImages, identity: Mapping[str, Any]) -> Images:
     """Images that are too many for memory, decoded once into a file below the data folder."""
-    identity = _files_identity(readable, image_size)
     folder = data_root() / "decoded" / json_digest(identity)[:12]
     return kept_rows(folder, identity, (1, *readable.shape), lambda *rows: readable.rows(*rows)[None], name="decoded")[
         0
     ]
 
 
-def _encoded(readable: ReadableImages, image_size: int | None, source: str) -> Float[Tensor, "4 N C H W"]:
+def _encoded(readable: ReadableImages, identity: Mapping[str, Any], source: str) -> Float[Tensor, "4 N C H W"]:
     """What an autoencoder makes of images, encoded once into a file below the data folder."""
     from diffinf_lib.autoencoder import load_autoencoder  # it stands above data, and not every folder needs one
 
     autoencoder = load_autoencoder(source)
     shape = autoencoder.latent_shape(readable.shape[1:])
-    identity = _files_identity(readable, image_size) | {"autoencoder": autoencoder.digest}
+    identity = {**identity, "autoencoder": autoencoder.digest}
     return kept_rows(
         data_root() / "latents" / json_digest(identity)[:12], identity, (4, readable.shape[0], *shape),
         lambda *rows: autoencoder.moments(readable.rows(*rows)), name="latents",
     )  # fmt: skip
-
-
-def _files_identity(readable: ReadableImages, image_size: int | None) -> dict[str, Any]:
-    """What the pixels of some files depend on."""
-    return {"files": _contents(readable.paths), "shape": list(readable.shape), "image_size": image_size}
-
-
-def _contents(paths: Sequence[Path]) -> str:
-    return json_digest([_content(path) for path in paths])
 
 
 def _content(path: Path) -> str:

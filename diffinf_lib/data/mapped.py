@@ -57,6 +57,8 @@ def mapped(file: Path) -> Tensor:
 def _make(folder: Path, shape: tuple[int, ...], make: Maker, at_once: int) -> None:
     file, progress = folder / ROWS, folder / PROGRESS
     done, content = _kept_so_far(folder, at_once)
+    if not done:
+        file.unlink(missing_ok=True)  # who has mapped an earlier one goes on with that
     with room_needed(folder):
         kept = np.lib.format.open_memmap(
             file, mode="r+" if done else "w+", dtype=np.float32, shape=None if done else shape
@@ -77,13 +79,12 @@ def _kept_so_far(folder: Path, at_once: int) -> tuple[int, str]:
     told, file = read_sealed(folder / PROGRESS), folder / ROWS
     if told is None or not file.exists():
         return 0, ""
-    content = ""
-    with suppress(ValueError, EOFError):  # no array
-        rows = np.load(file, mmap_mode="r")
+    with suppress(Exception):  # NumPy reads the header as code: damage there may raise anything
+        rows, content = np.load(file, mmap_mode="r"), ""
         for start in range(0, told["rows"], at_once):
             content = _content(rows[:, start : min(start + at_once, told["rows"])], content)
-    if content == told.get("content", content):  # of before, rows alone were told
-        return told["rows"], content
+        if content == told.get("content", content):  # of before, rows alone were told
+            return told["rows"], content
     warnings.warn(f"{file}: damaged; its rows are made again", stacklevel=2)
     return 0, ""
 

@@ -125,6 +125,18 @@ def test_whatever_bit_of_a_part_is_flipped_it_is_not_gone_on_with(tmp_path):
     assert read_part(path, {"seed": [0, 1]}, "again") is None
 
 
+def test_parts_of_before_are_believed_if_what_they_tell_is_so(tmp_path):
+    path, tensors = tmp_path / "x.safetensors", {"a": torch.arange(3.0)}
+    for metadata in ({"content": tensor_digest(tensors["a"])}, {"seed": 3}):
+        write_tensors(path, tensors, metadata=metadata)
+        back = read_part(path, {"seed": 3}, "again")
+        assert back and torch.equal(back[0]["a"], tensors["a"]) and back[1] == {}
+    for metadata in ({"content": tensor_digest(tensors["a"] + 1)}, {"seed": 4}, None):
+        write_tensors(path, tensors, metadata=metadata)
+        with pytest.warns(UserWarning, match="damaged or of something else; again"):
+            assert read_part(path, {"seed": 3}, "again") is None
+
+
 def test_whatever_bit_of_a_sealed_record_is_flipped_nothing_else_is_read(tmp_path):
     path, value = tmp_path / "x.json", {"rows": 12, "how": {"together": 1}, "name": "α", 4: [1.5, None]}
     write_sealed(path, value)

@@ -1,5 +1,6 @@
 """K-FAC and EK-FAC against the dense GGN, in float64."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -124,6 +125,19 @@ def test_an_interrupted_fit_does_not_go_on_with_another_batch_size(tmp_path, mon
             fit_curvature(model, data, by_definition(DRAWS), batch_size=4, out=tmp_path, checkpoint_seconds=0)
     with pytest.raises(ArtifactError, match="batch_size is 4 there, 2 asked"):
         fit_curvature(model, data, by_definition(DRAWS), batch_size=2, out=tmp_path, checkpoint_seconds=0)
+
+
+def test_nor_do_corrections_in_other_batches_follow_factors(tmp_path, monkeypatch):
+    from diffinf_lib.curvature import passes
+
+    model, data = conv_denoiser(), images(4, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "label_vectors", stopping_after(5, passes.label_vectors))
+        with pytest.raises(KeyboardInterrupt):
+            fit_curvature(model, data, CONFIG, batch_size=2, out=tmp_path, checkpoint_seconds=math.inf)
+    assert {path.name for path in tmp_path.iterdir()} == {"factors.safetensors", "manifest.json"}
+    with pytest.raises(ArtifactError, match="batch_size is 2 there, 4 asked"):
+        fit_curvature(model, data, CONFIG, batch_size=4, out=tmp_path)
 
 
 def test_exact_and_sampled_labels_are_not_taken_for_each_other(tmp_path):

@@ -1,6 +1,7 @@
 """Images too many for memory: the same numbers from a file as from memory."""
 
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from damage import HARMS
 from PIL import Image
 
 import diffinf_lib as di
+from diffinf_lib.artifacts import write_sealed
 from diffinf_lib.data import folder, mapped, reading
 
 
@@ -74,6 +76,34 @@ def test_rows_do_not_go_on_from_what_is_damaged(tmp_path, name, harm):
         assert made == [0, 3, 6, 9]
     made.clear()
     assert torch.equal(kept("one", rows), rows) and made == [6, 9]
+
+
+@pytest.mark.parametrize("told", [{"rows": 6}, {"rows": 6, "content": "other"}])
+def test_rows_whose_header_is_damaged_are_made_again(tmp_path, told):
+    """NumPy reads a header as code, and what is damaged there may raise anything."""
+    rows = torch.arange(40.0).reshape(2, 10, 2)
+    for place in range(64):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        np.save(folder / mapped.ROWS, np.zeros((2, 10, 2), np.float32))
+        content = bytearray((folder / mapped.ROWS).read_bytes())
+        content[place] ^= 8
+        (folder / mapped.ROWS).write_bytes(content)
+        write_sealed(folder / mapped.PROGRESS, told)
+        with warnings.catch_warnings(action="ignore"):
+            found = mapped.kept_rows(folder, "x", (2, 10, 2), lambda *at: rows[:, slice(*at)], name="rows")
+        assert torch.equal(found[:, 6:], rows[:, 6:]) and found.shape == rows.shape
+
+
+def test_who_has_mapped_rows_keeps_them_when_they_are_made_anew(tmp_path):
+    def kept(value):
+        return mapped.kept_rows(tmp_path, "x", (1, 4), lambda a, b: torch.full((1, b - a), value), name="rows")
+
+    first = kept(1.0)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.warns(UserWarning, match="manifest.json: damaged"):
+        assert torch.equal(kept(2.0), torch.full((1, 4), 2.0))
+    assert torch.equal(first, torch.ones(1, 4))
 
 
 @pytest.mark.parametrize("index", [slice(3, 9), [4, 4, 0], torch.tensor([2, 7]), torch.arange(30) % 3 == 0])
