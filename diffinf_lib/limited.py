@@ -18,7 +18,7 @@ from diffinf_lib.configuration import (
 )
 
 if TYPE_CHECKING:
-    from diffinf_lib.presets import Preset
+    from diffinf_lib import presets
 
 LIMITED = ":limited"
 """What follows a preset's name to mean its limited form."""
@@ -33,7 +33,7 @@ LIKELIHOOD = (2, 2)
 GROUPS = 8
 
 
-def limited(preset: "Preset") -> "Preset":
+def limited(preset: "presets.Preset") -> "presets.Preset":
     """The preset with few images, steps, draws and subsets, and a narrow network of the same blocks, one layer in each.
 
     Training gradients are kept where the preset itself keeps them: `store_budget` shrinks as a store does. Samples are made
