@@ -143,7 +143,8 @@ class MeasuringStudy(Study[RetrainedCell]):
         self.subsets, self.seeds = self.subsets or config.count, self.seeds or config.seeds
         require(self.subsets > 1, f"subsets={self.subsets}: give two or more, for models are compared")
         self.points = [Point(rule, count) for rule in self.rules for count in self.counts]
-        _ = [point.draws for point in self.points], DrawConfig(self.reference)  # refused before any model is read
+        self.drawn = [point.draws for point in self.points]  # wrong counts are refused before any model is read
+        self.reference_draws = DrawConfig(self.reference)
 
     def cells(self) -> list[RetrainedCell]:
         return [RetrainedCell(*pair) for pair in shard_of(self.subsets, self.seeds, 0, 1)]
@@ -152,7 +153,7 @@ class MeasuringStudy(Study[RetrainedCell]):
         return model_name(*cell)
 
     def depends(self, cell: RetrainedCell) -> dict[str, Any]:
-        return {"points": self.points, "reference": self.reference, "query_count": self.query_count}
+        return {"points": self.drawn, "reference": self.reference_draws, "query_count": self.query_count}
 
     def options(self) -> dict[str, Any]:
         return super().options() | {
@@ -181,8 +182,8 @@ class MeasuringStudy(Study[RetrainedCell]):
             return measure(model, self.images, self._over(draws), seed=seed).numpy()
 
         return {
-            "measured": np.stack([measured(point.draws, of_points) for point in self.points]),
-            "reference": np.stack([measured(DrawConfig(self.reference), seed) for seed in halves]),
+            "measured": np.stack([measured(draws, of_points) for draws in self.drawn]),
+            "reference": np.stack([measured(self.reference_draws, seed) for seed in halves]),
         }
 
     def measurements(self, part: str) -> Float[np.ndarray, "parts M K Q"]:
@@ -203,15 +204,15 @@ class MeasuringStudy(Study[RetrainedCell]):
             own = influence_scores(run, images)[:, : self.query_count]
             return {"scores": torch.cat([own, torch.cat(self._scores_of_points())]).numpy()}
 
-        depends = {"points": self.points, "query_count": self.query_count, "damping": self.run.preset.damping}
+        depends = {"points": self.drawn, "query_count": self.query_count, "damping": self.run.preset.damping}
         return torch.from_numpy(self.kept_besides("scores", depends).arrays(scores)["scores"])
 
     def _scores_of_points(self) -> list[Float[Tensor, "1 Q N"]]:
         run, preset, curvature = self.run, self.run.preset, curvature_of_run(self.run)
         sets = [
             gradients_of(run.model.model, curvature, self.images,
-                         self._over(point.draws).expectation(self._seeds_of_draws[-1]), store_format=preset.query_format)
-            for point in self.points
+                         self._over(draws).expectation(self._seeds_of_draws[-1]), store_format=preset.query_format)
+            for draws in self.drawn
         ]  # fmt: skip
         return scores_of_sets(sets, train_gradients(run), curvature, Inverses([preset.damping],
                               [preset.curvature.approximation]))  # fmt: skip
@@ -274,14 +275,14 @@ class MeasuringStudy(Study[RetrainedCell]):
         reference = self._truth(halves.mean(0))
         base, *on_reference = sampled_lds(list(scores), reference, bootstrap=BOOTSTRAP)
 
-        def add(row: dict[str, Any], names: Sequence[str], found: Resampled) -> None:
-            lost = (found - base).estimate()
-            row |= dict(zip((*names, f"{names[-1]}_interval"), (found.mean, *lost)[-1 - len(names) :], strict=True))
+        def lost(name: str, found: Resampled) -> dict[str, Any]:
+            change = (found - base).estimate()
+            return {name: change.value, f"{name}_interval": change.interval}
 
         for row, values, own, held in zip(rows, measured, scores[1:], on_reference, strict=True):
             by_run, by_own = sampled_lds([scores[0], own], self._truth(values), bootstrap=BOOTSTRAP)
-            add(row, ("lds", "lost"), by_run)
-            add(row, ("own_lds", "own_lost"), by_own)
-            add(row, ("gradients_lost",), held)
+            row |= {"lds": by_run.mean} | lost("lost", by_run)
+            row |= {"own_lds": by_own.mean} | lost("own_lost", by_own)
+            row |= lost("gradients_lost", held)
         several = {"ceiling": ceiling(reference)} if self.seeds > 1 else {}
         return {"lds": base.mean, "lds_interval": base.estimate().interval, **several}

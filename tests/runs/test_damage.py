@@ -158,6 +158,7 @@ def test_of_a_finished_run_what_is_damaged_is_made_again(finished, tmp_path, har
             names = [name for name in names if name.name != MANIFEST and name.as_posix() not in (CONFIG, TRUSTED)]
         root = shutil.copytree(whole, tmp_path / str(number))
         damaged = damage(root / "run", other / "run", names, harm, number)
+        assert damaged or not names, "all files of this round are alike in both runs; it shows nothing"
         messages = told(everything, root)
         assert [path for path in damaged if not is_named(path, messages)] == []
         assert not differences(contents(root), contents(whole))
