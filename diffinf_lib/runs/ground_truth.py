@@ -52,12 +52,9 @@ def _retraining(run: Run, subset: int, seed: int) -> tuple[Kept, Training]:
     return run.training("retrained", model_name(subset, seed), images, run.preset.retraining(), seed)
 
 
-def _retrained(run: Run, subset: int, seed: int) -> Kept:
-    """Where one retrained model lies; where its manifest does not say so any more, it is made again."""
-    kept, _ = _retraining(run, subset, seed)
-    if kept.folder.exists() and not kept.finished:
-        retrained_model(run, subset, seed)
-    return kept
+def _is_there(run: Run, pair: Pair, measured: Kept) -> bool:
+    """Whether a model was measured and its training is there, whose time the bundle tells."""
+    return measured.finished and _retraining(run, *pair)[0].finished
 
 
 def retrained_measurements(
@@ -124,7 +121,8 @@ def ground_truth_shard(
     pairs = shard_of(
         config.count if subsets is None else subsets, config.seeds if seeds is None else seeds, shard, shards
     )
-    missing = {pair: kept for pair, kept in _own(run, pairs, known).items() if not kept.intact}
+    own = _own(run, pairs, known).items()
+    missing = {pair: kept for pair, kept in own if not (kept.intact and _is_there(run, pair, kept))}
     yield from (pair for pair in pairs if pair not in missing)
     if missing:
         together = fastest_together(run) if together is None else together
@@ -184,7 +182,7 @@ def collected_measurements(
         ArtifactError: some are not there yet; the message counts them.
     """
     pairs = shard_of(subsets, seeds, 0, 1)
-    missing = [model_name(*one) for one, kept in _own(run, pairs, known).items() if not kept.finished]
+    missing = [model_name(*pair) for pair, kept in _own(run, pairs, known).items() if not _is_there(run, pair, kept)]
     require(not missing, f"{run.folder}: {len(missing)} of {len(pairs)} retrained models are missing, "
             f"first {missing[:1]}; run the ground truth to its end", ArtifactError)  # fmt: skip
     values = [[retrained_measurements(run, subset, seed, known) for seed in range(seeds)] for subset in range(subsets)]
@@ -247,7 +245,7 @@ def _ground_truth_metrics(
     run: Run, subsets: int, seeds: int, collected: dict[str, Float[Tensor, "M K _Q"]], known: KnownMeasurements | None
 ) -> dict[str, Any]:
     own = _own(run, pairs := shard_of(subsets, seeds, 0, 1), known)
-    kept = [[_retrained(run, *one) for one in own], list(own.values())]
+    kept = [[_retraining(run, *pair)[0] for pair in own], list(own.values())]
     before = known.bundle.metrics if known else {}
     training, measuring = (sum(one.seconds for one in part) for part in kept)
     commits = {one.manifest["environment"]["git_commit"] for part in kept for one in part}

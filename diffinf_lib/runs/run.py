@@ -18,6 +18,7 @@ from diffinf_lib.artifacts import (
     run_folder,
     write_sealed,
 )
+from diffinf_lib.artifacts.manifest import MANIFEST
 from diffinf_lib.configuration import TrainingConfig
 from diffinf_lib.data import Dataset, ImageSet, load_dataset
 from diffinf_lib.devices import usable_device
@@ -25,7 +26,7 @@ from diffinf_lib.errors import require
 from diffinf_lib.models import build_model
 from diffinf_lib.presets import STORE_BUDGET, Preset
 from diffinf_lib.runs.kept import Kept
-from diffinf_lib.training import Training, TrainingResult, train
+from diffinf_lib.training import Training, TrainingResult, train, training_identity
 
 CONFIG, LOGS = "config.json", "logs"
 Held = TypeVar("Held")
@@ -157,6 +158,8 @@ def open_run(
             if found is not None and _has_stages(folder):
                 check_same(found, configuration, folder)
             _check_network(run)  # before anything is written
+            if not force:
+                _check_model(run)  # where the configuration is damaged, the trained model still says whose the folder is
             preset.process.check_sampler(preset.sampling.method, preset.sampling.steps)
             write_sealed(config_file, configuration)
     return run
@@ -166,6 +169,15 @@ def _has_stages(folder: Path) -> bool:
     """Whether any stage was ever started: it leaves files, the first its manifest; locks and half-written files are hidden."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return any(path.relative_to(folder).parts[0] not in (CONFIG, LOGS) for path in files)
+
+
+def _check_model(run: Run) -> None:
+    """Refuse a preset whose model is not the one that lies in the folder."""
+    found = read_sealed(run.path("model", MANIFEST))
+    if found is not None:
+        model = build_model(run.preset.unet, run.preset.process, seed=run.seed)
+        identity = training_identity(model, run.data.train, run.preset.training, run.seed)
+        check_same(found.get("configuration"), identity, run.path("model"))
 
 
 def _check_network(run: Run) -> None:

@@ -179,6 +179,34 @@ def test_what_says_that_it_is_of_another_run_is_refused(finished, tmp_path):
     assert not told(everything, root) and not differences(contents(root), contents(whole))
 
 
+def test_a_damaged_configuration_lets_no_other_run_in(finished, tmp_path):
+    root = shutil.copytree(finished[0], tmp_path / "run")
+    config = root / "run" / CONFIG
+    config.write_text(config.read_text().replace('"name": "smoke"', '"name": "smoky"'))
+    before = contents(root)
+    for other in ({"training.learning_rate": 0.5}, {"dataset.seed": 1}, {"unet.freq_shift": 1}):
+        with pytest.raises(ArtifactError, match="model: made by another configuration: "), pytest.warns(match="damaged"):
+            di.open_run(di.with_options(PRESET, other), root / "run", progress=False)
+    with pytest.raises(ArtifactError, match="seed is 0 there, 1 asked"), pytest.warns(match="damaged"):
+        opened(root, seed=1)
+    assert not differences(contents(root), before)
+    assert is_named(config, told(everything, root)) and not differences(contents(root), contents(finished[0]))
+
+
+def test_a_bundle_trains_no_model(finished, tmp_path):
+    """Where a training is not there any more, the ground truth is to be run."""
+    root = shutil.copytree(finished[0], tmp_path / "run")
+    damaged, gone = sorted((root / "run" / "retrained").glob("k*/"))
+    (damaged / MANIFEST).write_bytes(b"{")
+    shutil.rmtree(gone)
+    with small() as patch:
+        patch.setattr(Trainer, "advance", lambda *_: pytest.fail("trained"))
+        with pytest.raises(ArtifactError, match="2 of 2 retrained models are missing"), pytest.warns(match="damaged"):
+            di.runs.ground_truth_bundle(opened(root), "g", root=root)
+    told(everything, root)
+    assert not differences(contents(root), contents(finished[0]))
+
+
 def at_call(number, function):
     """A function that is killed when it is called for that time."""
     calls = count(1)
