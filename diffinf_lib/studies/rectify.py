@@ -1,12 +1,13 @@
 """Rectify study: what becomes of each method's LDS when low scores are flattened, and what the images of low scores really do.
 
 A cell is a cell of the methods study, held against the ground truth of what it attributes. Its scores are read from there, and
-computed there where they are missing. Rectifiers are judged as the options of a method are: chosen on one half of the subsets,
-judged on the other.
+computed there where they are missing. A high score is one of an image without which the query would be less likely: of a
+log-likelihood, which falls without it, scores and measurements are turned round. Rectifiers are judged as the options of a
+method are: chosen on one half of the subsets, judged on the other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diffinf_lib.attribution.methods import get_method
+from diffinf_lib.configuration import MeasurementConfig, proxy_sign
 from diffinf_lib.evaluation import (
     Estimate,
     GroundTruth,
@@ -92,12 +94,18 @@ class RectifyStudy(Study[MethodCell]):
         """The values of the method's option, its scores, and what is done with them."""
         done = {"rectifiers": list(RECTIFIERS), "edges": EDGES, "controls": CONTROLS, "shuffles": SHUFFLES,
                 "splits": SPLITS, "bootstrap": BOOTSTRAP}  # fmt: skip
-        return self.scored.depends(cell) | done
+        turned = {"sign": self._sign(cell)} if self._sign(cell) < 0 else {}
+        return self.scored.depends(cell) | done | turned
+
+    def _sign(self, cell: MethodCell) -> int:
+        """−1 where a higher value of what is measured means a query that is more likely."""
+        return proxy_sign(self.scored.measurement(cell.attributed), MeasurementConfig("loss"))
 
     def computed(self, cell: MethodCell) -> Arrays:
         """Everything that a row says, as arrays of values with both ends of their intervals."""
-        method, truth = get_method(cell.method), self.truths[self._key(cell)]
-        scores = self.scored.scores(cell).scores.numpy()
+        method, truth, sign = get_method(cell.method), self.truths[self._key(cell)], self._sign(cell)
+        truth = replace(truth, measurements=sign * truth.measurements, full_measurements=None)
+        scores = sign * self.scored.scores(cell).scores.numpy()
         default = scores[method.grid.index(method.default)]
         by_option = np.stack([_lds(matrix, truth) for matrix in scores])
         curve = effects_by_score(default, truth, EDGES)

@@ -1,5 +1,7 @@
 """Rectify study on the smoke preset."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cases import random_truth
@@ -45,3 +47,8 @@ def test_the_study_holds_each_method_against_what_it_attributes(run, tmp_path):
     assert set(row["controls"]) == set(CONTROLS) and row["favourite"] in names
     assert row["both_gain"][0] == pytest.approx(row["both_chosen"][0] - row["option_chosen"][0])
     assert "both_gain" not in made.metrics["results"][1]
+    turned = replace(truths["held-out/elbo"], measurements=-truths["held-out/elbo"].measurements)
+    helps = -study.scored.scores(cells[4]).scores[method.grid.index(method.default)].numpy()
+    expected = di.paired_difference(rectified(helps, "clamp"), helps, turned)
+    assert made.metrics["results"][4]["gains"]["clamp"][0] == pytest.approx(expected[0])
+    assert made.metrics["results"][4]["slope_ratio"][0] == pytest.approx(slopes_of_signs(helps, turned).ratio.value)
