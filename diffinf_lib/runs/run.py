@@ -159,7 +159,7 @@ def open_run(
                 check_same(found, configuration, folder)
             _check_network(run)  # before anything is written
             if not force:
-                _check_model(run)  # where the configuration is damaged, the trained model still says whose the folder is
+                _check_model(run)  # it still says whose the folder is where the configuration is damaged
             preset.process.check_sampler(preset.sampling.method, preset.sampling.steps)
             write_sealed(config_file, configuration)
     return run

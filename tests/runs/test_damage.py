@@ -185,7 +185,10 @@ def test_a_damaged_configuration_lets_no_other_run_in(finished, tmp_path):
     config.write_text(config.read_text().replace('"name": "smoke"', '"name": "smoky"'))
     before = contents(root)
     for other in ({"training.learning_rate": 0.5}, {"dataset.seed": 1}, {"unet.freq_shift": 1}):
-        with pytest.raises(ArtifactError, match="model: made by another configuration: "), pytest.warns(match="damaged"):
+        with (
+            pytest.raises(ArtifactError, match="model: made by another configuration: "),
+            pytest.warns(match="damaged"),
+        ):
             di.open_run(di.with_options(PRESET, other), root / "run", progress=False)
     with pytest.raises(ArtifactError, match="seed is 0 there, 1 asked"), pytest.warns(match="damaged"):
         opened(root, seed=1)
