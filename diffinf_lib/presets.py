@@ -102,6 +102,16 @@ class Preset(Options):
         """Everything that the ground truth measures."""
         return (self.measurement, *self.further_measurements)
 
+    def measurement_labelled(self, label: str) -> MeasurementConfig:
+        """The measurement of that label.
+
+        Raises:
+            ConfigurationError: the preset has none; the message names those it has.
+        """
+        known = {config.label: config for config in self.measurements}
+        require(label in known, f"measurement={label!r}: the preset has {', '.join(known)}; give one of these")
+        return known[label]
+
     @property
     def has_trajectories(self) -> bool:
         """Whether its samples come by every step of the reverse process, each with a density."""

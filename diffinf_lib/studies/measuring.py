@@ -31,17 +31,21 @@ from diffinf_lib.measurements import measure
 from diffinf_lib.options import check_counts
 from diffinf_lib.runs import (
     curvature_of_run,
-    influence_scores,
     retrained_model,
     shard_of,
     subset_masks,
     train_gradients,
 )
 from diffinf_lib.runs.ground_truth import model_name
-from diffinf_lib.studies.draws import RULES
+from diffinf_lib.studies.draws import RULES as RULES_OF_LOSS
 from diffinf_lib.studies.study import Arrays, Study
 from diffinf_lib.studies.timesteps import RetrainedCell
 
+RULES = RULES_OF_LOSS | {
+    "elbo": {"timestep_rule": "elbo", "noise_rule": "independent"},
+    "elbo, antithetic": {"timestep_rule": "elbo"},
+}
+"""What `DrawConfig` each rule of measuring is, but for the number of draws."""
 MEASURED_RULES = ("uniform", "stratified", "stratified, antithetic", "signal, antithetic")
 COUNTS = (8, 32, 128)
 HALVES = 2
@@ -109,14 +113,15 @@ class MeasuringStudy(Study[RetrainedCell]):
 
     Attributes:
         counts: numbers of draws.
-        rules: names of rules, see `RULES` of the study of draws.
-        reference: draws of each half of the reference.
+        rules: names, see `RULES`.
+        reference: draws of each half of the reference, by the rule of the preset's measurement.
         query_count: queries, the first held-out ones.
         subsets: number of subsets M; 0: the preset's.
         seeds: trainings of each subset, K; 0: the preset's.
+        measured: label of what is measured, one of the preset's measurements.
 
     Raises:
-        ConfigurationError: the preset measures something else than the loss, or there are not so many queries.
+        ConfigurationError: what is measured is no mean over draws of single images, or there are not so many queries.
     """
 
     counts: Sequence[int] = COUNTS
@@ -125,14 +130,16 @@ class MeasuringStudy(Study[RetrainedCell]):
     query_count: int = 24
     subsets: int = 0
     seeds: int = 0
+    measured: str = "loss"
 
     name = "measuring"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        config, measurement, held = self.run.preset.subsets, self.run.preset.measurement, len(self.run.data.queries)
-        require(measurement.name == "loss", f"measurement={measurement.name!r}: the study is of the loss; give "
-                "measurement.name=loss")  # fmt: skip
+        config, held = self.run.preset.subsets, len(self.run.data.queries)
+        self.measurement = self.run.preset.measurement_labelled(self.measured)
+        studied = self.measurement.attributable and not self.measurement.expectation().objective.on_trajectories
+        require(studied, f"measured={self.measured!r}: the study is of means over draws of an image; give loss or elbo")
         check_counts(reference=self.reference, queries=self.query_count)
         require(
             self.query_count <= held,
@@ -144,7 +151,7 @@ class MeasuringStudy(Study[RetrainedCell]):
         require(self.subsets > 1, f"subsets={self.subsets}: give two or more, for models are compared")
         self.points = [Point(rule, count) for rule in self.rules for count in self.counts]
         self.drawn = [point.draws for point in self.points]  # wrong counts are refused before any model is read
-        self.reference_draws = DrawConfig(self.reference)
+        self.reference_draws = replace(self.measurement.draws, count=self.reference)
 
     def cells(self) -> list[RetrainedCell]:
         return [RetrainedCell(*pair) for pair in shard_of(self.subsets, self.seeds, 0, 1)]
@@ -153,7 +160,8 @@ class MeasuringStudy(Study[RetrainedCell]):
         return model_name(*cell)
 
     def depends(self, cell: RetrainedCell) -> dict[str, Any]:
-        return {"points": self.drawn, "reference": self.reference_draws, "query_count": self.query_count}
+        found = {"points": self.drawn, "reference": self.reference_draws, "query_count": self.query_count}
+        return found | ({} if self.measured == "loss" else {"measurement": self.measurement})
 
     def options(self) -> dict[str, Any]:
         return super().options() | {
@@ -167,7 +175,7 @@ class MeasuringStudy(Study[RetrainedCell]):
         return self.queries["held-out"].subset(torch.arange(self.query_count))
 
     def _over(self, draws: DrawConfig) -> MeasurementConfig:
-        return replace(self.run.preset.measurement, draws=draws)
+        return replace(self.measurement, draws=draws)
 
     @property
     def _seeds_of_draws(self) -> tuple[int, ...]:
@@ -198,24 +206,21 @@ class MeasuringStudy(Study[RetrainedCell]):
 
     def scores(self) -> Float[Tensor, "rows Q N"]:
         """The run's scores, and those with query gradients over the draws of each point; computed once and kept."""
+        run, preset = self.run, self.run.preset
 
         def scores() -> Arrays:
-            run, images = self.run, self.queries["held-out"]
-            own = influence_scores(run, images)[:, : self.query_count]
-            return {"scores": torch.cat([own, torch.cat(self._scores_of_points())]).numpy()}
+            curvature, own_draws = curvature_of_run(run), self.measurement.expectation(run.seed)
+            of_points = [self._over(draws).expectation(self._seeds_of_draws[-1]) for draws in self.drawn]
+            sets = [
+                gradients_of(run.model.model, curvature, self.images, expectation, store_format=preset.query_format)
+                for expectation in (own_draws, *of_points)
+            ]
+            inverses = Inverses([preset.damping], [preset.curvature.approximation])
+            return {"scores": torch.cat(scores_of_sets(sets, train_gradients(run), curvature, inverses)).numpy()}
 
-        depends = {"points": self.drawn, "query_count": self.query_count, "damping": self.run.preset.damping}
+        depends = {"points": self.drawn, "query_count": self.query_count, "damping": preset.damping,
+                   "measurement": self.measurement}  # fmt: skip
         return torch.from_numpy(self.kept_besides("scores", depends).arrays(scores)["scores"])
-
-    def _scores_of_points(self) -> list[Float[Tensor, "1 Q N"]]:
-        run, preset, curvature = self.run, self.run.preset, curvature_of_run(self.run)
-        sets = [
-            gradients_of(run.model.model, curvature, self.images,
-                         self._over(draws).expectation(self._seeds_of_draws[-1]), store_format=preset.query_format)
-            for draws in self.drawn
-        ]  # fmt: skip
-        return scores_of_sets(sets, train_gradients(run), curvature, Inverses([preset.damping],
-                              [preset.curvature.approximation]))  # fmt: skip
 
     def _truth(self, measured: PerModel) -> GroundTruth:
         masks, train_ids = subset_masks(self.run, self.subsets), self.run.data.train.ids

@@ -19,7 +19,6 @@ from diffinf_lib.attribution.methods import METHODS, Method, fixed_settings, get
 from diffinf_lib.attribution.task import AttributionTask, Cost
 from diffinf_lib.configuration import MeasurementConfig, proxy_sign
 from diffinf_lib.data import ImageSet
-from diffinf_lib.errors import require
 from diffinf_lib.evaluation import (
     lds,
     mean_measurements,
@@ -156,9 +155,7 @@ class MethodsStudy(Study[MethodCell]):
 
     def measurement(self, label: str) -> MeasurementConfig:
         """The preset's measurement of that label."""
-        known = {config.label: config for config in self.run.preset.measurements}
-        require(label in known, f"measurement={label!r}: the preset has {', '.join(known)}; give one of these")
-        return known[label]
+        return self.run.preset.measurement_labelled(label)
 
     def task(self, cell: MethodCell) -> AttributionTask:
         """The task that a cell's method is given."""

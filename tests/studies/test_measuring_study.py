@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cases import assert_equal_but_for_rounding
 
 import diffinf_lib as di
 from diffinf_lib import training
@@ -137,9 +138,27 @@ def test_the_lds_is_that_of_the_library(finished):
     assert row["gradients_lost"] == pytest.approx(di.lds(own, reference).mean - made.metrics["lds"])
 
 
+def test_another_measurement_is_studied_as_the_loss_is(finished):
+    run = replace(finished[0].run, preset=di.get_preset("smoke"))
+    rules = ("elbo", "elbo, antithetic")
+    study = MeasuringStudy(run, subsets=2, seeds=1, measured="elbo", **OPTIONS | {"rules": rules})
+    list(study.shard())
+    elbo, model = run.preset.further_measurements[0], retrained_model(run, 1, 0)
+    uneven = di.DrawConfig(8, timestep_rule="elbo", noise_rule="independent")
+    expected = di.measure(model, study.images, replace(elbo, draws=uneven), seed=3)
+    np.testing.assert_allclose(study.measurements("measured")[1, 1, 0], expected, rtol=1e-12)
+    assert study.reference_draws == replace(elbo.draws, count=16) != finished[0].reference_draws
+    task = di.runs.task_of_run(run, run.data.queries, elbo)
+    own = di.get_method("ekfac")(task, [run.preset.damping])[0, :4]
+    assert_equal_but_for_rounding(study.scores()[0], own, within=1e-4)
+    assert study.kept(study.cells()[0]).folder != finished[0].kept(study.cells()[0]).folder
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"measured": "likes"}, "measurement='likes': the preset has loss, elbo, log_likelihood"),
+        ({"measured": "log_likelihood"}, "measured='log_likelihood': the study is of means over draws"),
         ({"rules": ("even",)}, "rule='even': give one of uniform, "),
         ({"query_count": 7}, "queries=7: there are 6 held-out ones"),
         ({"subsets": 1}, "subsets=1: give two or more"),
