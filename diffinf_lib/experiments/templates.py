@@ -52,6 +52,7 @@ KINDS: dict[str, Any] = {
     "counts": tuple[PositiveInt, ...], "shares": tuple[Share, ...], "model_seeds": tuple[int, ...],
     "methods": tuple[MethodName, ...], "further": tuple[MethodName, ...], "formats": tuple[str, ...],
     "part": tuple[WholeNumber, ...], "attributed": tuple[_Label, ...], "measured": tuple[_Label, ...],
+    "measurement": _Label, "rules": tuple[str, ...],
     "rungs": Literal["ladder", "budget"],
 }  # fmt: skip
 """What a parameter holds, in every template that has it."""

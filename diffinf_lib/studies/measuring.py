@@ -118,7 +118,7 @@ class MeasuringStudy(Study[RetrainedCell]):
         query_count: queries, the first held-out ones.
         subsets: number of subsets M; 0: the preset's.
         seeds: trainings of each subset, K; 0: the preset's.
-        measured: label of what is measured, one of the preset's measurements.
+        measurement: label of what is measured, one of the preset's measurements.
 
     Raises:
         ConfigurationError: what is measured is no mean over draws of single images, or there are not so many queries.
@@ -130,16 +130,19 @@ class MeasuringStudy(Study[RetrainedCell]):
     query_count: int = 24
     subsets: int = 0
     seeds: int = 0
-    measured: str = "loss"
+    measurement: str = "loss"
 
     name = "measuring"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         config, held = self.run.preset.subsets, len(self.run.data.queries)
-        self.measurement = self.run.preset.measurement_labelled(self.measured)
-        studied = self.measurement.attributable and not self.measurement.expectation().objective.on_trajectories
-        require(studied, f"measured={self.measured!r}: the study is of means over draws of an image; give loss or elbo")
+        self.config = self.run.preset.measurement_labelled(self.measurement)
+        studied = self.config.attributable and not self.config.expectation().objective.on_trajectories
+        require(
+            studied,
+            f"measurement={self.measurement!r}: the study is of means over draws of an image; give loss or elbo",
+        )
         check_counts(reference=self.reference, queries=self.query_count)
         require(
             self.query_count <= held,
@@ -151,7 +154,7 @@ class MeasuringStudy(Study[RetrainedCell]):
         require(self.subsets > 1, f"subsets={self.subsets}: give two or more, for models are compared")
         self.points = [Point(rule, count) for rule in self.rules for count in self.counts]
         self.drawn = [point.draws for point in self.points]  # wrong counts are refused before any model is read
-        self.reference_draws = replace(self.measurement.draws, count=self.reference)
+        self.reference_draws = replace(self.config.draws, count=self.reference)
 
     def cells(self) -> list[RetrainedCell]:
         return [RetrainedCell(*pair) for pair in shard_of(self.subsets, self.seeds, 0, 1)]
@@ -161,7 +164,7 @@ class MeasuringStudy(Study[RetrainedCell]):
 
     def depends(self, cell: RetrainedCell) -> dict[str, Any]:
         found = {"points": self.drawn, "reference": self.reference_draws, "query_count": self.query_count}
-        return found | ({} if self.measured == "loss" else {"measurement": self.measurement})
+        return found | ({} if self.measurement == "loss" else {"measurement": self.config})
 
     def options(self) -> dict[str, Any]:
         return super().options() | {
@@ -175,7 +178,7 @@ class MeasuringStudy(Study[RetrainedCell]):
         return self.queries["held-out"].subset(torch.arange(self.query_count))
 
     def _over(self, draws: DrawConfig) -> MeasurementConfig:
-        return replace(self.measurement, draws=draws)
+        return replace(self.config, draws=draws)
 
     @property
     def _seeds_of_draws(self) -> tuple[int, ...]:
@@ -209,7 +212,7 @@ class MeasuringStudy(Study[RetrainedCell]):
         run, preset = self.run, self.run.preset
 
         def scores() -> Arrays:
-            curvature, own_draws = curvature_of_run(run), self.measurement.expectation(run.seed)
+            curvature, own_draws = curvature_of_run(run), self.config.expectation(run.seed)
             of_points = [self._over(draws).expectation(self._seeds_of_draws[-1]) for draws in self.drawn]
             sets = [
                 gradients_of(run.model.model, curvature, self.images, expectation, store_format=preset.query_format)
@@ -219,7 +222,7 @@ class MeasuringStudy(Study[RetrainedCell]):
             return {"scores": torch.cat(scores_of_sets(sets, train_gradients(run), curvature, inverses)).numpy()}
 
         depends = {"points": self.drawn, "query_count": self.query_count, "damping": preset.damping,
-                   "measurement": self.measurement}  # fmt: skip
+                   "measurement": self.config}  # fmt: skip
         return torch.from_numpy(self.kept_besides("scores", depends).arrays(scores)["scores"])
 
     def _truth(self, measured: PerModel) -> GroundTruth:

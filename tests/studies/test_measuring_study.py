@@ -141,7 +141,7 @@ def test_the_lds_is_that_of_the_library(finished):
 def test_another_measurement_is_studied_as_the_loss_is(finished):
     run = replace(finished[0].run, preset=di.get_preset("smoke"))
     rules = ("elbo", "elbo, antithetic")
-    study = MeasuringStudy(run, subsets=2, seeds=1, measured="elbo", **OPTIONS | {"rules": rules})
+    study = MeasuringStudy(run, subsets=2, seeds=1, measurement="elbo", **OPTIONS | {"rules": rules})
     list(study.shard())
     elbo, model = run.preset.further_measurements[0], retrained_model(run, 1, 0)
     uneven = di.DrawConfig(8, timestep_rule="elbo", noise_rule="independent")
@@ -157,8 +157,8 @@ def test_another_measurement_is_studied_as_the_loss_is(finished):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"measured": "likes"}, "measurement='likes': the preset has loss, elbo, log_likelihood"),
-        ({"measured": "log_likelihood"}, "measured='log_likelihood': the study is of means over draws"),
+        ({"measurement": "likes"}, "measurement='likes': the preset has loss, elbo, log_likelihood"),
+        ({"measurement": "log_likelihood"}, "measurement='log_likelihood': the study is of means over draws"),
         ({"rules": ("even",)}, "rule='even': give one of uniform, "),
         ({"query_count": 7}, "queries=7: there are 6 held-out ones"),
         ({"subsets": 1}, "subsets=1: give two or more"),
