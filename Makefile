@@ -8,6 +8,8 @@ FOLDER ?= notebooks
 
 # Threads that wait by spinning slow each other down a hundredfold where other work shares the cores
 export OMP_WAIT_POLICY ?= PASSIVE
+# The library is compiled once, not by each of the hundred processes that the book and the tests start
+export PYTHONDONTWRITEBYTECODE =
 
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.py)
 TEMPLATES := $(wildcard notebooks/experiments/e*.py)
@@ -39,14 +41,13 @@ lint: $(STAMP) ## ruff, mypy, and the words
 
 # The notebooks run once here, while the book is built; nbval then runs them as tests with a fresh kernel each, on the
 # stages that the build left in runs/, so no model is trained twice. The build keeps one core busy, so some of the tests run
-# beside it.
+# beside it; the others run with nbval. They start in the order of tests/conftest.py, long files first.
 BESIDE := tests/studies tests/attribution tests/evaluation
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --durations=20 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --durations=20 --dist loadfile --no-loadscope-reorder
 test: lint ## lint, every test, the notebooks through nbval, the built pages
 	rm -rf _build/html
 	$(MAKE) --jobs=2 --output-sync=target book beside
-	$(PYTEST) --nbval-lax notebooks/*.ipynb -n $(WORKERS)
-	DIFFINF_REQUIRE_BOOK=1 $(PYTEST) tests $(BESIDE:%=--ignore=%) -n $(WORKERS)
+	DIFFINF_REQUIRE_BOOK=1 $(PYTEST) --nbval-lax notebooks/*.ipynb tests $(BESIDE:%=--ignore=%) -n $(WORKERS)
 
 beside: $(STAMP)
 	$(PYTEST) $(BESIDE) -n 1

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from annotations import unchecked
-from jaxtyping import TypeCheckError, jaxtyped
+from annotations import checked, unchecked
+from jaxtyping import Float, TypeCheckError, jaxtyped
+from torch import Tensor
 
 from diffinf_lib.configuration import DrawConfig, Process
 from diffinf_lib.data import ImageSet
@@ -39,17 +40,48 @@ def test_a_result_of_another_shape_is_found(monkeypatch):
 
 
 def test_fields_of_dataclasses_and_named_tuples_are_checked():
-    with pytest.raises(TypeCheckError, match="'labels'"):
+    with pytest.raises(TypeCheckError, match="parameter labels="):
         ImageSet(PIXELS, LABELS[:2], IDS)
-    with pytest.raises(TypeCheckError, match="'draw_weights'"):
+    with pytest.raises(TypeCheckError, match="parameter draw_weights="):
         Draws(
             torch.zeros(2, dtype=torch.int64), torch.zeros(2, 1, 4, 4), torch.zeros(3), torch.zeros(2, dtype=torch.bool)
         )
 
 
 def test_arguments_of_a_generator_are_checked_at_its_first_step():
-    with pytest.raises(TypeCheckError, match="'ids'"):
+    with pytest.raises(TypeCheckError, match="parameter ids="):
         next(iterate_draws(PIXELS, IDS[:2], DrawConfig(2), seed=0, purpose="x", process=Process()))
+
+
+def test_inner_functions_and_types_named_ahead_are_checked():
+    def scaled(factor):
+        @checked
+        def times(image: Float[Tensor, "H W"], other: "Later") -> Float[Tensor, "H W"]:
+            return image * factor
+
+        return times
+
+    square, wide = torch.ones(2, 2), torch.ones(2, 1)
+    for times in (scaled(2.0), scaled(3.0)):  # the same code
+        with pytest.raises(TypeCheckError, match=r"parameters of test_annotations\..*times: .* other="):
+            times(square, 1)
+        times(square, Later())
+    with pytest.raises(TypeCheckError, match=r"return value of test_annotations\..*times"):
+        scaled(square)(wide, Later())
+
+
+class Later:
+    """A type that an annotation names before it is there."""
+
+
+def test_sizes_that_are_computed_from_arguments_are_checked():
+    @checked
+    def three(count: int) -> Float[Tensor, "{count}"]:  # noqa: F821
+        return torch.ones(3)
+
+    assert len(three(3)) == 3
+    with pytest.raises(TypeCheckError, match=r"return value of test_annotations\..*three"):
+        three(count=2)
 
 
 def test_a_checked_generator_steps_in_settings_of_its_own():

@@ -11,7 +11,7 @@ import diffinf_lib as di
 from diffinf_lib.cli import main
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.planner import Rates, amounts_of, plan, recipe_of, stage_costs
-from diffinf_lib.planner.network import NetworkCount
+from diffinf_lib.planner.network import NetworkCount, network_count
 from diffinf_lib.planner.plan import readable_bytes, readable_time
 from diffinf_lib.presets import PRESETS
 
@@ -39,6 +39,26 @@ def test_flops_of_a_convolution_by_hand():
     assert isinstance(first, nn.Conv2d)
     image = torch.empty(8, 1, 8, 8, device="meta")
     assert count.flops(lambda _: first(image)) == 2 * 64 * first.weight.numel()
+
+
+def test_what_is_counted_once_is_what_is_counted_anew():
+    """For each number of draws and each curvature its own; passes of the network alone are shared by curvatures."""
+    others = [SMOKE.curvature, replace(SMOKE.curvature, sharing="reduce")]
+    kept = [network_count(SMOKE.unet, curvature) for curvature in others * 2]
+    draws = [(4, 8), (8, 4), (8, 4), (4, 8)]
+    found = [
+        {
+            (name, n): count.peak_bytes(getattr(count, name), n)
+            for n in order
+            for name in ("factor_pass", "gradient_pass")
+        }
+        for count, order in zip(kept, draws, strict=True)
+    ]
+    anew = [NetworkCount(SMOKE.unet, curvature) for curvature in others * 2]
+    for count, known in zip(anew, found, strict=True):
+        assert known == {(name, n): count.peak_bytes(getattr(count, name), n) for name, n in known}
+    assert found[0]["factor_pass", 4] < found[0]["factor_pass", 8] and found[0] != found[1]
+    assert kept[0].flops(kept[0].factor_pass) > kept[1].flops(kept[1].factor_pass)
 
 
 def test_bytes_are_those_of_a_real_run(tmp_path):

@@ -9,6 +9,7 @@ import copy
 import weakref
 from collections.abc import Callable
 from functools import cache, cached_property
+from types import MethodType
 from typing import Any
 
 import torch
@@ -117,6 +118,7 @@ class NetworkCount:
         self.shape = shape
         self.parameters = count_parameters(self.model)
         self.known: dict[tuple[str, str, int], float] = {}
+        self._own: dict[tuple[str, str, int], float] = {}
 
     # --- sizes
 
@@ -260,13 +262,14 @@ class NetworkCount:
         return int(self._remembered("bytes", run, draws, counted))
 
     def _remembered(self, what: str, run: Pass, draws: int, count: Callable[[], float]) -> float:
-        """A count of a pass of the network alone is made once."""
-        key = (what, getattr(run, "__name__", ""), draws)
-        if key[1] not in OF_THE_NETWORK:
+        """A count of one of the passes here is made once; one of the network alone serves other curvatures too."""
+        if not isinstance(run, MethodType) or run.__self__ is not self:
             return count()
-        if key not in self.known:
-            self.known[key] = count()
-        return self.known[key]
+        key = (what, run.__name__, draws)
+        known = self.known if run.__name__ in OF_THE_NETWORK else self._own
+        if key not in known:
+            known[key] = count()
+        return known[key]
 
     @cached_property
     def forward(self) -> float:
