@@ -27,7 +27,15 @@ TENSORS = {
     likelihood._known: [(SCHEDULE,)],
     likelihood.angles: [(SCHEDULE,)],
 }
-OTHERS = ("git_commit", "_annotations", "_settings_as_built", "network_count", "_stored_bytes", "load_autoencoder")
+OTHERS = (
+    "git_commit",
+    "_version",
+    "_annotations",
+    "_settings_as_built",
+    "network_count",
+    "_stored_bytes",
+    "load_autoencoder",
+)
 """Texts, types and counts, in which no setting of torch has a part; and a network, which `test_latents` looks at."""
 
 

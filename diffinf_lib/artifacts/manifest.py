@@ -54,16 +54,19 @@ def _git(*words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
+@lru_cache
+def _version(package: str) -> str:
+    """That of an installed package; read once, for every stage records it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
 def environment() -> dict[str, Any]:
     """What a number depends on besides its configuration: versions, device, threads, commit."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
     return {
-        "versions": versions,
+        "versions": {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
