@@ -8,6 +8,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx_exercise.nodes import exercise_latex_number_reference, solution_node
 
 STYLE = Path(__file__).parents[1] / "_static" / "diffinf-print.sty"
-LONGEST_DEFAULT = 120  # characters
+LONGEST_SIGNATURE, CUT_SIGNATURE = 1500, 300  # characters
 
 
 def _configure(app: Any, config: Any) -> None:
@@ -26,7 +27,8 @@ def _configure(app: Any, config: Any) -> None:
     config.latex_engine, config.latex_theme = "lualatex", "manual"
     config.latex_elements = {
         "papersize": "a4paper", "extraclassoptions": "openany,oneside", "babel": "", "fncychap": "", "fontpkg": "",
-        "preamble": rf"\usepackage{{{STYLE.stem}}}", "figure_align": "H", "makeindex": "", "printindex": "",
+        "preamble": rf"\usepackage{{{STYLE.stem}}}", "figure_align": "H",
+        "tableofcontents": r"\sphinxtableofcontents\opening", "makeindex": "", "printindex": "",
     }  # fmt: skip
     config.latex_additional_files = [str(STYLE)]
     config.latex_domain_indices = False
@@ -125,22 +127,24 @@ class Solutions(SphinxPostTransform):
             solution.replace_self(nodes.container("", label, heading, *rest, classes=["diffinf-solution"]))
 
 
-class Defaults(SphinxPostTransform):
-    """Signatures leave out defaults that would fill half a page."""
+class Signatures(SphinxPostTransform):
+    """A signature that would fill half a page breaks off."""
 
     default_priority = 25
     formats = ("latex",)
 
     def run(self, **options: Any) -> None:
         """Called by Sphinx."""
-        for value in self.document.findall(nodes.inline):
-            if "default_value" in value["classes"] and len(value.astext()) > LONGEST_DEFAULT:
-                value.children = [nodes.Text("…")]
+        for arguments in self.document.findall(addnodes.desc_parameterlist):
+            ends = list(accumulate(len(one.astext()) for one in arguments))
+            if ends and ends[-1] > LONGEST_SIGNATURE:
+                kept = [one for one, end in zip(arguments, ends, strict=True) if end <= CUT_SIGNATURE]
+                arguments.children = [*kept, addnodes.desc_parameter("", "…")]
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("config-inited", _configure, priority=900)
-    for transform in (Stills, ExerciseNumbers, Solutions, Defaults):
+    for transform in (Stills, ExerciseNumbers, Solutions, Signatures):
         app.add_post_transform(transform)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,8 +1,8 @@
 """Sphinx extension: tables in print, through LaTeX, whose columns are as wide as what stands in them.
 
 LaTeX shares a line among columns without regard to numbers and intervals. Here columns of numbers stand to the right and get
-what they need; if that leaves too little for words, intervals go to a second line, and then the letters get smaller. Tables
-that would not fit on a page run over pages. Widths are estimated from counts of characters, in em.
+what they need; if that leaves too little for words, letters get smaller and intervals go to a second line. Tables that would
+not fit on a page run over pages. Widths are estimated from counts of characters, in em.
 """
 
 import math
@@ -18,6 +18,8 @@ LINE = 452.0  # pt of a line of words on the page
 BOX = 24.0  # pt that a frame takes from it
 # pt of an em, and pt between two columns
 SIZES = {"small": (9.0, 12.0), "footnotesize": (8.0, 12.0), "scriptsize": (7.0, 8.0)}
+# what is tried: the size of letters, and whether intervals take a second line
+LOOKS = (("small", False), ("footnotesize", False), ("small", True), ("footnotesize", True), ("scriptsize", True))
 CHARACTER, BOLD = 0.5, 0.58  # em of a digit, and of a letter in a heading
 ROWS = 34  # lines that a table may have before it is laid over pages
 SIDE = {True: r">{\raggedleft\arraybackslash}", False: r">{\raggedright\arraybackslash}"}
@@ -75,11 +77,11 @@ def laid_out(columns: Sequence[Column], line: float) -> tuple[str, list[float], 
     Args:
         line: pt.
     """
-    for size, (em, between) in SIZES.items():
-        for broken in (False, True):
-            found = shares(columns, (line - between * len(columns)) / em, broken)
-            if found:
-                return size, found, broken
+    for size, broken in LOOKS:
+        em, between = SIZES[size]
+        found = shares(columns, (line - between * len(columns)) / em, broken)
+        if found:
+            return size, found, broken
     least = [column.least(True) for column in columns]  # too much for a page: nothing better than the smallest letters
     return size, least, True
 
