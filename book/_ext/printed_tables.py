@@ -58,17 +58,15 @@ def _column(entries: Sequence[nodes.entry]) -> Column:
 def shares(columns: Sequence[Column], line: float, broken: bool) -> list[float] | None:
     """Widths of columns that fill at most a line; None where words or numbers would stick out.
 
-    What a column wants beyond its least is granted by the root of it, so that long sentences take lines, not the page.
+    What columns want beyond their least is granted in equal parts of it.
     """
     least = [column.least(broken) for column in columns]
     beyond = [column.wanted(broken) - low for column, low in zip(columns, least, strict=True)]
     left = line - sum(least)
     if left < 0:
         return None
-    if sum(beyond) <= left:
-        return [low + more for low, more in zip(least, beyond, strict=True)]
-    roots = [math.sqrt(more) for more in beyond]
-    return [low + min(more, left * root / sum(roots)) for low, more, root in zip(least, beyond, roots, strict=True)]
+    part = min(1.0, left / max(sum(beyond), 1e-9))
+    return [low + part * more for low, more in zip(least, beyond, strict=True)]
 
 
 def laid_out(columns: Sequence[Column], line: float) -> tuple[str, list[float], bool]:
