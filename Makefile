@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE =
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.py)
 TEMPLATES := $(wildcard notebooks/experiments/e*.py)
 
-.PHONY: help book offline test beside test-cluster chaos lint reproduce studies experiment bench lab sync clean
+.PHONY: help book offline pdf latex test beside test-cluster chaos lint reproduce studies experiment bench lab sync clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -32,6 +32,20 @@ book: $(STAMP) ## run the digits reproduction and build the book to _build/html/
 offline: book ## the built book as one file that opens without a network: _build/diffinf-book.zip
 	rm -f _build/diffinf-book.zip && $(BIN)/python -m zipfile -c _build/diffinf-book.zip _build/html
 	@du -h _build/diffinf-book.zip
+
+# The doctrees of the site hold what its cells gave, for print too: no cell runs again. A copy of them, because LaTeX's
+# settings in the environment would make the next build of the site start anew.
+pdf: latex book ## the book as one PDF, where LaTeX is installed: _build/diffinf-book.pdf
+	rm -rf _build/pdf && mkdir -p _build/pdf/_build && cp -R _build/.doctrees _build/pdf/_build
+	$(BIN)/jupyter-book build . --path-output _build/pdf --builder latex -W --keep-going
+	$(MAKE) -C _build/pdf/_build/latex LATEXMKOPTS='-silent -halt-on-error'
+	cp _build/pdf/_build/latex/diffinf-book.pdf _build && du -h _build/diffinf-book.pdf
+
+LATEX := latexmk texlive-luatex texlive-latex-extra fonts-texgyre fonts-texgyre-math fonts-dejavu fonts-freefont-otf
+latex:
+	@(for tool in latexmk lualatex kpsewhich; do command -v $$tool || exit 1; done; \
+	  kpsewhich tabulary.sty texgyrepagella-math.otf) >/dev/null || \
+	  { echo "the PDF needs LaTeX, which is not complete here; on Debian: apt install $(LATEX)"; exit 2; }
 
 lint: $(STAMP) ## ruff, mypy, and the words
 	$(BIN)/ruff check .

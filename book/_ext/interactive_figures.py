@@ -4,7 +4,7 @@ import os
 from importlib.resources import files
 from typing import Any
 
-# Read by the kernels that the build starts: figures then carry their data only.
+# Read by the kernels that the build starts: figures then carry their data only, and a form for print.
 VARIABLE = "DIFFINF_SITE"
 
 

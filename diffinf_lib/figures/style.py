@@ -1,11 +1,13 @@
-"""Style: one look for every figure of the book, on light pages and on dark ones.
+"""Style: one look for every figure of the book, on light pages and on dark ones, and on paper.
 
 A figure shows itself as SVG inside the page: its words are text, its ink is the page's, and its colours are variables that
-the page makes brighter in the dark. What it shows in words is its `alt`, which a cell's metadata may overrule.
+the page makes brighter in the dark. What it shows in words is its `alt`, which a cell's metadata may overrule. While the
+book is built it shows itself as PDF too, for the printed one.
 """
 
 import html
 import io
+import os
 import re
 from typing import Any
 
@@ -40,7 +42,10 @@ STYLE: Any = {
     "legend.labelcolor": INK,
 }
 
-
+SITE = "DIFFINF_SITE"
+"""Set to 1 while the book is built."""
+PRINT_DPI = 220
+"""Dots per inch of pictures inside a printed figure."""
 LEGIBLE = 0.62
 """Share of its size to which a figure shrinks on a narrow page, where words of 10 pt are still read; then it scrolls."""
 
@@ -55,12 +60,23 @@ class BookFigure(Figure):
     alt: str = ""
 
     def _repr_html_(self) -> str:
-        for legend in filter(None, (*self.legends, *(axes.get_legend() for axes in self.axes))):
-            legend.set_frame_on(False)
+        self._bare_legends()
         written = io.StringIO()
         with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "diffinf"}):
             self.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         return _framed(written.getvalue(), self.alt)
+
+    def _repr_pdf_(self) -> bytes | None:
+        if os.environ.get(SITE) != "1":  # a notebook would carry every figure twice
+            return None
+        self._bare_legends()
+        written = io.BytesIO()
+        self.savefig(written, format="pdf", dpi=PRINT_DPI, metadata={"CreationDate": None})
+        return written.getvalue()
+
+    def _bare_legends(self) -> None:
+        for legend in filter(None, (*self.legends, *(axes.get_legend() for axes in self.axes))):
+            legend.set_frame_on(False)
 
 
 def _framed(svg: str, alt: str) -> str:

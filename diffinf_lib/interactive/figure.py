@@ -14,13 +14,12 @@ from importlib.resources import files
 from typing import Any, ClassVar
 
 from diffinf_lib.errors import require
+from diffinf_lib.figures.style import SITE
 from diffinf_lib.interactive.controls import Control, Preset, State, merged, resolved
 from diffinf_lib.interactive.packing import script_json
 
 LARGEST = 150_000
 """Bytes of a figure's HTML, without the script."""
-SITE = "DIFFINF_SITE"
-"""Set to 1 while a site is built that serves the script and the style as files."""
 
 
 def asset(name: str) -> str:
@@ -163,7 +162,7 @@ class Figure:
         return f"<style>{style}</style>{self.fragment}<script>{script}</script>"
 
     def _repr_html_(self) -> str:
-        return self.html(site=os.environ.get(SITE) == "1")
+        return self.html(site=os.environ.get(SITE) == "1")  # the book serves script and style as files
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,6 +44,14 @@ def test_names_are_escaped():
     assert shown(figure)[1].get("aria-label") == 'a "quoted" <name>'
 
 
+def test_while_the_book_is_built_a_figure_is_pdf_too(monkeypatch):
+    figure = figures.training_curve(np.linspace(1, 0.1, 60))
+    monkeypatch.delenv("DIFFINF_SITE", raising=False)
+    assert figure._repr_pdf_() is None
+    monkeypatch.setenv("DIFFINF_SITE", "1")
+    assert figure._repr_pdf_().startswith(b"%PDF") and figure._repr_pdf_() == figure._repr_pdf_()
+
+
 def test_figures_of_one_page_do_not_disturb_each_other():
     """No style for the whole page, and an id that two figures share means the same thing in both."""
     first, second = (figures.image_grid(images(3, 4).images, titles=["a", "b", "c"])._repr_html_() for _ in range(2))
