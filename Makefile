@@ -41,9 +41,10 @@ pdf: latex book ## the book as one PDF, where LaTeX is installed: _build/diffinf
 	$(MAKE) -C _build/pdf/_build/latex LATEXMKOPTS='-silent -halt-on-error'
 	cp _build/pdf/_build/latex/diffinf-book.pdf _build && du -h _build/diffinf-book.pdf
 
-LATEX := latexmk texlive-luatex texlive-latex-extra fonts-texgyre fonts-texgyre-math fonts-dejavu fonts-freefont-otf
+LATEX := latexmk texlive-luatex texlive-latex-extra fontconfig fonts-texgyre fonts-texgyre-math fonts-dejavu fonts-freefont-otf
 latex:
-	@(for tool in latexmk lualatex kpsewhich; do command -v $$tool || exit 1; done; \
+	@(for tool in latexmk lualatex kpsewhich fc-list; do command -v $$tool || exit 1; done; \
+	  for font in "DejaVu Sans" "DejaVu Sans Mono" FreeSerif; do fc-list "$$font" | grep . || exit 1; done; \
 	  kpsewhich tabulary.sty texgyrepagella-math.otf) >/dev/null || \
 	  { echo "the PDF needs LaTeX, which is not complete here; on Debian: apt install $(LATEX)"; exit 2; }
 
@@ -86,6 +87,9 @@ STUDIES := e04_draws e05_methods e06_curvatures e07_compression e08_removal e09_
 studies: reproduce ## after the ground truth: every study of the book, a bundle each; can be killed and called again
 	for name in $(STUDIES); do $(BIN)/diffinf launch $$name -p preset=digits || exit 1; done
 	$(BIN)/diffinf launch e10_ladder -p preset=digits -p rungs=budget
+	$(BIN)/diffinf launch e11_rectify -p preset=digits -p attributed=elbo -p methods=ekfac,kfac,cg,trak -p bundle=digits-elbo-rectify
+	$(BIN)/diffinf launch e16_measuring -p preset=digits -p measurement=elbo -p subsets=32 -p seeds=1 -p reference=1024 \
+	  -p counts=8,32,128,256 -p 'rules=["elbo", "elbo, antithetic", "stratified, antithetic"]'
 
 bench: $(STAMP) ## measure the engine beside curvlinops and kronfluence: about an hour, on a machine that does nothing else
 	for name in "fit --case digits" "fit --case cifar-small" gradients "gradients --grouping" covariance end_to_end growth memory images \

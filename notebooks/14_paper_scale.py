@@ -676,7 +676,8 @@ print(latent.in_channels, "×", latent.sample_size, "×", latent.sample_size)
 # 3. *Speed.* `diffinf plan cifar2` on the card itself: it times the network for a few seconds. The hours below
 #    assume 20 TFLOP/s.
 # 4. *Disk.* The run folder on a disk with room for the sum of the table's last column, some 160 GB.
-# 5. *A dry run*: `diffinf experiment cifar2 --shards 1 --dry-run`. The paper's draws are `--set measurement.draws.count=5000`.
+# 5. *A dry run*: `diffinf experiment cifar2 --shards 1 --dry-run`. The paper's draws of the loss are
+#    `--set measurement.draws.count=5000`; the ELBO keeps its 256.
 #    Whatever you set, set it in every later call too; a folder refuses other options.
 # 6. *First some hours, then a month.* The same without `--dry-run` and with `-p subsets=2 -p seeds=1`: the full model and two
 #    retrained ones, all the way to a bundle. The same run folder takes more subsets later, and nothing is made twice.
@@ -746,13 +747,13 @@ ratios = {name: [flop / speed / seconds for seconds, flop in pairs]
           for name, pairs in found.items()}  # fmt: skip
 
 # %% tags=["hide-input"]
-own = di.load_benchmark("planner-digits")
+timed = di.load_benchmark("planner-digits")
 made = amounts_of(di.get_preset("digits"), 1.0).models
 near = {name: row["estimated_seconds"] / row["seconds"]
-        for name, row in own["results"].items()}  # fmt: skip
+        for name, row in timed["results"].items()}  # fmt: skip
 table([
     {"what": "`digits`, timed there",
-     "took, s": number(own["results"]["retrained"]["seconds"] / made, 1),
+     "took, s": number(timed["results"]["retrained"]["seconds"] / made, 1),
      "training": number(near["retrained"], 2),
      "measuring": number(near["measurements"], 2)},
     *({"what": f"bundle `{name}`", "took, s": number(found[name][0][0], 1),
@@ -765,7 +766,7 @@ table([
 # %% tags=["hide-input"]
 assert all(1 < 1 / value < 1.5 for value in near.values() if value < 1)
 assert all(0.8 < near[name] < 1.2 for name in near if name != "scores")
-assert own["results"]["scores"]["seconds"] < 0.2
+assert timed["results"]["scores"]["seconds"] < 0.2
 same_work = [found[name][0][0] for name in
              ("digits", "digits-pair", "digits-ten")]  # fmt: skip
 assert 2 < max(same_work) / min(same_work) < 2.5

@@ -822,7 +822,7 @@ assert round(100 * before["ekfac", "held-out"]["lds"] - even) == 32
 # (by 5 and 1). At the default $\lambda$ and 100 timesteps they are level.
 #
 # **On cars and horses their order comes back.** D-TRAK leads TRAK by 10 to 12 points on generated images, and by 10 on
-# held-out ones with 10 timesteps. And there it overtakes influence: on generated images it has 28 and 29 % with the $\lambda$ of others,
+# held-out ones with 10 timesteps; with 100 the two are level there. And there it overtakes influence: on generated images it has 28 and 29 % with the $\lambda$ of others,
 # influence 21 %. On held-out ones influence keeps its lead. With so few halves the intervals are more than 20 points wide, and
 # the default $\lambda$ again would have told another story. None of the differences of this section is tested.
 

@@ -1,9 +1,11 @@
 """The check of annotations is on, and finds what does not fit."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from annotations import checked, unchecked
-from jaxtyping import Float, TypeCheckError, jaxtyped
+from jaxtyping import Float, TypeCheckError
 from torch import Tensor
 
 from diffinf_lib.configuration import DrawConfig, Process
@@ -86,8 +88,8 @@ def test_sizes_that_are_computed_from_arguments_are_checked():
 
 def test_a_checked_generator_steps_in_settings_of_its_own():
     @own_settings
-    @jaxtyped(typechecker=None)
-    def kinds():
+    @checked
+    def kinds() -> Iterator[bool]:
         yield torch.is_inference_mode_enabled()
 
     with torch.inference_mode():

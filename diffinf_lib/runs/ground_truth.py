@@ -1,5 +1,6 @@
 """Stages of the ground truth: models retrained on random subsets, and what they measure of every query."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -50,11 +51,6 @@ def _retraining(run: Run, subset: int, seed: int) -> tuple[Kept, Training]:
     mask = subset_mask(len(run.data.train), run.preset.subsets.fraction, subset, seed=run.seed)
     images = run.data.train.subset(mask)
     return run.training("retrained", model_name(subset, seed), images, run.preset.retraining(), seed)
-
-
-def _is_there(run: Run, pair: Pair, measured: Kept) -> bool:
-    """Whether a model was measured and its training is there, whose time the bundle tells."""
-    return measured.finished and _retraining(run, *pair)[0].finished
 
 
 def retrained_measurements(
@@ -121,8 +117,7 @@ def ground_truth_shard(
     pairs = shard_of(
         config.count if subsets is None else subsets, config.seeds if seeds is None else seeds, shard, shards
     )
-    own = _own(run, pairs, known).items()
-    missing = {pair: kept for pair, kept in own if not (kept.intact and _is_there(run, pair, kept))}
+    missing = {pair: kept for pair, kept in _own(run, pairs, known).items() if not kept.intact}
     yield from (pair for pair in pairs if pair not in missing)
     if missing:
         together = fastest_together(run) if together is None else together
@@ -182,7 +177,7 @@ def collected_measurements(
         ArtifactError: some are not there yet; the message counts them.
     """
     pairs = shard_of(subsets, seeds, 0, 1)
-    missing = [model_name(*pair) for pair, kept in _own(run, pairs, known).items() if not _is_there(run, pair, kept)]
+    missing = [model_name(*one) for one, kept in _own(run, pairs, known).items() if not kept.finished]
     require(not missing, f"{run.folder}: {len(missing)} of {len(pairs)} retrained models are missing, "
             f"first {missing[:1]}; run the ground truth to its end", ArtifactError)  # fmt: skip
     values = [[retrained_measurements(run, subset, seed, known) for seed in range(seeds)] for subset in range(subsets)]
@@ -245,10 +240,15 @@ def _ground_truth_metrics(
     run: Run, subsets: int, seeds: int, collected: dict[str, Float[Tensor, "M K _Q"]], known: KnownMeasurements | None
 ) -> dict[str, Any]:
     own = _own(run, pairs := shard_of(subsets, seeds, 0, 1), known)
-    kept = [[_retraining(run, *pair)[0] for pair in own], list(own.values())]
+    trained = [one for one in (_retraining(run, *pair)[0] for pair in own) if one.finished]
+    gone = len(own) - len(trained)
+    if gone:
+        warnings.warn(f"{run.folder}: the records of {gone} of {len(own)} trainings are gone; they are taken to have lasted as "
+                      "long as the others", stacklevel=3)  # fmt: skip
     before = known.bundle.metrics if known else {}
-    training, measuring = (sum(one.seconds for one in part) for part in kept)
-    commits = {one.manifest["environment"]["git_commit"] for part in kept for one in part}
+    training = sum(one.seconds for one in trained) * len(own) / max(len(trained), 1)
+    measuring = sum(one.seconds for one in own.values())
+    commits = {one.manifest["environment"]["git_commit"] for one in (*trained, *own.values())}
     return {
         "retrained_models": len(pairs),
         "training_seconds": round(before.get("training_seconds", 0) + training, 1),

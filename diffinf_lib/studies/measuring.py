@@ -11,6 +11,7 @@ by from one half of the reference and from the other is the variance of its nois
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,11 @@ class MeasuringStudy(Study[RetrainedCell]):
         self.points = [Point(rule, count) for rule in self.rules for count in self.counts]
         self.drawn = [point.draws for point in self.points]  # wrong counts are refused before any model is read
         self.reference_draws = replace(self.config.draws, count=self.reference)
+
+    def bundle(self, name: str | None = None, root: Path | str | None = None) -> Path:
+        """As of every study; of what is no loss the default name says what it is."""
+        label = "" if self.measurement == "loss" else f"{self.measurement}-"
+        return super().bundle(name or f"{self.run.preset.name}-{label}{self.name}", root)
 
     def cells(self) -> list[RetrainedCell]:
         return [RetrainedCell(*pair) for pair in shard_of(self.subsets, self.seeds, 0, 1)]

@@ -31,7 +31,7 @@ measurement = "loss"  # the label of one of the preset's measurements
 rules = []  # names of rules of drawing; empty: those of the loss
 shard = 0  # this shard …
 shards = 1  # … of so many
-bundle = ""  # the bundle's name; empty: <preset>-measuring, and with the label of what is no loss before that
+bundle = ""  # the bundle's name; empty: <preset>-measuring, of the ELBO <preset>-elbo-measuring
 results = ""  # the folder of bundles; empty: book/results
 threads = 1  # CPU threads
 
@@ -47,8 +47,7 @@ study = di.studies.MeasuringStudy(
 templates.compute(study, shard, shards)
 
 # %%
-own_name = f"{preset}-{measurement}-{study.name}"
-made = templates.finish(study, bundle or ("" if measurement == "loss" else own_name), results)
+made = templates.finish(study, bundle, results)
 for row in made.metrics["results"] if made else []:
     lost = f", LDS {100 * row['lost']:+.2f} points" if "lost" in row else ""
     print(f"{row['rule']:22} {row['count']:5} draws: noise {100 * row['share']:.3f} % of the variance{lost}")

@@ -17,6 +17,7 @@ from chaos.kills import contents, differences
 from damage import HARMS
 
 import diffinf_lib as di
+from diffinf_lib.artifacts import read_json
 from diffinf_lib.configuration import SamplingConfig
 from diffinf_lib.curvature import fit_curvature, passes
 from diffinf_lib.errors import ArtifactError
@@ -196,18 +197,26 @@ def test_a_damaged_configuration_lets_no_other_run_in(finished, tmp_path):
     assert is_named(config, told(everything, root)) and not differences(contents(root), contents(finished[0]))
 
 
-def test_a_bundle_trains_no_model(finished, tmp_path):
-    """Where a training is not there any more, the ground truth is to be run."""
+@pytest.mark.parametrize("harm", ["damaged", "gone"])
+def test_measured_models_are_needed_no_more(finished, tmp_path, harm):
+    """Their weights may be deleted for room: nothing is trained for the sake of the record."""
     root = shutil.copytree(finished[0], tmp_path / "run")
-    damaged, gone = sorted((root / "run" / "retrained").glob("k*/"))
-    (damaged / MANIFEST).write_bytes(b"{")
-    shutil.rmtree(gone)
+    place, other = sorted((root / "run" / "retrained").glob("k*/"))
+    if harm == "gone":
+        shutil.rmtree(place)
+    else:
+        (place / MANIFEST).write_bytes(b"{")
     with small() as patch:
         patch.setattr(Trainer, "advance", lambda *_: pytest.fail("trained"))
-        with pytest.raises(ArtifactError, match="2 of 2 retrained models are missing"), pytest.warns(match="damaged"):
-            di.runs.ground_truth_bundle(opened(root), "g", root=root)
-    told(everything, root)
-    assert not differences(contents(root), contents(finished[0]))
+        run = opened(root)
+        assert len(list(di.runs.ground_truth_shard(run))) == 2
+        with pytest.warns(match="records of 1 of 2 trainings are gone"):
+            made = di.load_bundle(di.runs.ground_truth_bundle(run, "again", root=root).name, root=root)
+    whole = di.load_bundle("g", root=root)
+    assert made.arrays.keys() == whole.arrays.keys()
+    assert all((made.arrays[name] == whole.arrays[name]).all() for name in whole.arrays)
+    seconds = read_json(other / MANIFEST)["measured"]["wall_seconds"]
+    assert made.metrics["training_seconds"] == pytest.approx(2 * seconds, abs=0.06)
 
 
 def at_call(number, function):

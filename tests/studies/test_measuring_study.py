@@ -138,7 +138,7 @@ def test_the_lds_is_that_of_the_library(finished):
     assert row["gradients_lost"] == pytest.approx(di.lds(own, reference).mean - made.metrics["lds"])
 
 
-def test_another_measurement_is_studied_as_the_loss_is(finished):
+def test_another_measurement_is_studied_as_the_loss_is(finished, tmp_path):
     run = replace(finished[0].run, preset=di.get_preset("smoke"))
     rules = ("elbo", "elbo, antithetic")
     study = MeasuringStudy(run, subsets=2, seeds=1, measurement="elbo", **OPTIONS | {"rules": rules})
@@ -151,7 +151,16 @@ def test_another_measurement_is_studied_as_the_loss_is(finished):
     task = di.runs.task_of_run(run, run.data.queries, elbo)
     own = di.get_method("ekfac")(task, [run.preset.damping])[0, :4]
     assert_equal_but_for_rounding(study.scores()[0], own, within=1e-4)
-    assert study.kept(study.cells()[0]).folder != finished[0].kept(study.cells()[0]).folder
+    assert study.bundle(root=tmp_path).name == "smoke-elbo-measuring"
+
+
+def test_what_is_measured_is_kept_for_itself(finished):
+    elbo = di.get_preset("smoke").further_measurements[0]
+    preset = replace(di.get_preset("smoke"), measurement=di.MeasurementConfig(draws=elbo.draws))
+    run = replace(finished[0].run, preset=preset)
+    first, second = (MeasuringStudy(run, subsets=2, seeds=1, measurement=name, **OPTIONS) for name in ("loss", "elbo"))
+    assert first.reference_draws == second.reference_draws
+    assert first.kept(first.cells()[0]).folder != second.kept(first.cells()[0]).folder
 
 
 @pytest.mark.parametrize(
