@@ -57,7 +57,7 @@ lint: $(STAMP) ## ruff, mypy, and the words
 # The notebooks run once here, while the book is built; nbval then runs them as tests with a fresh kernel each, on the
 # stages that the build left in runs/, so no model is trained twice. The build keeps one core busy, so some of the tests run
 # beside it; the others run with nbval. They start in the order of tests/conftest.py, long files first.
-BESIDE := tests/studies tests/attribution tests/evaluation
+BESIDE := tests/studies tests/attribution tests/evaluation tests/runs
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --durations=20 --dist loadfile --no-loadscope-reorder
 test: lint ## lint, every test, the notebooks through nbval, the built pages
 	rm -rf _build/html
