@@ -152,7 +152,8 @@ assert 1.9 < plan["measurements"].flops / plan["retrained"].flops < 2
 
 # %% tags=["hide-input"]
 names = "digits", "cifar2", "cifar10", "artbench10"
-bare = di.interactive.Planner([preset, *map(di.get_preset, names)])
+digits, *large = map(di.get_preset, names)
+bare = di.interactive.Planner([digits, preset, *large])
 said = {
     "the paper, one A100": (preset.name, 20, {}),
     "measure with fewer draws": ("cifar2", 20, {}),
