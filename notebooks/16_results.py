@@ -737,6 +737,7 @@ def cars_row(method, count):
     return found
 
 
+# %% tags=["hide-input"]
 influence = {"scores": "influence, our draws"} | {
     f"{q}, λ of others": percent(cars_before["ekfac", q]["tuned"])
     for q in SETS
@@ -811,8 +812,8 @@ assert round(100 * before["ekfac", "held-out"]["lds"] - even) == 32
 # numbers the two are alike: 1.3 to 2.7, and 1.4 to 3.2. So an LDS of either method says little unless the number of draws stands
 # beside it, and two papers that differ in it do not compare.
 #
-# **The choice of $\lambda$ on the reported models flatters**, on digits with 64 halves by less than two points, on cars and horses with
-# 24 by 3 to 7.
+# **The choice of $\lambda$ on the reported models flatters.** On digits, with 64 halves, it does so by less than two points, on cars and
+# horses, with 24, by 3 to 7.
 #
 # **On digits influence stays ahead.** No TRAK or D-TRAK comes within 17 points of it, with either kind of draws and a chosen $\lambda$. But
 # at its default $\lambda$ our draws suit D-TRAK badly: on held-out digits it has 24 % with them, and 41 % with 100 even
