@@ -243,8 +243,8 @@ def _ground_truth_metrics(
     trained = [one for one in (_retraining(run, *pair)[0] for pair in own) if one.finished]
     gone = len(own) - len(trained)
     if gone:
-        warnings.warn(f"{run.folder}: the records of {gone} of {len(own)} trainings are gone; they are taken to have lasted as "
-                      "long as the others", stacklevel=3)  # fmt: skip
+        said = "they are taken to have lasted as long as the others" if trained else "their time is not counted"
+        warnings.warn(f"{run.folder}: the records of {gone} of {len(own)} trainings are gone; {said}", stacklevel=3)
     before = known.bundle.metrics if known else {}
     training = sum(one.seconds for one in trained) * len(own) / max(len(trained), 1)
     measuring = sum(one.seconds for one in own.values())
