@@ -53,7 +53,7 @@ KINDS: dict[str, Any] = {
     "methods": tuple[MethodName, ...], "further": tuple[MethodName, ...], "formats": tuple[str, ...],
     "part": tuple[WholeNumber, ...], "attributed": tuple[_Label, ...], "measured": tuple[_Label, ...],
     "measurement": _Label, "rules": tuple[str, ...],
-    "rungs": Literal["ladder", "budget"],
+    "rungs": Literal["ladder", "budget", "budget of one training"],
 }  # fmt: skip
 """What a parameter holds, in every template that has it."""
 

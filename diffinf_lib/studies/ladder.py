@@ -148,7 +148,10 @@ BUDGET = (
 )  # fmt: skip
 """The best scores for few passes; each recipe as it is, and with its low scores flattened."""
 
-LADDERS: dict[str, tuple[Rung, ...]] = {"ladder": LADDER, "budget": BUDGET}
+ONE_TRAINING = tuple(rung for rung in BUDGET if rung.trainings == 1)
+"""Those that need no second model."""
+
+LADDERS: dict[str, tuple[Rung, ...]] = {"ladder": LADDER, "budget": BUDGET, "budget of one training": ONE_TRAINING}
 
 
 @dataclass(frozen=True)
