@@ -734,14 +734,19 @@ tried = by_option(("trak",))
 assert 6 < (tried[1] - tried[0])[tried[0] < 20].max() < 7
 
 # %% tags=["hide-input"]
+cars = {(row["queries"], row["method"]): row
+        for row in di.load_bundle("cifar2-tiny-rectify").metrics["results"]}
 rows = []
-for name, asked in [(n, q) for n in IMAGES for q in SETS]:
-    cell = results[name, asked, "ekfac"]
+for name, asked in [(n, q) for n in (*IMAGES, "cars") for q in SETS]:
+    cell = (cars[asked, "ekfac"] if name == "cars"
+            else results[name, asked, "ekfac"])  # fmt: skip
     clamp, chosen = cell["gains"]["clamp"], cell["chosen"]
-    assert clamp[1][0] > 0 and chosen[0] > 0.05
-    assert (chosen[1][0] > 0) == ((name, asked) != ("fashion", "generated"))
-    rows.append({"images": IMAGES[name], "queries": asked,
-                 "clamp": percent(*clamp, signed=True),
+    if name != "cars":
+        assert clamp[1][0] > 0 and chosen[0] > 0.05
+        uncertain = (name, asked) == ("fashion", "generated")
+        assert (chosen[1][0] > 0) != uncertain
+    rows.append({"images": IMAGES.get(name, "cars and horses"),
+                 "queries": asked, "clamp": percent(*clamp, signed=True),
                  "chosen curve": percent(*chosen, signed=True)})  # fmt: skip
 table(rows, source=rectify["digits"], caption="EK-FAC: gain in points of LDS "
       "by the clamp, and by a curve chosen on one half of the subsets and "
@@ -758,8 +763,30 @@ table(rows, source=rectify["digits"], caption="EK-FAC: gain in points of LDS "
 # was chosen on other subsets than it is judged on, five of six intervals lie above 0. (Those are the same queries,
 # though.) More methods and curves stand in {doc}`../book/rectified`.
 #
-# So the answer to chapter 1: *flatten the low scores when you add scores up, and trust a low score only from a method
-# that is nearly exact.* And because every method gains by a different amount, compare methods in both forms, or not at
+# To cars and horses it does *not* carry over. EK-FAC gains nothing certain there. K-FAC along the run even loses points on
+# held-out ones, for among these photographs the images of its lowest scores really do harm:
+
+# %% tags=["hide-input"]
+along = cars["held-out", "kfac-along"]
+assert along["gains"]["clamp"][1][1] < 0 < along["slope_ratio"][1][0]
+assert 0.9 < along["slope_ratio"][0] < 1.1
+for asked in SETS:
+    low, high = cars[asked, "ekfac"]["gains"]["clamp"][1]
+    assert low < 0 < high
+table([{"K-FAC along the run": title, "points of LDS":
+        percent(*along["gains"][curve], signed=True)}
+       for curve, title in (("clamp", "clamped"),
+                            ("slope 0.5", "low scores halved"))],
+      source=di.load_bundle("cifar2-tiny-rectify"),
+      caption="Held-out cars and horses, by what is done to low scores."
+      )  # fmt: skip
+
+# %% [markdown]
+# A low score of this method is worth as much as a high one, give or take a lot ({doc}`../book/rectified`).
+#
+# So the answer to chapter 1: *where real effects are one-sided, flatten the low scores when you add scores up, and trust
+# a low score only from a method that is nearly exact.* If you cannot tell whether they are, halve the low scores. That
+# keeps most of the gain on digits and clothes, and no influence loses certainly by it on cars and horses. And because every method gains by a different amount, compare methods in both forms, or not at
 # all.
 #
 # What we do not know: what the low scores' errors are made of. The noise of draws alone is not it

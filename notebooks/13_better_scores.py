@@ -1042,7 +1042,8 @@ table([{"curve": name, "correlation with the effect": number(x, 3)}
 
 # %% tags=["hide-input"]
 FLAT = {"digits": "3s and 8s", "digits-pair": "4s and 9s",
-        "fashion": "sneakers and bags"}  # fmt: skip
+        "fashion": "sneakers and bags",
+        "cifar2-tiny": "cars and horses"}  # fmt: skip
 flattened = {
     (name, row["queries"], row["method"]): row
     for name in FLAT
@@ -1063,14 +1064,20 @@ table([
 
 # %% tags=["hide-input"]
 for (name, asked, method), row in flattened.items():
-    if method in SCORES:
-        assert row["gains"]["clamp"][1][0] > 0
+    gain, (low, high) = row["gains"]["clamp"]
+    if method in SCORES and name != "cifar2-tiny":
+        assert low > 0
+    elif method in SCORES:
+        assert low < 0 and (high > 0 or (asked, method) == (
+            "held-out", "kfac-along"))  # fmt: skip
     if method == "cg":
         best_gain = flattened[name, asked, "ekfac"]["gains"]["clamp"][0]
-        assert row["gains"]["clamp"][0] < best_gain / 2
+        assert gain < best_gain / 2
 
 # %% [markdown]
-# Better scores gain less, since they have less error to shrink away, and the cheap recipes gain most. Let $v$ be a
+# Better scores gain less on 3s and 8s, since they have less error to shrink away, and the cheap recipes gain most. On cars
+# and horses flattening gains nothing certain, and along the run it harms: images of low scores do harm there
+# ({doc}`../book/rectified`). Let $v$ be a
 # score less the query's mean, over its standard deviation. With the sampled GGN their curve keeps a part of it below
 # the mean, $\phi(v) = \max(v, 0.3\, v)$. With K-FAC it rises faster above, $\phi(v) = \max(v, 0)^{1.3}$. Both were
 # chosen on 3s and 8s. In `di.evaluation.rectified` they are `"slope 0.3"` and `"power 1.3"`:
