@@ -497,7 +497,7 @@ assert (network[1, 1] < chance[1].mean(0)).all()
 # Remember that the LDS is a rank correlation over subsets of one size. A shift of all scores changes no such rank
 # ({doc}`09_lds`), so *shift* is out. Nor does a monotone curve of the *sum*, so saturation of the sum is out. (That
 # does not exclude images that replace each other in pairs. With fewer images kept the gain of EK-FAC does not grow, that
-# of conjugate gradients may, {doc}`../book/rectified`.)
+# of conjugate gradients does, {doc}`../book/rectified`.)
 #
 # To go on, look at effects without any scores. Over random subsets, the loss of a query is higher where an image that
 # matters is left out. The covariance of the loss with leaving out image $n$ is, up to a factor, its real effect minus
