@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffinf_lib.artifacts import json_digest, plain, tensor_digest
+from diffinf_lib.artifacts import json_digest, plain, read_json, tensor_digest
 from diffinf_lib.devices import usable_device
 from diffinf_lib.errors import ArtifactError, require
-from diffinf_lib.hub import repository
+from diffinf_lib.hub import kept_repository, repository
 from diffinf_lib.loading import AUTOENCODERS, KIND, WEIGHTS, chosen_weights, kind_of_module, read_module
 from diffinf_lib.model_sources import local_folder
 from diffinf_lib.settings import own_settings
@@ -22,6 +22,7 @@ from diffinf_lib.shapes import ImageBatch, ImageShape
 
 PLACES = ("", *(f"{name}/" for name in AUTOENCODERS))
 """Where its configuration may lie: the folder itself, or a part of a pipeline."""
+CERTAIN = [f"{place}config.json" for place in PLACES]
 STEM = WEIGHTS.removesuffix(".safetensors")
 
 
@@ -112,8 +113,23 @@ def read_autoencoder(source: Path | str, device: str | None = None) -> Autoencod
 
     folder = local_folder(source, "autoencoder")
     if folder is None:
-        certain = [f"{place}config.json" for place in PLACES]
-        folder = repository(str(source), _needed, certain, what="autoencoder")
+        folder = repository(str(source), _needed, CERTAIN, what="autoencoder")
+    network = read_module(diffusers.AutoencoderKL, _place(folder, source), torch.float32)
+    return Autoencoder(network.requires_grad_(False).to(usable_device(device)))
+
+
+def configuration_at_hand(source: Path | str) -> dict[str, Any] | None:
+    """The configuration of an autoencoder as diffusers keeps it; None of a hub's that was not downloaded yet.
+
+    Raises:
+        ArtifactError: there is no such folder, or no such autoencoder in it.
+    """
+    folder = local_folder(source, "autoencoder") or kept_repository(str(source), CERTAIN)
+    return None if folder is None else dict(read_json(_place(folder, source) / "config.json"))
+
+
+def _place(folder: Path, source: Path | str) -> Path:
+    """Where in a folder the autoencoder is."""
     kinds = {place: kind for place in PLACES if (kind := kind_of_module(folder / place))}
     found = [folder / place for place, kind in kinds.items() if kind == KIND]
     require(bool(found or kinds), f"autoencoder={source}: no config.json of an {KIND} there or in "
@@ -121,8 +137,7 @@ def read_autoencoder(source: Path | str, device: str | None = None) -> Autoencod
             ArtifactError)  # fmt: skip
     require(bool(found), f"autoencoder={source}: it is a {next(reversed(kinds.values()))}, and only an {KIND} is read; give "
             "one, or score encoded images with di.fit_curvature and di.influence", ArtifactError)  # fmt: skip
-    network = read_module(diffusers.AutoencoderKL, found[0], torch.float32)
-    return Autoencoder(network.requires_grad_(False).to(usable_device(device)))
+    return found[0]
 
 
 @lru_cache(maxsize=1)

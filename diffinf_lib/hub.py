@@ -30,7 +30,7 @@ def repository(
     """
     from huggingface_hub import constants
 
-    kept = _kept(name, certain)
+    kept = kept_repository(name, certain)
     if is_offline() or constants.HF_HUB_OFFLINE:
         variable = "DIFFINF_OFFLINE" if is_offline() else "HF_HUB_OFFLINE"
         if kept is None:
@@ -53,8 +53,8 @@ def repository(
     return kept
 
 
-def _kept(name: str, certain: Sequence[str]) -> Path | None:
-    """Where the cache has the newest version of a repository that was downloaded."""
+def kept_repository(name: str, certain: Sequence[str]) -> Path | None:
+    """Where the cache has the newest version of a repository that was downloaded; None where it has none. No hub is asked."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in certain:

@@ -6,11 +6,18 @@ from typing import Any
 
 import torch
 
-from diffinf_lib.autoencoder import Autoencoder
+from diffinf_lib.autoencoder import Autoencoder, configuration_at_hand
 from diffinf_lib.models import count_parameters
 from diffinf_lib.planner.network import Pass, flops_of, peak_bytes_of
 from diffinf_lib.planner.rates import MOST_FLOPS, seconds_of
+from diffinf_lib.presets import Preset
 from diffinf_lib.shapes import ImageBatch, ImageShape
+
+STABLE_DIFFUSION = {
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+}  # fmt: skip
+"""The autoencoder of Stable Diffusion (Rombach et al. 2022), by which is planned where the one that is named is not at hand."""
 
 
 class AutoencoderCount:
@@ -28,6 +35,15 @@ class AutoencoderCount:
             self.network = diffusers.AutoencoderKL.from_config(config).eval()
         self.image = image
         self.parameters = count_parameters(self.network)
+
+    @staticmethod
+    def of_preset(preset: Preset) -> "AutoencoderCount":
+        """That of a preset whose network denoises latents; nothing is downloaded to count it."""
+        assert preset.dataset.autoencoder is not None
+        config = configuration_at_hand(preset.dataset.autoencoder) or STABLE_DIFFUSION
+        channels, halvings = config.get("in_channels", 3), len(config["block_out_channels"]) - 1
+        side = preset.dataset.image_size or preset.unet.sample_size * 2**halvings
+        return AutoencoderCount(config, (channels, side, side))
 
     @cached_property
     def latent(self) -> ImageShape:
