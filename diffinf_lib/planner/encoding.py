@@ -13,7 +13,7 @@ from diffinf_lib.planner.rates import MOST_FLOPS, seconds_of
 from diffinf_lib.presets import Preset
 from diffinf_lib.shapes import ImageBatch, ImageShape
 
-STABLE_DIFFUSION = {
+STABLE_DIFFUSION: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
 }  # fmt: skip
