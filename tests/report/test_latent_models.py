@@ -256,7 +256,7 @@ def test_the_encoding_is_planned(root, report, tmp_path, monkeypatch):
     monkeypatch.setattr(
         plan, "free_memory", lambda _: (one + 4.2 * (two - one)) * plan.CPU_WORKSPACE / plan.MEMORY_SHARE
     )
-    assert job._encode_batch() == 4
+    assert job.sizes(tmp_path).encode_batch == 4
 
 
 def test_flops_of_encoding_by_hand():
