@@ -33,6 +33,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 PLACES = ("", *(f"{name}/" for name in NETWORKS))
 """Where a network's configuration may lie, in this order: the folder itself, or a part of a pipeline."""
 AUTOENCODERS = ("vae", "vqvae")
+KIND = "AutoencoderKL"
+"""The autoencoder that is read, of diffusers."""
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before the names of a network's tensors."""
 
@@ -57,19 +59,55 @@ def load_model(
         ArtifactError: nothing usable is there, weights are damaged, missing or of another network, or stored as pickle.
         ConfigurationError: the network wants inputs that nothing here gives, or its process is not understood or not told.
     """
+    model = read_model(source, process, no_class=no_class, device=device)
+    if model.encoder:
+        warnings.warn(f"model={source}: a latent model, it denoises what its {model.encoder} makes of images; give encoded "
+                      "images, or the folder to di.attribute, which encodes them itself", stacklevel=3)  # fmt: skip
+    return model
+
+
+def read_model(
+    source: Path | str,
+    process: Process | Any | None = None,
+    *,
+    no_class: int | None = None,
+    device: torch.device | str | None = None,
+) -> Denoiser:
+    """As `load_model`, for those who see to it themselves that a latent model gets latents."""
     device = "cpu" if device is None else usable_device(device)  # before anything is read
     folder = _local(source)
     found = network_folder(folder, source)
     process = Process.of(process) if process is not None else _process_beside(found, folder, source)
-    encoder = _encoder_beside(found)
-    model = Denoiser(load_network(found), process, no_class=no_class, encoder=encoder).eval()
+    model = Denoiser(load_network(found), process, no_class=no_class, encoder=_encoder_beside(found)).eval()
     if learned_variance(model):
         warnings.warn(f"model={source}: it predicts variances beside its target; the target is attributed, the variances are "
-                      "left alone", stacklevel=3)  # fmt: skip
-    if encoder:
-        warnings.warn(f"model={source}: a latent model, it denoises what its {encoder} makes of images; give encoded images",
-                      stacklevel=3)  # fmt: skip
+                      "left alone", stacklevel=4)  # fmt: skip
     return model.to(device)
+
+
+def autoencoder_beside(source: Path | str) -> Path | str:
+    """Where the autoencoder of a latent model is read from: its folder in the pipeline, or the pipeline's hub id.
+
+    Raises:
+        ArtifactError: the pipeline names one that is not there.
+        ConfigurationError: it is of another kind than `AutoencoderKL`.
+    """
+    network = network_folder(_local(source), source)
+    name = _encoder_beside(network)
+    assert name is not None
+    folder = _pipeline_of(network) / name
+    kind = kind_of_module(folder)
+    require(kind is not None, f"model={source}: it denoises the latents that its {name} makes of images, and there is no "
+            f"{name}/config.json; put it there, or give autoencoder=PATH (--autoencoder PATH)", ArtifactError)  # fmt: skip
+    require(kind == KIND, f"model={source}: it denoises the latents that its {name} makes of images, a {kind}, and only an "
+            f"{KIND} is read: encode the images and score them with di.fit_curvature and di.influence")  # fmt: skip
+    return source if local_folder(source) is None else folder
+
+
+def kind_of_module(folder: Path) -> str | None:
+    """The class of diffusers that a folder's config.json names; None where there is none."""
+    config = folder / "config.json"
+    return str(read_json(config).get("_class_name")) if config.exists() else None
 
 
 def load_network(folder: Path | str) -> Any:
@@ -186,8 +224,7 @@ def _process_beside(network: Path, folder: Path, source: Path | str) -> Process:
 
 def _encoder_beside(network: Path) -> str | None:
     """What the pipeline of a network encodes images with: a part that its index names, or a folder beside the network's."""
-    network = network.resolve()
-    pipeline = network.parent if network.name in NETWORKS else network
+    pipeline = _pipeline_of(network)
     index = read_json(pipeline / PIPELINE) if (pipeline / PIPELINE).exists() else {}
     parts = {name: str(part[-1]) for name, part in index.items() if isinstance(part, list) and part and part[-1]}
     named = [
@@ -195,6 +232,12 @@ def _encoder_beside(network: Path) -> str | None:
     ]
     there = [name for name in AUTOENCODERS if (pipeline / name / "config.json").exists()]
     return next(iter([*named, *there]), None)
+
+
+def _pipeline_of(network: Path) -> Path:
+    """The folder of the pipeline that a network's folder belongs to."""
+    network = network.resolve()
+    return network.parent if network.name in NETWORKS else network
 
 
 def _network_class(folder: Path) -> Any:

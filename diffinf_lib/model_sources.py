@@ -10,6 +10,11 @@ from diffinf_lib.errors import ArtifactError, require
 PIPELINE = "model_index.json"
 NETWORKS = ("unet", "transformer")
 """What a pipeline calls the network that it denoises with."""
+WAYS_OUT = {
+    "model": "a pipeline folder, the folder of a network, or a hub id such as google/ddpm-cifar10-32",
+    "autoencoder": "its folder, that of a pipeline with one, or a hub id such as stabilityai/sd-vae-ft-mse",
+}
+"""What may be given for each."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 """What a hub's repository is called: OWNER/NAME."""
 
@@ -26,18 +31,23 @@ def check_model_source(source: Path | str) -> None:
         network_folder(folder, source)
 
 
-def local_folder(source: Path | str) -> Path | None:
-    """The folder that a source names; None for a hub id."""
-    require(isinstance(source, str | os.PathLike), f"model: a {type(source).__name__} is no path; give a folder or a hub id, "
-            "and for a network that is there di.Denoiser(network, scheduler)")  # fmt: skip
+def local_folder(source: Path | str, what: str = "model") -> Path | None:
+    """The folder that a source names; None for a hub id.
+
+    Args:
+        what: messages call it by: `model` or `autoencoder`.
+    """
+    there = ", and for a network that is there di.Denoiser(network, scheduler)" if what == "model" else ""
+    require(isinstance(source, str | os.PathLike), f"{what}: a {type(source).__name__} is no path; give a folder or a hub id"
+            f"{there}")  # fmt: skip
     folder = spelt_out(source)
     if os.path.isdir(folder):  # pathlib's own raises for a name that is too long
         return folder
-    require(not os.path.exists(folder), f"model={source}: that is a file; give the folder that holds config.json or {PIPELINE}",
-            ArtifactError)  # fmt: skip
+    require(not os.path.exists(folder), f"{what}={source}: that is a file; give the folder that holds config.json or "
+            f"{PIPELINE}", ArtifactError)  # fmt: skip
     name = str(source)
-    require(bool(HUB_ID.fullmatch(name)) and not name.startswith("."), f"model={source}: there is no such folder; give a "
-            "pipeline folder, the folder of a network, or a hub id such as google/ddpm-cifar10-32", ArtifactError)  # fmt: skip
+    require(bool(HUB_ID.fullmatch(name)) and not name.startswith("."), f"{what}={source}: there is no such folder; give "
+            f"{WAYS_OUT[what]}", ArtifactError)  # fmt: skip
     return None
 
 

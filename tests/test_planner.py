@@ -3,14 +3,18 @@
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
+from made_data import save_autoencoder
+from PIL import Image
 from torch import nn
 
 import diffinf_lib as di
 from diffinf_lib.cli import main
 from diffinf_lib.errors import ConfigurationError
 from diffinf_lib.planner import Rates, amounts_of, plan, recipe_of, stage_costs
+from diffinf_lib.planner.encoding import AutoencoderCount
 from diffinf_lib.planner.network import NetworkCount, network_count
 from diffinf_lib.planner.plan import readable_bytes, readable_time
 from diffinf_lib.presets import PRESETS
@@ -185,6 +189,31 @@ def test_the_table_reads_well(capsys):
     )
 
 
+def test_latents_are_planned_as_they_are_encoded(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFINF_DATA", str(tmp_path / "data"))
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 5), ("test", 3)):
+        (tmp_path / "images" / part).mkdir(parents=True)
+        for place in range(count):
+            pixels = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / part / f"{place}.png")
+    coder = save_autoencoder(tmp_path / "coder")
+    dataset = di.configuration.DatasetConfig(f"folder:{tmp_path / 'images'}", autoencoder=str(coder))
+    found = planned(replace(SMOKE, dataset=dataset))["latents"]
+    (rows,) = (tmp_path / "data" / "latents").glob("*/rows.npy")  # of the images that were counted
+    assert found.disk_bytes == rows.stat().st_size - 128  # the header of the file
+    assert found.flops == 8 * 2 * AutoencoderCount.of_preset(replace(SMOKE, dataset=dataset)).encoding
+
+
+def test_latents_are_planned_by_stable_diffusion_s_autoencoder_where_another_is_not_at_hand(monkeypatch):
+    monkeypatch.setattr("diffinf_lib.autoencoder.kept_repository", lambda *_: None)
+    preset = di.get_preset("artbench10")
+    count = AutoencoderCount.of_preset(preset)
+    assert count.image == (3, 256, 256) and count.latent == (4, 32, 32) and count.parameters == 83_653_863
+    found = planned(preset)["latents"]
+    assert found.flops == 2 * 51_000 * count.encoding and found.disk_bytes == 4 * 4 * 51_000 * 4 * 32**2
+
+
 PAPER = [f"{name}{flavour}" for name in ("cifar2", "cifar2deq", "cifar10", "artbench10") for flavour in ("", ":as-run")]
 
 
@@ -225,6 +254,7 @@ recipe = cache(recipe_of)
 def together(plan):
     """Seconds and bytes by stage, trajectories with the samples."""
     found = {stage.name: (stage.seconds, stage.disk_bytes) for stage in plan.stages}
+    found.pop("latents", None)  # which the formula leaves out
     more = found.pop("trajectories", (0.0, 0.0))
     found["samples"] = tuple(a + b for a, b in zip(found["samples"], more, strict=True))
     return found

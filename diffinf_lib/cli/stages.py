@@ -34,6 +34,11 @@ def add_attribute(commands: Commands) -> None:
     added.add_value("--draws", PositiveInt, help="draws of each training gradient; default: 64")
     added.add_argument("--measurement", help="what of the queries is attributed: loss (the default), elbo, …")
     added.add_value("--image-size", PositiveInt, help="side in pixels; default: the network's own")
+    added.add_argument(
+        "--autoencoder",
+        metavar="PATH",
+        help="folder or hub id of what encodes images for a latent model; default: the one in its pipeline",
+    )
     added.add_value("--seed", int, default=0)
     add_machine_options(added)
     added.add_argument("--force", action="store_true", help="take other options for a folder that holds a report")
@@ -90,7 +95,9 @@ def attribute(options: argparse.Namespace) -> None:
     from diffinf_lib.report.options import options_for
     from diffinf_lib.report.sources import check_sources
 
-    check_sources(options.model, options.images, options.queries, options.generate, options.out)
+    check_sources(
+        options.model, options.images, options.queries, options.generate, options.out, options.autoencoder
+    )  # fmt: skip
     chosen: dict[str, Any] = {
         "generate": options.generate, "seed": options.seed, "draws": options.draws, "measurement": options.measurement,
         "damping": REPORT_DAMPING if options.damping is None else options.damping,
@@ -99,7 +106,7 @@ def attribute(options: argparse.Namespace) -> None:
     set_threads(options.threads)
     report = di.attribute(
         options.model, options.images, options.queries, options.out, **chosen, image_size=options.image_size,
-        device=options.device, force=options.force, progress=not options.quiet,
+        autoencoder=options.autoencoder, device=options.device, force=options.force, progress=not options.quiet,
     )  # fmt: skip
     print(report)
 

@@ -26,6 +26,8 @@ from diffinf_lib.errors import room_needed
 
 LARGEST_IN_MEMORY = 1 << 30
 """Bytes up to which images are held in memory; more are mapped."""
+ROWS_AT_ONCE = 16
+"""Rows that are made at a time where nothing else is asked for."""
 ROWS, PROGRESS = "rows.npy", "progress.json"
 
 Maker = Callable[[int, int], Float[Tensor, "parts n ..."]]
@@ -33,7 +35,7 @@ Maker = Callable[[int, int], Float[Tensor, "parts n ..."]]
 
 
 def kept_rows(
-    folder: Path, identity: Any, shape: tuple[int, ...], make: Maker, *, name: str, at_once: int = 16
+    folder: Path, identity: Any, shape: tuple[int, ...], make: Maker, *, name: str, at_once: int = ROWS_AT_ONCE
 ) -> Float[Tensor, "parts N ..."]:
     """A mapped tensor `[parts, N, ...]`, float32, made `at_once` rows at a time by the first call and then read.
 

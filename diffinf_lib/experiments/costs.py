@@ -90,7 +90,7 @@ def _cost(job: Job, plan: "Plan", shards: int) -> Cost:
     share = 1 / shards if "shard" in job.parameters else 1.0
     stages = {stage.name: stage for stage in plan.stages}
     if job.template == MODEL:
-        return _sum(stages[name] for name in ("model", "samples", "trajectories") if name in stages)
+        return _sum(stages[name] for name in ("latents", "model", "samples", "trajectories") if name in stages)
     if job.template == GROUND_TRUTH:
         return _sum((stages[name] for name in TRUTH if name in stages), share)
     if job.template == BUNDLE or (share == 1.0 and "shard" in known_parameters(job.template) and shards > 1):

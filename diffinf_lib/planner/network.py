@@ -78,6 +78,21 @@ class FusedAttention(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+def flops_of(run: Pass, draws: int) -> float:
+    """FLOPs a draw of a pass over so many."""
+    with FlopCounterMode(display=False) as counter, FusedAttention():
+        run(draws)
+    return counter.get_total_flops() / draws
+
+
+def peak_bytes_of(run: Pass, draws: int, network: torch.nn.Module) -> int:
+    """The most bytes alive at once in a pass over so many draws, above the network's weights."""
+    with LiveBytes(list(network.state_dict().values())) as live, FusedAttention():
+        kept = run(draws)
+    del kept
+    return live.peak
+
+
 OF_THE_NETWORK = ("forward_pass", "training_pass", "gradient_pass", "pulled_back_pass")
 """Passes that cost the same whatever curvature is fitted."""
 
@@ -243,23 +258,12 @@ class NetworkCount:
     def flops(self, run: Pass) -> float:
         """FLOPs a draw of a pass."""
 
-        def counted() -> float:
-            with FlopCounterMode(display=False) as counter, FusedAttention():
-                run(COUNTED_DRAWS)
-            return counter.get_total_flops() / COUNTED_DRAWS
-
-        return self._remembered("flops", run, COUNTED_DRAWS, counted)
+        return self._remembered("flops", run, COUNTED_DRAWS, lambda: flops_of(run, COUNTED_DRAWS))
 
     def peak_bytes(self, run: Pass, draws: int) -> int:
         """The most bytes alive at once in a pass over so many draws, above the weights."""
 
-        def counted() -> float:
-            with LiveBytes(list(self.model.state_dict().values())) as live, FusedAttention():
-                kept = run(draws)
-            del kept
-            return live.peak
-
-        return int(self._remembered("bytes", run, draws, counted))
+        return int(self._remembered("bytes", run, draws, lambda: peak_bytes_of(run, draws, self.model)))
 
     def _remembered(self, what: str, run: Pass, draws: int, count: Callable[[], float]) -> float:
         """A count of one of the passes here is made once; one of the network alone serves other curvatures too."""

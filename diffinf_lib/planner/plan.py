@@ -7,10 +7,12 @@ from diffinf_lib.attribution.scoring import streamed_bytes
 from diffinf_lib.compression import stored_bytes
 from diffinf_lib.configuration import KNOWN_SIZES, DrawConfig, StoreFormat
 from diffinf_lib.data import load_dataset
+from diffinf_lib.data.mapped import ROWS_AT_ONCE
 from diffinf_lib.errors import require
 from diffinf_lib.gradients.compute import GRADIENT_BATCH
 from diffinf_lib.gradients.sets import HELD_BYTES, SHARD_BYTES, images_of_shard
 from diffinf_lib.measurements import forward_passes
+from diffinf_lib.planner.encoding import AutoencoderCount
 from diffinf_lib.planner.network import NetworkCount, Pass, network_count
 from diffinf_lib.planner.rates import Rates, measured_rates
 from diffinf_lib.presets import Preset
@@ -145,7 +147,7 @@ class Estimator:
     ):  # fmt: skip
         generated = preset.sampling.count if generated is None else generated
         self.preset, self.network, self.rates = preset, network, rates
-        self.train, self.queries = train, held_out + generated
+        self.train, self.held_out, self.queries = train, held_out, held_out + generated
         self.workspace, self.streamed_part = CPU_WORKSPACE if on_cpu else 1.0, streamed_bytes(on_cpu)
         self.sets = [count for count in (held_out, generated) if count]
         self.fit_batch, self.gradient_batch = batches
@@ -159,6 +161,7 @@ class Estimator:
         subsets = self.preset.subsets
         models = subsets.count * subsets.seeds
         return [
+            *([self.latents()] if self.preset.dataset.autoencoder else []),
             self.training("model", 1, self.preset.training.steps),
             self.sampling(),
             *([self.trajectories()] if self.preset.measures_trajectories else []),
@@ -174,6 +177,13 @@ class Estimator:
     def weights(self) -> float:
         """Bytes of the network's parameters."""
         return FLOAT * self.network.parameters
+
+    def latents(self) -> StageEstimate:
+        """Every image and its mirror image encoded once; means and log-variances of both are kept."""
+        count, images = AutoencoderCount.of_preset(self.preset), self.train + self.held_out
+        flops, disk = 2 * images * count.encoding, 4 * FLOAT * images * math.prod(count.latent)
+        peak = FLOAT * count.parameters + self.workspace * count.peak_bytes(count.encode_pass, ROWS_AT_ONCE)
+        return StageEstimate("latents", flops, flops / self.rates.forward, disk, peak)
 
     def training(self, name: str, models: int, steps: int) -> StageEstimate:
         """Weights, gradients, two moments, the average, and what a step keeps for its backward pass."""

@@ -22,7 +22,7 @@ from diffinf_lib.settings import own_settings
 STAGES = (
     "model", "samples", "retrained", "measurements", "curvature", "train gradients", "query gradients", "scores",
 )  # fmt: skip
-"""The stages of a run; trajectories go with the samples."""
+"""The stages of a run. Trajectories go with the samples; latents, which are encoded once, are left to the plan."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from scipy.stats import norm
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffinf_lib.artifacts.arrays import tensor_digest
 from diffinf_lib.errors import require
 from diffinf_lib.shapes import Images, PerExample
 
@@ -35,6 +36,8 @@ LABEL_LEAD = 0.6
 """Lead of another class over an image's own, in shares of their votes, from which its label counts as doubtful."""
 NEIGHBOURS = 24
 """Nearest images that are kept of each."""
+SCALED_AT_ONCE = 256
+"""Images that are scaled down at a time."""
 ENTRIES = 1 << 23
 """Entries of a table of all pairs that are in memory at a time."""
 
@@ -145,12 +148,14 @@ def _shape_windows(images: Images) -> list[Float[Tensor, "N d"]]:
     A large image is read on a grid twice as fine, for a shift of one of its own pixels is a part of a small one.
     """
     small, fine = images.float(), max(images.shape[2:]) > SHAPE_SIDE
-    if fine:
-        small = F.interpolate(small, (2 * SHAPE_SIDE, 2 * SHAPE_SIDE), mode="bilinear", antialias=True)
+    if fine:  # a few at a time: what takes them down holds images of both sizes
+        sides = (2 * SHAPE_SIDE, 2 * SHAPE_SIDE)
+        parts = (F.interpolate(part, sides, mode="bilinear", antialias=True) for part in small.split(SCALED_AT_ONCE))
+        small = torch.cat(list(parts))
     places = range(5 if fine else 3)
     height, width = (side - len(places) + 1 for side in small.shape[2:])
-    parts = [small[:, :, y : y + height, x : x + width] for y in places for x in places]
-    windows = [(F.avg_pool2d(part, 2) if fine else part).flatten(1) for part in parts]
+    shifted = [small[:, :, y : y + height, x : x + width] for y in places for x in places]
+    windows = [(F.avg_pool2d(part, 2) if fine else part).flatten(1) for part in shifted]
     return [_unit(window - window.mean(1, keepdim=True)) for window in windows]
 
 
@@ -202,8 +207,8 @@ def _links(
 
 def _identical_pairs(images: Images) -> list[tuple[int, int]]:
     """Images that equal an earlier one pixel for pixel, each with the first of its kind."""
-    first: dict[bytes, int] = {}
-    earlier = [first.setdefault(image.contiguous().numpy().tobytes(), n) for n, image in enumerate(images)]
+    first: dict[str, int] = {}  # by digest: the pixels themselves may be more than the memory holds
+    earlier = [first.setdefault(tensor_digest(image), n) for n, image in enumerate(images)]
     return [(m, n) for n, m in enumerate(earlier) if m != n]
 
 

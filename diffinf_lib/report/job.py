@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,17 @@ from diffinf_lib.artifacts import (
 )  # fmt: skip
 from diffinf_lib.artifacts.manifest import MANIFEST
 from diffinf_lib.artifacts.paths import spelt_out
+from diffinf_lib.autoencoder import Autoencoder
 from diffinf_lib.configuration import REPORT_DAMPING, CurvatureConfig, DrawConfig, MeasurementConfig, MeasurementName
 from diffinf_lib.curvature import Curvature, fit_curvature
 from diffinf_lib.data import ImageSet, read_image_folder
 from diffinf_lib.data.files import NO_CLASS
 from diffinf_lib.devices import usable_device
 from diffinf_lib.diffusion import Denoiser, require_denoiser
-from diffinf_lib.diffusion.identity import config_of
 from diffinf_lib.errors import ArtifactError, DataError, first_few, require
-from diffinf_lib.loading import load_model
-from diffinf_lib.options import PositiveInt, checked
+from diffinf_lib.loading import read_model
 from diffinf_lib.pictures import picture
-from diffinf_lib.planner.plan import readable_time
+from diffinf_lib.report.encoding import autoencoder_of, decoded, encoded, image_shape
 from diffinf_lib.report.findings import Likeness, compare, find_copies, find_label_doubts, find_unusual
 from diffinf_lib.report.options import SAMPLER_STEPS, ReportOptions, options_for
 from diffinf_lib.report.page import render
@@ -49,12 +49,13 @@ from diffinf_lib.report.plan import JobPlan, Sizes, as_record, in_words
 from diffinf_lib.report.result import Findings, Named, Report, pixel_distances
 from diffinf_lib.report.scores import Stores, score_training_images
 from diffinf_lib.report.sources import Source, check_sources
+from diffinf_lib.report.summary import in_words as made_in_words
 from diffinf_lib.report.tables import write_tables
 from diffinf_lib.report.text import counted
 from diffinf_lib.runs.model import as_queries
 from diffinf_lib.sampling import sample, sample_seeds
 from diffinf_lib.settings import own_settings
-from diffinf_lib.shapes import ImageShape, PerExample
+from diffinf_lib.shapes import Images, ImageShape, PerExample
 
 CONFIG = "config.json"
 FILES = ("index.html", "scores.csv", "scores.npz", "findings.csv")
@@ -75,6 +76,7 @@ def attribute(
     curvature: CurvatureConfig | None = None,
     measurement: MeasurementConfig | MeasurementName | None = None,
     image_size: int | None = None,
+    autoencoder: Source | None = None,
     device: str | None = None,
     force: bool = False,
     progress: bool = False,
@@ -85,6 +87,9 @@ def attribute(
     on with the same files and ends with the same scores. What it leaves in `out`: `index.html`, a page that opens from
     disk; `scores.csv` and `scores.npz`, every score by file name; `findings.csv`; `manifest.json`, what was run; and below
     them the stages, from which the next call with other queries and `force` takes the curvature and the training gradients.
+
+    A latent model gets the latents of the images, encoded once by the autoencoder of its pipeline, or by the one that is
+    given; the page shows pixels, of which copies are found and distances told too.
 
     Args:
         model: a pipeline folder, a network folder, a hub id, or a model from `load_model`.
@@ -99,7 +104,10 @@ def attribute(
         draws: of each training gradient; default 64 shared draws in proportion to the signal. A number takes as many.
         curvature: what is fitted; default EK-FAC of GGN^model, from draws as the number of images allows.
         measurement: what of the queries is attributed; default the loss.
-        image_size: side in pixels to which images are brought; default the network's own.
+        image_size: side in pixels to which images are brought; default the network's own, for a latent model times the
+            factor of its autoencoder.
+        autoencoder: folder or hub id of an `AutoencoderKL`, or of a pipeline with one, for a latent model that has none beside
+            it or was given as it is; default the one in its pipeline.
         device: default a GPU where there is one.
         force: take other options for a folder that holds a report.
         progress: print the plan and show progress with the time left.
@@ -112,10 +120,11 @@ def attribute(
         DataError: a folder or file that is missing or cannot be read.
         ArtifactError: `out` holds a report of other options, and `force` is not given; or a model that cannot be read.
     """
-    asked, folder = check_sources(model, images, queries, generate, out), spelt_out(out)
-    device = usable_device(device)
-    network = (load_model(model) if isinstance(model, Source) else require_denoiser(model)).to(device)
-    shape = image_shape(network, image_size)
+    asked, folder = check_sources(model, images, queries, generate, out, autoencoder), spelt_out(out)
+    device, source = usable_device(device), model if isinstance(model, Source) else None
+    network = (read_model(model) if isinstance(model, Source) else require_denoiser(model)).to(device)
+    encoder = autoencoder_of(network, source, autoencoder, device)
+    shape = image_shape(network, image_size, encoder)
     train = _read(images, shape)
     options = options_for(
         len(train),
@@ -131,33 +140,9 @@ def attribute(
     named = None if named is None else _of_same_classes(named, train)
     _check_classes(network, train, named)
     folder = ensure_writable(folder)
-    job = _Job(network, shape, train, named, options, folder, device, force, progress)
+    job = _Job(network, encoder, shape, train, named, options, folder, device, force, progress)
     with FileLock(folder / f".{CONFIG}.lock"):
-        return job.run(described=model if isinstance(model, Source) else type(network.network).__name__, images=images)
-
-
-def image_shape(model: Denoiser, image_size: int | None = None) -> ImageShape:
-    """(C, H, W) of the images that a network takes, from its configuration.
-
-    Raises:
-        ConfigurationError: its configuration names no size, and none is given; or it takes latents, which no file holds.
-    """
-    checked("image_size", image_size, PositiveInt | None)
-    require(model.encoder is None, f"model: it denoises the latents that its {model.encoder} makes of images, and files are "
-            "read as pixels here: encode the images and score them with di.fit_curvature and di.influence")  # fmt: skip
-    config: Any = config_of(model.network)
-    size = config.get("sample_size") if image_size is None else image_size
-    require(
-        size is not None, "image_size: the network's configuration names no sample_size; give one (--image-size 32)"
-    )
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    require(sides[0] == sides[1], f"sample_size={size}: images are read as squares; give image_size (--image-size)")
-    multiple = 2 ** (len(config.get("block_out_channels", (0,))) - 1)
-    require(sides[0] % multiple == 0, f"image_size={sides[0]}: the network takes multiples of {multiple}")
-    channels = config.get("in_channels", 3)
-    require(channels in (1, 3), f"model: it takes {channels} channels, latents perhaps; grey or RGB images are read here: "
-            "score encoded images with di.fit_curvature and di.influence")  # fmt: skip
-    return (channels, sides[0], sides[1])
+        return job.run(described=source or type(network.network).__name__, images=images)
 
 
 def _read(source: Source | Sequence[Source], shape: ImageShape) -> Named:
@@ -193,9 +178,10 @@ def _check_classes(model: Denoiser, train: Named, queries: Named | None) -> None
 
 @dataclass
 class _Job:
-    """One report in the making."""
+    """One report in the making; `shape` is that of the images in pixels."""
 
     model: Denoiser
+    autoencoder: Autoencoder | None
     shape: ImageShape
     train: Named
     queries: Named | None
@@ -211,10 +197,12 @@ class _Job:
             self.say(f"note: {note}")
         record, sizes, planned = self.begun()
         if self.queries is None:
-            self.queries = self.generated()
+            self.queries = self.generated(sizes)
         report = self.report(record, sizes)
         made = self.made(record, sizes, planned)
-        made["summary"] = {"model": str(described), "training images": str(images), **self.summary(made)}
+        latent = None if self.autoencoder is None else self.autoencoder.latent_shape(self.shape)
+        words = made_in_words(made, self.options, self.shape, latent, bool(self.model.condition_names))
+        made["summary"] = {"model": str(described), "training images": str(images), **words}
         report.made.update(made)
         said = write_tables(report, self.folder)
         with atomic_write(report.page) as temporary:
@@ -234,7 +222,13 @@ class _Job:
         """Everything that scores depend on."""
         asked = None if self.queries is None else _counted_digest(self.queries.images)
         model, images = _short(self.model), _counted_digest(self.train.images)
-        return plain({"model": model, "images": images, "queries": asked, "options": self.options})  # type: ignore[no-any-return]
+        found = {"model": model, "images": images, "queries": asked, "options": self.options, **self.coded}
+        return plain(found)  # type: ignore[no-any-return]
+
+    @cached_property
+    def coded(self) -> dict[str, str]:
+        """The autoencoder that scores depend on; nothing for pixels."""
+        return {} if self.autoencoder is None else {"autoencoder": self.autoencoder.digest[:16]}
 
     def begun(self) -> tuple[dict[str, Any], Sizes, dict[str, float]]:
         """Compare with what is in the folder, fit sizes to the machine, tell the plan, and write down what is to be made."""
@@ -250,7 +244,9 @@ class _Job:
         if changed and not self.force:
             check_same(before, record, self.folder)
         kept = found if _base(before) == _base(record) else None
-        plan = JobPlan(self.model, self.shape, len(self.train), self._query_count(), self.options, self.device)
+        plan = JobPlan(
+            self.model, self.shape, len(self.train), self._query_count(), self.options, self.device, self.autoencoder
+        )
         sizes = self._sizes(plan, kept, changed)
         if changed:
             self._discard(before, record)
@@ -277,6 +273,9 @@ class _Job:
         """Delete what other options made, and only that."""
         stale = ["samples", "scores", "gradients/queries"]
         stale += [] if _base(found) == _base(asked) else ["curvature", "gradients"]
+        for name, place in (("images", "train"), ("queries", "queries")):
+            same = all(found.get(key) == asked.get(key) for key in (name, "autoencoder"))
+            stale += [] if same else [f"latents/{place}"]
         for name in stale:
             folder = self.folder / name
             parts = [folder] if (folder / MANIFEST).exists() else [path.parent for path in folder.glob(f"*/{MANIFEST}")]
@@ -285,41 +284,64 @@ class _Job:
 
     # --- stages
 
-    def generated(self) -> Named:
-        """Samples of the model as queries, kept as tensors and as files to look at."""
+    def generated(self, sizes: Sizes) -> Named:
+        """Samples of the model as queries, kept as tensors and as files to look at; latents with their pictures."""
         folder, count = self.folder / "samples", self.options.generate
         names = tuple(f"sample-{i:04d}.png" for i in range(count))
         steps = min(SAMPLER_STEPS, self.model.process.num_train_timesteps)
-        with stage(folder, {"model": _short(self.model), "count": count, "seed": self.options.seed, "steps": steps},
-                   name="samples") as needed:  # fmt: skip
+        asked = {"model": _short(self.model), "count": count, "seed": self.options.seed, "steps": steps, **self.coded}
+        with stage(folder, asked, name="samples") as needed:
             if needed:
-                seeds = sample_seeds(self.options.seed, count)
-                images = sample(self.model, seeds, self.shape, steps=steps, progress=self.progress)
-                for name, image in zip(names, images, strict=True):
+                tensors = self._sampled(steps, sizes)
+                for name, image in zip(names, tensors["images"], strict=True):
                     _write_picture(folder / name, image)
-                write_tensors(folder / "samples.safetensors", {"images": images})
-        return Named(as_queries(read_tensors(folder / "samples.safetensors")["images"]), names)
+                write_tensors(folder / "samples.safetensors", tensors)
+        found = {name: as_queries(part) for name, part in read_tensors(folder / "samples.safetensors").items()}
+        return Named(found["images"], names, latents=found.get("latents"))
+
+    def _sampled(self, steps: int, sizes: Sizes) -> dict[str, Images]:
+        """Samples of the model, and of latents the images that they stand for."""
+        seeds, coder = sample_seeds(self.options.seed, self.options.generate), self.autoencoder
+        shape = self.shape if coder is None else coder.latent_shape(self.shape)
+        samples = sample(self.model, seeds, shape, steps=steps, progress=self.progress)
+        if coder is None:
+            return {"images": samples}
+        return {"latents": samples, "images": decoded(coder, samples, batch_size=sizes.encode_batch)}
+
+    def encode(self, record: dict[str, Any], sizes: Sizes) -> None:
+        """The latents of training images and queries, for a network that denoises them; the autoencoder then makes room."""
+        if self.autoencoder is None:
+            return
+        assert self.queries is not None
+        coded = partial(encoded, autoencoder=self.autoencoder, batch_size=sizes.encode_batch, progress=self.progress)
+        folder, common = self.folder / "latents", {"shape": list(self.shape), **self.coded}
+        self.train = coded(self.train, folder=folder / "train", identity={"of": record["images"], **common})
+        if self.queries.latents is None:
+            self.queries = coded(self.queries, folder=folder / "queries", identity={"of": record["queries"], **common})
+        self.autoencoder.network.to("cpu")
 
     def curvature(self, sizes: Sizes) -> Curvature:
         """The curvature of the model on its training images."""
         return fit_curvature(
-            self.model, self.train.images, self.options.curvature, seed=self.options.seed, batch_size=sizes.fit_batch,
+            self.model, self.train.attributed, self.options.curvature, seed=self.options.seed, batch_size=sizes.fit_batch,
             out=self.folder / "curvature", checkpoint_seconds=CHECKPOINT_SECONDS, progress=self.progress,
         ).to(self.device)  # fmt: skip
 
     def report(self, record: dict[str, Any], sizes: Sizes) -> Report:
         """Scores and findings; nothing is computed again that is there."""
+        folder, gradients, curvature = self.folder / "scores", self.folder / "gradients", None
+        if not is_finished(folder, record):
+            self.encode(record, sizes)
+            curvature = self.curvature(sizes)
         queries = self.queries
         assert queries is not None
-        folder, gradients = self.folder / "scores", self.folder / "gradients"
-        curvature = None if is_finished(folder, record) else self.curvature(sizes)
         with stage(folder, record, name="scores") as needed:
             if needed:
                 assert curvature is not None
                 stores = Stores(gradients / "train" if sizes.keep else None, folder / "pieces", gradients / "queries",
                                 sizes.query_format, sizes.sketch)  # fmt: skip
                 found = score_training_images(
-                    self.model, curvature, self.train.images, queries.images, self.options, stores,
+                    self.model, curvature, self.train.attributed, queries.attributed, self.options, stores,
                     batch_size=sizes.batch, progress=self.progress, identity=record,
                 )  # fmt: skip
                 found |= vars(compare(found.pop("vectors"), self.train.images.images))
@@ -341,8 +363,10 @@ class _Job:
 
     def made(self, record: dict[str, Any], sizes: Sizes, planned: dict[str, float]) -> dict[str, Any]:
         """Options, versions and cost."""
-        stages = {"samples": "samples", "curvature": "curvature", "query gradients": "gradients/queries",
-                  "train gradients": "gradients/train", "scores": "scores"}  # fmt: skip
+        stages = {
+            "samples": "samples", "latents": "latents/train", "query latents": "latents/queries", "curvature": "curvature",
+            "query gradients": "gradients/queries", "train gradients": "gradients/train", "scores": "scores",
+        }  # fmt: skip
         measured = {}
         for name, folder in stages.items():
             with suppress(ArtifactError, KeyError):
@@ -355,37 +379,6 @@ class _Job:
             "measured_seconds": measured, "environment": environment(), "notes": notes,
             "classes": [*self.train.class_names],
         }  # fmt: skip
-
-    def _classes_in_order(self) -> dict[str, str]:
-        """Which folder is which class of a network that is told classes: whoever trained it may have counted otherwise."""
-        if not self.model.condition_names:
-            return {}
-        counted_names = [f"{label} {name}" for label, name in enumerate(self.train.class_names)]
-        return {"classes as the network counts them": first_few(counted_names, 50)}
-
-    def summary(self, made: dict[str, Any]) -> dict[str, str]:
-        """The same for the foot of the page, in words."""
-        options, draws = self.options, self.options.draws
-        rule = (
-            f"{draws.count} draws, timesteps {draws.timestep_rule}, noise {draws.noise_rule}"
-            f"{', shared' if draws.shared else ''}"
-        )
-        versions = " · ".join(f"{name} {number}" for name, number in made["environment"]["versions"].items())
-        seconds = " · ".join(f"{name} {readable_time(value)}" for name, value in made["measured_seconds"].items())
-        curvature, planned = options.curvature, sum(made["planned_seconds"].values())
-        return {
-            "images as read": f"{self.shape[1]} × {self.shape[2]} pixels, {counted(self.shape[0], 'channel')}",
-            **self._classes_in_order(),
-            "curvature": f"{curvature.approximation} of GGN^{curvature.partition}, {curvature.draws.count} draws an image",
-            "training gradients": rule,
-            "query gradients": f"of {options.measurement.label}, {options.measurement.draws.count} draws",
-            "damping": ", ".join(f"{value:g}" for value in options.dampings),
-            "seed": str(options.seed),
-            "time": f"{seconds}{f' (planned: {readable_time(planned)})' if planned else ''}",
-            "device": f"{made['environment']['device']}, {counted(made['environment']['threads'], 'thread')}",
-            "versions": versions,
-            "diffinf commit": made["environment"]["git_commit"],
-        }
 
 
 def _counted_digest(images: ImageSet) -> dict[str, Any]:
@@ -402,7 +395,8 @@ def _short(model: Denoiser) -> dict[str, Any]:
 def _base(record: dict[str, Any]) -> Any:
     """What the curvature and the training gradients depend on."""
     options = record["options"]
-    return record["model"], record["images"], options["seed"], options["draws"], options["curvature"]
+    of_images = record["images"], record.get("autoencoder")
+    return record["model"], of_images, options["seed"], options["draws"], options["curvature"]
 
 
 def _write_picture(path: Path, image: Float[Tensor, "C H W"]) -> None:

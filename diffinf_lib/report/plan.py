@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from diffinf_lib.autoencoder import Autoencoder
 from diffinf_lib.compression import stored_bytes
 from diffinf_lib.configuration import SamplingConfig, StoreFormat
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.errors import require
 from diffinf_lib.planner import Plan, Rates
+from diffinf_lib.planner.encoding import AutoencoderCount, encoding_rate
 from diffinf_lib.planner.network import NetworkCount, Pass
 from diffinf_lib.planner.plan import CPU_WORKSPACE, FLOAT, Estimator, StageEstimate, readable_bytes, readable_time
 from diffinf_lib.planner.rates import rates_of
@@ -27,6 +29,8 @@ STORE_SHARE = 0.5
 MEMORY_SHARE = 0.5
 """A pass may take this share of the free memory."""
 MOST_DRAWS = 256
+ENCODED_AT_ONCE = 16
+"""Images that an autoencoder takes at a time, at most."""
 CSV_ROW = 60.0
 """Bytes of a row of `scores.csv`."""
 
@@ -40,6 +44,7 @@ class Sizes:
         keep: whether training gradients are kept, for other queries.
         pack_queries: whether query gradients are packed.
         sketch: dimension in which training images are compared; None for whole gradients.
+        encode_batch: images that the autoencoder of a latent model takes at a time.
     """
 
     fit_batch: int
@@ -47,6 +52,7 @@ class Sizes:
     keep: bool
     pack_queries: bool
     sketch: int | None
+    encode_batch: int = ENCODED_AT_ONCE
 
     @property
     def query_format(self) -> StoreFormat | None:
@@ -69,7 +75,9 @@ def free_memory(device: str) -> float:
         return math.inf
 
 
-def fitting_batch(count: NetworkCount, run: Pass, wanted: int, memory: float, workspace: float) -> int:
+def fitting_batch(
+    count: NetworkCount | AutoencoderCount, run: Pass, wanted: int, memory: float, workspace: float
+) -> int:
     """The most draws, halving from `wanted`, whose pass fits into `memory` bytes; at least one."""
     one, two = (workspace * count.peak_bytes(run, draws) for draws in (1, 2))
     draws = wanted
@@ -83,14 +91,19 @@ class JobPlan:
 
     Args:
         network: as it will run.
-        shape: (C, H, W) of one image.
+        shape: (C, H, W) of one image in pixels.
         train, queries: how many of each; generated queries are counted by the options.
+        autoencoder: of a latent model.
     """
 
     def __init__(
-        self, network: Denoiser, shape: ImageShape, train: int, queries: int, options: ReportOptions, device: str
-    ):
-        self.count, self.shape = NetworkCount(network, options.curvature, shape), shape
+        self, network: Denoiser, shape: ImageShape, train: int, queries: int, options: ReportOptions, device: str,
+        autoencoder: Autoencoder | None = None,
+    ):  # fmt: skip
+        self.autoencoder = autoencoder
+        self.encoder = None if autoencoder is None else AutoencoderCount(autoencoder.network.config, shape)
+        self.shape = shape if self.encoder is None else self.encoder.latent
+        self.count = NetworkCount(network, options.curvature, self.shape)
         self.network, self.options, self.device = network, options, device
         self.train, self.queries = train, queries
         self.workspace = CPU_WORKSPACE if device == "cpu" else 1.0
@@ -112,11 +125,20 @@ class JobPlan:
             keep=kept < STORE_SHARE * free,
             pack_queries=self.queries * entries > HELD_BYTES,
             sketch=SKETCH if self.train * entries > HELD_BYTES else None,
+            encode_batch=self._encode_batch(),
         )
         needed = sum(stage.disk_bytes for stage in self._stages(sizes, None))
         require(needed < free, f"out={folder}: {readable_bytes(needed)} are needed there, {readable_bytes(free)} are free; "
                 "give a folder on a larger disk")  # fmt: skip
         return sizes
+
+    def _encode_batch(self) -> int:
+        """Images a pass of the autoencoder, before anything else is in memory; decoding takes more than encoding."""
+        if self.encoder is None:
+            return ENCODED_AT_ONCE
+        run = self.encoder.decode_pass if self.options.generate else self.encoder.encode_pass
+        memory = MEMORY_SHARE * free_memory(self.device)
+        return fitting_batch(self.encoder, run, ENCODED_AT_ONCE, memory, self.workspace)
 
     def _check_draws(self) -> None:
         """Refuse more draws than the noise of one image leaves memory for: it is drawn at once."""
@@ -128,16 +150,17 @@ class JobPlan:
 
     def estimate(self, sizes: Sizes) -> Plan:
         """FLOPs, seconds, disk and memory of every stage; measures this machine for a few seconds."""
-        return Plan(
-            "report", tuple(self._stages(sizes, rates_of(self.network, self.count, self.device, self._passes(sizes))))
-        )
+        rates, encoding = rates_of(self.network, self.count, self.device, self._passes(sizes)), 1.0
+        if self.autoencoder is not None and self.encoder is not None:
+            encoding = encoding_rate(self.autoencoder, self.encoder.image, sizes.encode_batch)
+        return Plan("report", tuple(self._stages(sizes, rates, encoding)))
 
     def _passes(self, sizes: Sizes) -> dict[str, int]:
         gradient = {"gradient": min(sizes.batch, self.options.draws.count)}
         return gradient | ({"forward": min(self.queries, MOST_DRAWS)} if self.options.generate else {})
 
-    def _stages(self, sizes: Sizes, rates: Rates | None) -> list[StageEstimate]:
-        options = self.options
+    def _stages(self, sizes: Sizes, rates: Rates | None, encoding: float = 1.0) -> list[StageEstimate]:
+        options, given = self.options, self.queries - self.options.generate
         preset = replace(
             get_preset("digits"), name="report", curvature=options.curvature, gradient_draws=options.draws,
             measurement=options.measurement, further_measurements=(), store_format=STORE, query_format=sizes.query_format,
@@ -145,7 +168,7 @@ class JobPlan:
             sampling=SamplingConfig(max(1, options.generate), steps=SAMPLER_STEPS),
         )  # fmt: skip
         estimator = Estimator(
-            preset, self.count, rates or Rates.uniform(1.0), self.train, self.queries - options.generate,
+            preset, self.count, rates or Rates.uniform(1.0), self.train, given,
             self.device == "cpu", options.generate, (sizes.fit_batch, sizes.batch),
         )  # fmt: skip
         stages = [
@@ -154,7 +177,34 @@ class JobPlan:
             estimator.train_gradients(),
             self._compared(estimator, sizes),
         ]
-        return [*([estimator.sampling()] if options.generate else []), *stages]
+        if self.encoder is not None:
+            counts = {"latents": self.train} | ({"query latents": given} if given else {})
+            stages = [*(self._encoded(self.encoder, *each, sizes, encoding) for each in counts.items()), *stages]
+        return [*([self._sampled(estimator, sizes, encoding)] if options.generate else []), *stages]
+
+    def _encoded(
+        self, count: AutoencoderCount, name: str, images: int, sizes: Sizes, rate: float
+    ) -> StageEstimate:  # fmt: skip
+        """Images into latents, once."""
+        flops, disk = images * count.encoding, FLOAT * images * math.prod(count.latent)
+        return StageEstimate(name, flops, flops / rate, disk, self._coding(count, count.encode_pass, sizes))
+
+    def _coding(self, count: AutoencoderCount, run: Pass, sizes: Sizes) -> float:
+        """Peak bytes of a pass of the autoencoder, beside both networks' weights."""
+        weights = FLOAT * (self.count.parameters + count.parameters)
+        return weights + self.workspace * count.peak_bytes(run, sizes.encode_batch)
+
+    def _sampled(self, estimator: Estimator, sizes: Sizes, rate: float) -> StageEstimate:
+        """Samples, and the pictures that they stand for where they are latents."""
+        sampled, count, images = estimator.sampling(), self.encoder, self.options.generate
+        if count is None:
+            return sampled
+        flops, pictures = images * count.decoding, FLOAT * images * math.prod(count.image)
+        return replace(
+            sampled, flops=sampled.flops + flops, seconds=sampled.seconds + flops / rate,
+            disk_bytes=sampled.disk_bytes + pictures,
+            peak_bytes=max(sampled.peak_bytes, self._coding(count, count.decode_pass, sizes)),
+        )  # fmt: skip
 
     def _compared(self, estimator: Estimator, sizes: Sizes) -> StageEstimate:
         """Scoring, and the comparison of all training images with one another."""

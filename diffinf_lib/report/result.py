@@ -16,24 +16,35 @@ from diffinf_lib.report.findings import CopyGroup, LabelDoubt, Likeness, Unusual
 from diffinf_lib.report.text import counted, readable
 from diffinf_lib.shapes import Images, PerExample, Scores
 
+COMPARED_AT_ONCE = 256
+"""Images whose pixels are compared at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Named:
     """Images with the files they came from.
 
     Attributes:
+        images: in pixels, as people see them.
         names: of each image, the path of its file within its folder.
         class_names: what the labels count.
         notes: what was done while reading them, a sentence each.
+        latents: of the same images, where the network denoises latents and they were needed; None else.
     """
 
     images: ImageSet
     names: tuple[str, ...]
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    latents: ImageSet | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def attributed(self) -> ImageSet:
+        """What the network takes of the images: their latents where there are any, else their pixels."""
+        return self.images if self.latents is None else self.latents
 
     def class_of(self, place: int) -> str | None:
         """The name of an image's class, where the folder has several."""
@@ -128,6 +139,18 @@ class Report:
 
 
 def pixel_distances(queries: Float[Tensor, "Q C H W"], train: Images) -> Scores:
-    """Root mean square difference of pixels, in units of their range: 0 for the same image, 1 for black and white."""
-    flat = queries.flatten(1).double(), train.flatten(1).double()
-    return torch.cdist(*flat, compute_mode="donot_use_mm_for_euclid_dist") / (2 * flat[0].shape[1] ** 0.5)
+    """Root mean square difference of pixels, in units of their range: 0 for the same image, 1 for black and white.
+
+    A few images are in memory at a time: a mapped folder of them may be larger.
+    """
+    pixels = queries[0].numel()
+    rows = [
+        torch.cat([_apart(some, others) for others in train.split(COMPARED_AT_ONCE)], dim=1)
+        for some in queries.split(COMPARED_AT_ONCE)
+    ]
+    return torch.cat(rows) / (2 * pixels**0.5)
+
+
+def _apart(some: Float[Tensor, "Q C H W"], others: Images) -> Scores:
+    flat = some.flatten(1).double(), others.flatten(1).double()
+    return torch.cdist(*flat, compute_mode="donot_use_mm_for_euclid_dist")

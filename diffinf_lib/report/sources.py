@@ -7,7 +7,7 @@ from typing import Any
 
 from diffinf_lib.artifacts.paths import resolved, spelt_out
 from diffinf_lib.errors import DataError, require
-from diffinf_lib.model_sources import check_model_source
+from diffinf_lib.model_sources import check_model_source, local_folder
 from diffinf_lib.options import WholeNumber, checked
 
 Source = str | Path
@@ -19,6 +19,7 @@ def check_sources(
     queries: Source | Sequence[Source] | None,
     generate: int,
     out: Source,
+    autoencoder: Source | None = None,
 ) -> Source | list[Source] | None:
     """Refuse what is not there; the queries, or None where they are to be generated.
 
@@ -26,7 +27,8 @@ def check_sources(
         ConfigurationError: something that is no path, neither queries nor a number to generate, or both; `out` lies inside a
             folder of images, or is the model's.
         DataError: a folder or file is not there.
-        ArtifactError: the model is neither a folder with a network in it nor called as those of a hub are.
+        ArtifactError: the model is neither a folder with a network in it nor called as those of a hub are; or there is no
+            such autoencoder.
     """
     trained, asked = _listed("images", images), [] if queries is None else _listed("queries", queries)
     require(isinstance(out, Source) and str(out) != "", f"out={out!r}: give a folder, . for the current directory")
@@ -40,10 +42,13 @@ def check_sources(
             _check_apart(Path(out), source)
     if isinstance(model, Source):
         check_model_source(model)
-        same = resolved(model) == resolved(out)
+    if autoencoder is not None:
+        local_folder(autoencoder, "autoencoder")
+    for what, read in (("model", model), ("autoencoder", autoencoder)):
+        same = isinstance(read, Source) and resolved(read) == resolved(out)
         require(
             not same,
-            f"out={out}: that is the model's folder, and the report's files would spoil it; give another folder",
+            f"out={out}: that is the {what}'s folder, and the report's files would spoil it; give another folder",
         )
     return asked[0] if len(asked) == 1 else asked or None
 
@@ -60,7 +65,7 @@ def _listed(what: str, sources: Source | Sequence[Source]) -> list[Source]:
 def _check_apart(out: Path, source: Source) -> None:
     """A report inside a folder of images would be read as images the next time, and images inside a report deleted with it."""
     below, there = resolved(source), resolved(out)
-    for name in ("samples", "scores", "curvature", "gradients"):
+    for name in ("samples", "scores", "curvature", "gradients", "latents"):
         require(not below.is_relative_to(there / name), f"out={out}: {source} lies where the report keeps its {name}; give "
                 "another folder")  # fmt: skip
     inside = there.is_relative_to(below)

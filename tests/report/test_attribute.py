@@ -20,7 +20,7 @@ from diffinf_lib.artifacts import file_digest
 from diffinf_lib.cli import main
 from diffinf_lib.errors import ArtifactError
 from diffinf_lib.report import options, plan
-from diffinf_lib.report.job import image_shape
+from diffinf_lib.report.encoding import image_shape
 
 FILES = ("index.html", "scores.csv", "scores.npz", "findings.csv")
 QUICK = {

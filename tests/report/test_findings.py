@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import assert_equal_but_for_rounding
 
 import diffinf_lib as di
 from diffinf_lib.errors import ConfigurationError
@@ -13,6 +14,7 @@ from diffinf_lib.report.findings import (
     find_label_doubts,
     find_unusual,
 )  # fmt: skip
+from diffinf_lib.report.result import pixel_distances
 
 
 def random(*shape, seed=0):
@@ -150,3 +152,17 @@ def test_a_projection_finds_the_same_copies():
     alike: Likeness = compare(sketch, images)
     assert [group.members for group in find_copies(images, alike)] == [(2, 9)]
     assert float(alike.cosines[2, 0]) == pytest.approx(1) and float(alike.cosines[2, 1]) < 0.3
+
+
+@pytest.mark.parametrize("side", [8, 40])
+def test_images_are_compared_a_few_at_a_time_with_the_same_result(side, monkeypatch):
+    """Fewer at a time than there are, and not a whole number of parts."""
+    generator = torch.Generator().manual_seed(0)
+    train, queries = (torch.rand(count, 3, side, side, generator=generator) for count in (11, 5))
+    vectors = torch.randn(11, 4, generator=generator, dtype=torch.float64)
+    whole, apart = compare(vectors, train), pixel_distances(queries, train)
+    monkeypatch.setattr("diffinf_lib.report.findings.SCALED_AT_ONCE", 4)
+    monkeypatch.setattr("diffinf_lib.report.result.COMPARED_AT_ONCE", 4)
+    assert_equal_but_for_rounding(compare(vectors, train).correlations, whole.correlations)
+    assert torch.equal(compare(vectors, train).shapes, whole.shapes)
+    assert_equal_but_for_rounding(pixel_distances(queries, train), apart)
