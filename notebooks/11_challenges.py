@@ -734,8 +734,10 @@ tried = by_option(("trak",))
 assert 6 < (tried[1] - tried[0])[tried[0] < 20].max() < 7
 
 # %% tags=["hide-input"]
-cars = {(row["queries"], row["method"]): row
-        for row in di.load_bundle("cifar2-tiny-rectify").metrics["results"]}
+cars = {
+    (row["queries"], row["method"]): row
+    for row in di.load_bundle("cifar2-tiny-rectify").metrics["results"]
+}
 rows = []
 for name, asked in [(n, q) for n in (*IMAGES, "cars") for q in SETS]:
     cell = (cars[asked, "ekfac"] if name == "cars"
