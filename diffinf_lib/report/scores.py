@@ -38,9 +38,8 @@ class Stores:
     sketch: int | None = None
 
 
-def whitened(gradients: LayerGradients, curvature: Curvature, damping: float) -> LayerGradients:
-    """(F + λI)^(−1/2) g of each gradient, by block."""
-    inverses = Inverses([damping])
+def whitened(gradients: LayerGradients, curvature: Curvature, inverses: Inverses) -> LayerGradients:
+    """(F + λI)^(−1/2) g of each gradient, by block, at the first of the dampings."""
     return {name: g * next(inverses.factors(curvature, name)).sqrt() for name, g in gradients.items()}
 
 
@@ -70,11 +69,11 @@ def score_training_images(
     )
     expectation = Expectation(options.draws, seed=options.seed)
     given = taken(train, expectation, store=stores.train, store_format=None if stores.train is None else STORE)
-    kept = KeptQueries(asked, given, curvature, Inverses(options.dampings))
-    count = len(train)
+    inverses, count = Inverses(options.dampings, [options.curvature.approximation]), len(train)
+    kept = KeptQueries(asked, given, curvature, inverses)
 
     def read(gradients: LayerGradients) -> Tensors:
-        scores, white = kept.scores(gradients) / count, whitened(gradients, curvature, options.dampings[0])
+        scores, white = kept.scores(gradients) / count, whitened(gradients, curvature, inverses)
         lengths = torch.stack([value.flatten(1).square().sum(1, dtype=torch.float64) for value in white.values()])
         return {
             "scores": scores.transpose(0, 2).contiguous(),

@@ -81,6 +81,19 @@ def test_scores_are_those_of_influence(sources, report):
     assert own.shape == (14, 14) and (report.self_influence > 0).all()
 
 
+@pytest.mark.parametrize("approximation", ["kfac", "diagonal", "identity"])
+def test_scores_are_of_the_curvature_that_is_asked_for(sources, report, tmp_path, approximation):
+    config = di.CurvatureConfig(approximation, draws=di.DrawConfig(2))
+    found = attributed(sources, tmp_path, curvature=config)
+    model, (train, asked) = di.load_model(sources / "pipeline"), (report.train.images, report.queries.images)
+    scores = di.influence(
+        model, di.fit_curvature(model, train, config), train, asked, approximation=approximation, damping=[1e-6],
+        measurement=QUICK["measurement"], draws=options.options_for(14, draws=8).draws, train_format=options.STORE,
+    )  # fmt: skip
+    torch.testing.assert_close(found.scores, scores, rtol=1e-4, atol=1e-6 * float(scores.abs().max()))
+    assert not torch.allclose(found.scores, report.scores, rtol=0.05)
+
+
 def test_what_is_left_for_people_and_programs(report):
     assert report.train.names[0] == "a/00.png" and len(report.train) == 14 and report.train.class_names == ("a", "b")
     assert [group.members for group in report.findings.copies] == [
