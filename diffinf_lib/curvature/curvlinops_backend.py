@@ -21,6 +21,7 @@ from diffinf_lib.curvature.layers import (
     GRADIENTS_NOT_FINITE,
     Coverage,
     Covers,
+    ForwardPass,
     Layers,
     coverage,
     differentiable,
@@ -31,7 +32,7 @@ from diffinf_lib.curvature.passes import check_products
 from diffinf_lib.data import ImageSet
 from diffinf_lib.diffusion import Denoiser, DrawBatch
 from diffinf_lib.diffusion.identity import weights_digest
-from diffinf_lib.errors import ConfigurationError, require
+from diffinf_lib.errors import ConfigurationError, first_few, require
 from diffinf_lib.finite import all_finite, check_draws_finite
 from diffinf_lib.randomness import keyed_seed
 from diffinf_lib.settings import own_settings
@@ -145,7 +146,12 @@ def _check_layers(layers: Layers) -> None:
 
 def _check_forward(model: Denoiser, layers: Layers, data: _Draws) -> None:
     """Refuse layers that are used twice, otherwise or not at all: curvlinops would add the uses up, or miss the layer."""
-    check_products(model, layers, next(data.batches()).rows(slice(0, 1)))
+    draw = next(data.batches()).rows(slice(0, 1))
+    check_products(model, layers, draw)
+    with differentiable(model, layers):
+        repeated = ForwardPass(model, layers, draw).uses.repeated
+    require(not repeated, f"layer {first_few(repeated)}: used twice in one forward pass, which curvlinops takes for two draws; "
+            "use fit_curvature")  # fmt: skip
 
 
 def _operator(kind: Any, model: Denoiser, layers: Layers, data: _Draws, config: CurvatureConfig, seed: int) -> Any:

@@ -91,7 +91,7 @@ class _Fit:
         self._check_layers()
 
     def _check_layers(self) -> None:
-        """One draw refuses layers that are used twice, not at all, or in another way than hooks see, before any work."""
+        """One draw refuses layers that are not used, or in another way than hooks see, before any work."""
         draw = next(self.draws(DrawConfig(1, noise_rule="independent"), "check", 1))
         check_products(self.passes.model, self.passes.layers, draw)
 
@@ -186,8 +186,8 @@ def fit_curvature(
         checkpoint_seconds: how often partial sums are written.
 
     Raises:
-        ConfigurationError: nothing or an unsupported layer is covered, one is used twice or not at all, or gradients are not
-            finite.
+        ConfigurationError: nothing or an unsupported layer is covered, one is not used, a convolution twice, or gradients are
+            not finite.
         ArtifactError: `out` holds the curvature of another configuration.
     """
     config = checked("curvature", config, CurvatureConfig | None) or CurvatureConfig()

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Shaped
@@ -250,9 +251,7 @@ def layer_inputs(layer: Layer, inputs: LayerInput, group: int = 0) -> Float[Tens
 
 
 def _output_gradients(layer: Layer, gradients: LayerInput) -> Float[Tensor, "B L O"]:
-    if isinstance(layer.module, nn.Conv2d):
-        return gradients.flatten(2).transpose(1, 2)
-    return gradients.reshape(len(gradients), -1, gradients.shape[-1])
+    return gradients.flatten(2).transpose(1, 2) if isinstance(layer.module, nn.Conv2d) else _as_positions(gradients)
 
 
 @contextmanager
@@ -279,6 +278,86 @@ def differentiable(model: nn.Module, layers: Layers) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
+class LayerUses:
+    """What the layers read and wrote in one forward pass; of a `Linear` that is called several times, every use.
+
+    Its uses are positions that share the weights, as those of a sequence are (Eschenhagen et al. 2023).
+
+    Raises:
+        ConfigurationError: a convolution is called twice, or a `Linear` with other numbers of rows; the message names it.
+    """
+
+    def __init__(self, layers: Layers):
+        self.layers = layers
+        self._inputs: dict[str, list[Tensor]] = {}
+        self._outputs: dict[str, list[Tensor]] = {}
+        self._versions: dict[str, list[tuple[int, int]]] = {}
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note every use within."""
+        handles = [layer.module.register_forward_hook(partial(self._note, name)) for name, layer in self.layers.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _note(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        before = self._inputs.get(name, [])
+        require(not before or isinstance(module, nn.Linear), f"layer {name}: a convolution that is used twice in one forward "
+                "pass, its curvature is not defined here; give each use a layer of its own")  # fmt: skip
+        sizes = {len(use) for use in (*before, inputs[0])}
+        require(len(sizes) == 1, f"layer {name}: used for batches of {' and '.join(map(str, sorted(sizes)))} rows in one "
+                "forward pass, its curvature is not defined here; give each use a layer of its own")  # fmt: skip
+        self._inputs.setdefault(name, []).append(inputs[0].detach())
+        self._outputs.setdefault(name, []).append(output)
+        self._versions.setdefault(name, []).append((inputs[0]._version, output._version))
+
+    @property
+    def repeated(self) -> list[str]:
+        """Names of the layers that are called several times."""
+        return [name for name, uses in self._outputs.items() if len(uses) > 1]
+
+    def check(self) -> None:
+        """Refuse a layer that was not used, and one whose input or output was changed after its use."""
+        for name in self.layers:
+            require(
+                name in self._outputs,
+                f"layer {name}: not used in the forward pass; freeze it with requires_grad_(False)",
+            )
+            uses = zip(self._inputs[name], self._outputs[name], strict=True)
+            now = [(read._version, wrote._version) for read, wrote in uses]
+            require(now == self._versions[name], f"layer {name}: its input or output is changed in place later in the "
+                    "forward pass; use operations that make a new tensor (inplace=False)")  # fmt: skip
+
+    def raw_input(self, name: str) -> LayerInput:
+        """What a layer was called with; several uses are positions, one use after the other."""
+        uses = self._inputs[name]
+        return uses[0] if len(uses) == 1 else torch.cat([_as_positions(use) for use in uses], dim=1)
+
+    def output_gradients(
+        self, prediction: ImageBatch, vectors: ImageBatch, *, retain_graph: bool
+    ) -> dict[str, Float[Tensor, "B _L _O"]]:
+        """The gradient of ⟨v, prediction⟩ with respect to each layer's output at each position, and no other."""
+        outputs = [output for uses in self._outputs.values() for output in uses]
+        found = torch.autograd.grad(prediction, outputs, vectors, retain_graph=retain_graph, allow_unused=True)
+        each = iter(
+            torch.zeros_like(output) if gradient is None else gradient
+            for output, gradient in zip(outputs, found, strict=True)
+        )
+        by_layer = {name: [next(each) for _ in uses] for name, uses in self._outputs.items()}
+        positions = {
+            name: [_output_gradients(layer, gradient) for gradient in by_layer[name]]
+            for name, layer in self.layers.items()
+        }
+        return {name: uses[0] if len(uses) == 1 else torch.cat(uses, dim=1) for name, uses in positions.items()}
+
+
+def _as_positions(values: LayerInput) -> Float[Tensor, "B L I"]:
+    return values.reshape(len(values), -1, values.shape[-1])
+
+
 class ForwardPass:
     """One forward pass that remembers each layer's input and output, to be pulled back several times.
 
@@ -287,48 +366,24 @@ class ForwardPass:
         batch: the draws.
 
     Raises:
-        ConfigurationError: a layer is called twice in the pass, or never, or what it read or wrote is changed in place
-            afterwards; the message names it.
+        ConfigurationError: a layer is not called in the pass, a convolution twice, or what a layer read or wrote is changed
+            in place afterwards; the message names it.
     """
 
     def __init__(self, model: Denoiser, layers: Layers, batch: DrawBatch):
-        self.layers = layers
-        self._inputs: dict[str, Tensor] = {}
-        self._versions: dict[str, tuple[int, int]] = {}
-        self._outputs: dict[str, Tensor] = {}
-        handles = [layer.module.register_forward_hook(self._hook(name)) for name, layer in layers.items()]
-        try:
-            # Hooks see a layer's own tensors only where the layer runs as written, not fused by `model.compile()`
-            with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-                self.prediction = model.predict(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        for name in layers:
-            require(
-                name in self._outputs,
-                f"layer {name}: not used in the forward pass; freeze it with requires_grad_(False)",
-            )
-            now = (self._inputs[name]._version, self._outputs[name]._version)
-            require(now == self._versions[name], f"layer {name}: its input or output is changed in place later in the "
-                    "forward pass; use operations that make a new tensor (inplace=False)")  # fmt: skip
-
-    def _hook(self, name: str):  # type: ignore[no-untyped-def]
-        def remember(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            require(name not in self._outputs, f"layer {name}: used twice in one forward pass, its curvature is not "
-                    "defined here; give each use a layer of its own")  # fmt: skip
-            self._inputs[name], self._outputs[name] = inputs[0].detach(), output
-            self._versions[name] = (inputs[0]._version, output._version)
-
-        return remember
+        self.layers, self.uses = layers, LayerUses(layers)
+        # Hooks see a layer's own tensors only where the layer runs as written, not fused by `model.compile()`
+        with self.uses.noted(), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            self.prediction = model.predict(batch)
+        self.uses.check()
 
     def raw_input(self, name: str) -> LayerInput:
         """What a layer was called with."""
-        return self._inputs[name]
+        return self.uses.raw_input(name)
 
     def inputs(self, name: str) -> Float[Tensor, "B L I"]:
         """The inputs a of one layer at each position."""
-        return layer_inputs(self.layers[name], self._inputs[name])
+        return layer_inputs(self.layers[name], self.raw_input(name))
 
     def pull_back(self, vectors: ImageBatch, *, last: bool = True) -> dict[str, Float[Tensor, "B _L _O"]]:
         """Each layer's share of Jᵀv: the gradient of ⟨v, ε_θ⟩ with respect to the layer's output.
@@ -342,11 +397,6 @@ class ForwardPass:
         Raises:
             ConfigurationError: a gradient is not finite; the message names the layer.
         """
-        outputs = list(self._outputs.values())
-        gradients = torch.autograd.grad(self.prediction, outputs, vectors, retain_graph=not last, allow_unused=True)
-        found = {
-            name: torch.zeros_like(output) if gradient is None else gradient
-            for (name, output), gradient in zip(self._outputs.items(), gradients, strict=True)
-        }
+        found = self.uses.output_gradients(self.prediction, vectors, retain_graph=not last)
         check_finite(found, GRADIENTS_NOT_FINITE)
-        return {name: _output_gradients(layer, found[name]) for name, layer in self.layers.items()}
+        return found

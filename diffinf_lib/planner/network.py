@@ -26,7 +26,7 @@ from diffinf_lib.curvature import curvature_blocks, curvature_layers
 from diffinf_lib.curvature.blocks import Block
 from diffinf_lib.curvature.covariance import input_covariance_sum
 from diffinf_lib.curvature.kfac import output_gradient_factor_sum, second_moment
-from diffinf_lib.curvature.layers import LayerInput, differentiable, layer_parameters
+from diffinf_lib.curvature.layers import LayerInput, LayerUses, differentiable, layer_parameters
 from diffinf_lib.diffusion import Denoiser
 from diffinf_lib.models import build_model, count_parameters
 from diffinf_lib.settings import own_settings
@@ -183,33 +183,11 @@ class NetworkCount:
 
     def pulled_back_pass(self, draws: int) -> tuple[dict[str, LayerInput], dict[str, Float[Tensor, "B _L _O"]]]:
         """Each layer's inputs and output gradients; no weight gradients."""
-        inputs: dict[str, LayerInput] = {}
-        outputs: dict[str, Tensor] = {}
-
-        def hook(name: str) -> Any:
-            def remember(layer: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
-                inputs[name], outputs[name] = given[0].detach(), output
-
-            return remember
-
-        handles = [layer.module.register_forward_hook(hook(name)) for name, layer in self.layers.items()]
-        try:
-            with differentiable(self.model, self.layers):
-                prediction = self._output(draws)
-        finally:
-            for handle in handles:
-                handle.remove()
-        gradients = torch.autograd.grad(
-            prediction, list(outputs.values()), torch.empty_like(prediction), allow_unused=True
-        )
-        pulled = {}
-        for (name, output), gradient in zip(outputs.items(), gradients, strict=True):
-            found = torch.zeros_like(output) if gradient is None else gradient
-            convolution = isinstance(self.layers[name].module, torch.nn.Conv2d)
-            pulled[name] = (
-                found.flatten(2).transpose(1, 2) if convolution else found.reshape(draws, -1, found.shape[-1])
-            )
-        return inputs, pulled
+        uses = LayerUses(self.layers)
+        with uses.noted(), differentiable(self.model, self.layers):
+            prediction = self._output(draws)
+        pulled = uses.output_gradients(prediction, torch.empty_like(prediction), retain_graph=False)
+        return {name: uses.raw_input(name) for name in self.layers}, pulled
 
     def factor_pass(self, draws: int) -> None:
         """What the first pass of a curvature fit takes of some draws, for one label vector."""

@@ -55,7 +55,7 @@ def refused(network, message):
 
 def test_unsupported_layers_are_named():
     conv = lambda **options: nn.Conv2d(1, 1, 3, padding=1, **options).double()  # noqa: E731
-    refused(Wrapper(conv(), lambda layer, x: layer(layer(x))), "layer layer: used twice")
+    refused(Wrapper(conv(), lambda layer, x: layer(layer(x))), "layer layer: a convolution that is used twice")
     refused(Wrapper(conv(), lambda layer, x: x), "layer layer: not used")
     refused(Wrapper(conv(), lambda layer, x: layer(x).relu_()), "layer layer: .* changed in place")
     tied = Wrapper(nn.ModuleList([conv(), conv()]), lambda layer, x: layer[1](layer[0](x)))

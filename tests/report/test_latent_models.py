@@ -10,8 +10,11 @@ import torch
 from annotations import unchecked
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     UNet2DModel,
     VQModel,
 )
@@ -22,6 +25,7 @@ import diffinf_lib as di
 from diffinf_lib.autoencoder import Autoencoder, read_autoencoder
 from diffinf_lib.cli import main
 from diffinf_lib.errors import ArtifactError
+from diffinf_lib.loading import read_model
 from diffinf_lib.pictures import data_uri
 from diffinf_lib.planner.encoding import AutoencoderCount
 from diffinf_lib.report import options, plan
@@ -232,6 +236,24 @@ def test_a_network_that_is_told_classes(root, tmp_path):
     train = by_hand(root / "ldm", report.train)
     assert train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     same(report.scores, influence(model, train, train))
+
+
+@pytest.mark.filterwarnings("ignore:.*embeddings are left out")
+def test_a_transformer_as_diffusers_keeps_it(root, tmp_path):
+    """A DiT with its autoencoder: two classes, a variance beside each number, layers that are called twice."""
+    torch.manual_seed(0)
+    made = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, sample_size=6, patch_size=2,
+        num_embeds_ada_norm=2, norm_num_groups=1,
+    )  # fmt: skip
+    for parameter in made.parameters():  # some are made as zeros, and nothing would pass through them
+        torch.nn.init.normal_(parameter, std=0.2)
+    coder = AutoencoderKL.from_pretrained(root / "ldm" / "vae")
+    DiTPipeline(made, coder, DDIMScheduler(clip_sample=False)).save_pretrained(tmp_path / "dit")
+    report = attributed(root, tmp_path / "out", tmp_path / "dit", queries="photos")
+    train = by_hand(tmp_path / "dit", report.train)
+    same(report.scores, influence(read_model(tmp_path / "dit"), train, train))
+    assert train.shape == (4, 6, 6) and report.scores.std() > 0
 
 
 def test_image_size_is_in_pixels(root, tmp_path):
