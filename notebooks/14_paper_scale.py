@@ -653,12 +653,17 @@ assert 1.4 < ways["cifar2-tiny"]["stacked by 8"] < 1.6
 # fewer, and the network learns to draw these. They are encoded once, in the folder that `DIFFINF_DATA` names. The mean and
 # the spread of each are kept, and those of the mirrored image too, because its latent is not the mirrored latent. Training
 # draws latents from these anew in each step, and figures decode what they show. It works for any folder of images:
-# `--set dataset.autoencoder=PATH`, where PATH holds a pipeline or an `AutoencoderKL`.
+# `--set dataset.autoencoder=PATH`, where PATH holds a pipeline or an `AutoencoderKL`. The plan counts the encoding as a stage
+# of its own:
 
 # %%
 latent = di.get_preset("artbench10").unet
 assert 3 * 256**2 / (latent.in_channels * latent.sample_size**2) == 48
 print(latent.in_channels, "×", latent.sample_size, "×", latent.sample_size)
+encoding = di.planner.estimate(
+    di.get_preset("artbench10"), flops_per_second=RATE
+)["latents"]
+print(f"{written[0](encoding.seconds)}, {written[1](encoding.disk_bytes)}")
 
 # %% [markdown]
 # And images beyond memory? A folder of more than 1 GiB of pixels is decoded once into a file, and the parts in use are
