@@ -669,7 +669,7 @@ assert rows["exact"][2].value > 0.7 > 0.2 > rows["damping 0.1"][2].value
 # With exact scores the clamp *costs* a lot: here low scores are worth nearly as much as high ones. If you guessed a
 # gain, you took it for a law. Damp too much, forget the curvature, or add as much noise as there is signal, and the same
 # clamp gains. With half as much noise it still costs about two points. So a clamp is a **shrinkage** of scores that err: it gives up what the low end knows, and is rid of the low end's noise. It pays
-# where low scores hold more noise than knowledge and real effects are one-sided ({ref}`ex-clamp-harms`).
+# where low scores hold more noise than knowledge, and most where real effects are one-sided ({ref}`ex-clamp-harms`).
 #
 # So the gain should shrink as scores get better, and for scores that know next to nothing it should be small, too. Here
 # is every method, at every value of its option, on three datasets and both sets of queries. **Look for:** conjugate
@@ -765,8 +765,8 @@ table(rows, source=rectify["digits"], caption="EK-FAC: gain in points of LDS "
 # was chosen on other subsets than it is judged on, five of six intervals lie above 0. (Those are the same queries,
 # though.) More methods and curves stand in {doc}`../book/rectified`.
 #
-# To cars and horses it does *not* carry over. EK-FAC gains nothing certain there. K-FAC along the run even loses points on
-# held-out ones, for among these photographs the images of its lowest scores really do harm:
+# To cars and horses it does *not* carry over with any certainty. EK-FAC gains nothing certain there, and K-FAC along the
+# run even loses points on held-out ones:
 
 # %% tags=["hide-input"]
 along = cars["held-out", "kfac-along"]
@@ -784,11 +784,12 @@ table([{"K-FAC along the run": title, "points of LDS":
       )  # fmt: skip
 
 # %% [markdown]
-# A low score of this method is worth as much as a high one, give or take a lot ({doc}`../book/rectified`).
+# Its low scores say something there: the effects of the lowest lie below those of all others ({doc}`../book/rectified`).
 #
-# So the answer to chapter 1: *where real effects are one-sided, flatten the low scores when you add scores up, and trust
-# a low score only from a method that is nearly exact.* If you cannot tell whether they are, halve the low scores. That
-# keeps most of the gain on digits and clothes, and no influence loses certainly by it on cars and horses. And because every method gains by a different amount, compare methods in both forms, or not at
+# So the answer to chapter 1: *where real effects are one-sided, as on digits and clothes, flatten the low scores when you
+# add scores up, and trust a low score only from a method that is nearly exact.* If you cannot tell whether effects are
+# one-sided, halve the low scores instead. That keeps most of the gain on digits and clothes, and (E)K-FAC loses nothing
+# certain by it on cars and horses. And because every method gains by a different amount, compare methods in both forms, or not at
 # all.
 #
 # What we do not know: what the low scores' errors are made of. The noise of draws alone is not it
