@@ -15,7 +15,7 @@ from diffinf_lib.artifacts import json_digest, plain, read_json, tensor_digest
 from diffinf_lib.devices import usable_device
 from diffinf_lib.errors import ArtifactError, require
 from diffinf_lib.hub import kept_repository, repository
-from diffinf_lib.loading import AUTOENCODERS, KIND, WEIGHTS, chosen_weights, kind_of_module, read_module
+from diffinf_lib.loading import AUTOENCODER_CLASS, AUTOENCODERS, WEIGHTS, chosen_weights, kind_of_module, read_module
 from diffinf_lib.model_sources import local_folder
 from diffinf_lib.settings import own_settings
 from diffinf_lib.shapes import ImageBatch, ImageShape
@@ -71,7 +71,7 @@ class Autoencoder:
             ArtifactError: the encoder takes other images.
         """
         channels, height, width = image
-        config, smaller = self.network.config, self.halving
+        config, smaller = self.network.config, self.downsampling
         require(channels == config.in_channels, f"autoencoder: it encodes images of {config.in_channels} channels, these have "
                 f"{channels}; give another", ArtifactError)  # fmt: skip
         require(height % smaller == width % smaller == 0, f"autoencoder: it takes sides that are multiples of {smaller}, the "
@@ -79,7 +79,7 @@ class Autoencoder:
         return config.latent_channels, height // smaller, width // smaller
 
     @property
-    def halving(self) -> int:
+    def downsampling(self) -> int:
         """How many times smaller than an image's its latent's sides are."""
         return 2 ** (len(self.network.config.block_out_channels) - 1)
 
@@ -131,12 +131,13 @@ def configuration_at_hand(source: Path | str) -> dict[str, Any] | None:
 def _place(folder: Path, source: Path | str) -> Path:
     """Where in a folder the autoencoder is."""
     kinds = {place: kind for place in PLACES if (kind := kind_of_module(folder / place))}
-    found = [folder / place for place, kind in kinds.items() if kind == KIND]
-    require(bool(found or kinds), f"autoencoder={source}: no config.json of an {KIND} there or in "
+    found = [folder / place for place, kind in kinds.items() if kind == AUTOENCODER_CLASS]
+    require(bool(found or kinds), f"autoencoder={source}: no config.json of an {AUTOENCODER_CLASS} there or in "
             f"{' or '.join(AUTOENCODERS)}/; give the folder that its save_pretrained wrote, or that of a pipeline with one",
             ArtifactError)  # fmt: skip
-    require(bool(found), f"autoencoder={source}: it is a {next(reversed(kinds.values()))}, and only an {KIND} is read; give "
-            "one, or score encoded images with di.fit_curvature and di.influence", ArtifactError)  # fmt: skip
+    require(bool(found), f"autoencoder={source}: it is a {next(reversed(kinds.values()))}, and only an "
+            f"{AUTOENCODER_CLASS} is read; give one, or score encoded images with di.fit_curvature and di.influence",
+            ArtifactError)  # fmt: skip
     return found[0]
 
 

@@ -33,7 +33,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 PLACES = ("", *(f"{name}/" for name in NETWORKS))
 """Where a network's configuration may lie, in this order: the folder itself, or a part of a pipeline."""
 AUTOENCODERS = ("vae", "vqvae")
-KIND = "AutoencoderKL"
+AUTOENCODER_CLASS = "AutoencoderKL"
 """The autoencoder that is read, of diffusers."""
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before the names of a network's tensors."""
@@ -99,8 +99,9 @@ def autoencoder_beside(source: Path | str) -> Path | str:
     kind = kind_of_module(folder)
     require(kind is not None, f"model={source}: it denoises the latents that its {name} makes of images, and there is no "
             f"{name}/config.json; put it there, or give autoencoder=PATH (--autoencoder PATH)", ArtifactError)  # fmt: skip
-    require(kind == KIND, f"model={source}: it denoises the latents that its {name} makes of images, a {kind}, and only an "
-            f"{KIND} is read: encode the images and score them with di.fit_curvature and di.influence")  # fmt: skip
+    require(kind == AUTOENCODER_CLASS, f"model={source}: it denoises the latents that its {name} makes of images, a "
+            f"{kind}, and only an {AUTOENCODER_CLASS} is read: encode the images and score them with di.fit_curvature and "
+            "di.influence")  # fmt: skip
     return source if local_folder(source) is None else folder
 
 

@@ -145,12 +145,12 @@ def _check_layers(layers: Layers) -> None:
 
 
 def _check_forward(model: Denoiser, layers: Layers, data: _Draws) -> None:
-    """Refuse layers that are used twice, otherwise or not at all: curvlinops would add the uses up, or miss the layer."""
+    """Refuse layers that are used twice, otherwise or not at all: curvlinops' factors of them were not held against ours."""
     draw = next(data.batches()).rows(slice(0, 1))
     check_products(model, layers, draw)
     with differentiable(model, layers):
         repeated = ForwardPass(model, layers, draw).uses.repeated
-    require(not repeated, f"layer {first_few(repeated)}: used twice in one forward pass, which curvlinops takes for two draws; "
+    require(not repeated, f"layer {first_few(repeated)}: used twice in one forward pass, for which curvlinops was not checked; "
             "use fit_curvature")  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def encoding_rate(autoencoder: Autoencoder, image: ImageShape, batch: int) -> fl
     """FLOPs a second of encoding on this machine, timed on smaller pictures where those of the batch would take long."""
     channels, side, _ = image
     count = AutoencoderCount(autoencoder.network.config, image)
-    while count.encoding > MOST_FLOPS and side % (2 * autoencoder.halving) == 0:
+    while count.encoding > MOST_FLOPS and side % (2 * autoencoder.downsampling) == 0:
         side //= 2
         count = AutoencoderCount(autoencoder.network.config, (channels, side, side))
     pictures = torch.zeros(max(1, min(batch, int(MOST_FLOPS / count.encoding))), *count.image)

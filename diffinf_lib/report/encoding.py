@@ -65,7 +65,7 @@ def image_shape(model: Denoiser, image_size: int | None = None, autoencoder: Aut
     checked("image_size", image_size, PositiveInt | None)
     require(autoencoder is not None or model.encoder is None, f"model: it denoises the latents that its {model.encoder} "
             f"makes of images; {GIVE_ONE}")  # fmt: skip
-    config, smaller = config_of(model.network), 1 if autoencoder is None else autoencoder.halving
+    config, smaller = config_of(model.network), 1 if autoencoder is None else autoencoder.downsampling
     side = _side(config, smaller) if image_size is None else image_size
     multiple = smaller * 2 ** (len(config.get("block_out_channels", (0,))) - 1)
     whose = "the network takes" if autoencoder is None else "the network and its autoencoder take"

@@ -122,5 +122,5 @@ def test_uses_that_do_not_fit_together_are_refused():
     model = Denoiser(Again(), di.Process()).double().eval()
     with pytest.raises(ConfigurationError, match="layer layer: used for batches of 2 and 8 rows in one forward pass"):
         ForwardPass(model, curvature_layers(model), draw_batch(images(1, 4), di.DrawConfig(2), purpose="x"))
-    with pytest.raises(ConfigurationError, match="layer shared: used twice in one forward pass, which curvlinops"):
+    with pytest.raises(ConfigurationError, match="layer shared: used twice in one forward pass, for which curvlinops"):
         fit_with_curvlinops(tokens(2), images(3, 4), di.CurvatureConfig(draws=di.DrawConfig(2)))
